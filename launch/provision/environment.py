@@ -1,0 +1,137 @@
+"""The virtual environment: made, filled with the locked packages, bound to one MPI, and checked."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from provision.steps import Log, StepFailedError, clean_environment
+from provision.toolchain import SiteMpi
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
+VENV = ROOT / ".venv"
+LOG_FOLDER = VENV / "setup-logs"
+
+VENV_MEND = (
+    "On Debian and Ubuntu the module is a package of its own: `apt-get install python3-venv`. Without root, put uv on "
+    "the PATH (`pip install --user uv`), or choose another Python by --python PATH."
+)
+REGISTRY_MEND = (
+    "Check the network and the space on the disk (the packages take about 7 GB). A proxy is named by HTTPS_PROXY; a "
+    "mirror by PIP_INDEX_URL for pip and UV_DEFAULT_INDEX for uv. Then run launch/setup again."
+)
+CHECK_MEND = "Run launch/setup --fresh, which makes .venv anew; a wheel of Horovod in the cache is used again."
+
+
+def interpreter() -> Path:
+    """Return the virtual environment's Python."""
+    return VENV / "bin/python"
+
+
+def base_interpreter() -> Path:
+    """Return the Python that runs this, or where it is a virtual environment's, the one it was made from."""
+    return Path(getattr(sys, "_base_executable", sys.executable)).absolute()
+
+
+def clear_venv() -> None:
+    """Empty the folder of the virtual environment, which may be a link to a larger disk.
+
+    Raises:
+        StepFailedError: the folder holds something else than a virtual environment.
+    """
+    if not VENV.exists():
+        return
+    entries = [entry for entry in VENV.iterdir() if entry != LOG_FOLDER]
+    if entries and not (VENV / "pyvenv.cfg").is_file():
+        raise StepFailedError(f"{VENV} is not a virtual environment", mend="Move it away and run launch/setup again.")
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def make_venv(log: Log) -> None:
+    """Make an empty virtual environment with uv in it, where there is none yet.
+
+    Raises:
+        StepFailedError: this Python cannot make one, or uv cannot be installed.
+    """
+    uv = shutil.which("uv")
+    command: list[str | Path]
+    if not interpreter().is_file():
+        if importlib.util.find_spec("ensurepip") is not None:
+            log.run([base_interpreter(), "-m", "venv", VENV], mend=VENV_MEND, env=clean_environment())
+        elif uv is not None:
+            command = [uv, "venv", "--allow-existing", "--python", base_interpreter(), VENV]
+            log.run(command, mend=VENV_MEND, env=clean_environment())
+        else:
+            raise StepFailedError("this Python lacks the module ensurepip, and uv is not on the PATH", mend=VENV_MEND)
+    if uv is None and not (VENV / "bin/uv").is_file():
+        command = [interpreter(), "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes"]
+        log.run([*command, "-r", LAUNCH / "requirements-uv.txt"], mend=REGISTRY_MEND, env=clean_environment())
+
+
+def uv_install(log: Log, *arguments: str | Path, mend: str = REGISTRY_MEND) -> None:
+    """Install into the virtual environment by uv."""
+    own = VENV / "bin/uv"
+    uv = own if own.is_file() else shutil.which("uv")
+    log.run([uv or own, "pip", "install", "--python", interpreter(), *arguments], mend=mend, env=clean_environment())
+
+
+def install_packages(log: Log, names: list[str]) -> None:
+    """Install the locked packages of the given requirements files."""
+    files = [part for name in names for part in ("-r", LAUNCH / name)]
+    uv_install(log, "--require-hashes", *files)
+
+
+def bind_site_mpi(mpi: SiteMpi) -> None:
+    """Let everything in the virtual environment load the site's MPI library.
+
+    mpi4py's wheel looks for `libmpi.so` in the environment's `lib` first, and this project's wheel of Horovod there
+    for the library it was linked to: both find these links.
+    """
+    for name in ("libmpi.so", mpi.soname):
+        link = VENV / "lib" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(mpi.library)
+
+
+def probe(log: Log, question: str, *, mend: str = CHECK_MEND) -> dict[str, object]:
+    """Ask the virtual environment's Python one of the questions in `probe.py`."""
+    script = Path(__file__).with_name("probe.py")
+    answer: dict[str, object] = json.loads(
+        log.read([interpreter(), "-I", script, question], mend=mend, env=os.environ).splitlines()[-1]
+    )
+    return answer
+
+
+def check(log: Log, *, nccl: bool) -> str:
+    """Import everything in the virtual environment, and return the versions that were found.
+
+    Args:
+        log: the step's log.
+        nccl: whether Horovod must have NCCL operations.
+
+    Raises:
+        StepFailedError: an import fails, or what was built is not what was asked for.
+    """
+    found = probe(log, "check")
+    libraries = found["libmpi"]
+    if not isinstance(libraries, list) or len(libraries) != 1:
+        raise StepFailedError(
+            f"mpi4py and Horovod load different MPI libraries: {libraries}",
+            mend="Remove the folder of the other MPI from LD_LIBRARY_PATH (`module unload` on a cluster), or use that "
+            "MPI for both by launch/setup --mpi system.",
+        )
+    if not found["horovod_mpi"]:
+        raise StepFailedError("Horovod was built without MPI", mend=CHECK_MEND)
+    if nccl and not found["horovod_nccl"]:
+        raise StepFailedError("Horovod was built without NCCL operations", mend=CHECK_MEND)
+    if Path(str(found["resist_hvd"])) != ROOT / "resist_hvd":
+        raise StepFailedError(f"resist_hvd is imported from {found['resist_hvd']}", mend=CHECK_MEND)
+    gpu = "with NCCL operations" if found["horovod_nccl"] else "without NCCL operations"
+    return f"torch {found['torch']}, {found['mpi']}, mpi4py {found['mpi4py']}, Horovod {found['horovod']} {gpu}"

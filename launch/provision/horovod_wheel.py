@@ -1,0 +1,230 @@
+"""Horovod from its last release's source: fetched, verified, patched, built, and kept as a wheel for the next time."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from provision.patching import PatchError, apply_patch
+from provision.steps import Log, StepFailedError, clean_environment
+from provision.toolchain import Cuda, SiteMpi
+
+VERSION = "0.28.1"
+SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+FEATURES = {
+    "HOROVOD_WITH_PYTORCH": "1",
+    "HOROVOD_WITH_MPI": "1",
+    "HOROVOD_WITHOUT_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_MXNET": "1",
+}
+FETCH_MEND = (
+    "Check the network, and the registry that pip uses (`pip config list`); a proxy is named by HTTPS_PROXY, a mirror "
+    "by PIP_INDEX_URL. Then run launch/setup again."
+)
+BUILD_MEND = (
+    "The first line with `error` in the log says what went wrong. A compiler killed without a message ran out of "
+    "memory: set CMAKE_BUILD_PARALLEL_LEVEL=1. Then run launch/setup again."
+)
+MEMORY_OF_A_COMPILER = 2 << 30
+
+
+@dataclass(frozen=True)
+class WheelKey:
+    """Everything that a wheel of Horovod is tied to; two builds with equal keys are interchangeable.
+
+    Attributes:
+        torch: PyTorch's full version, such as "2.15.0+cu132".
+        mpi: the MPI's name, such as "openmpi-4.1.8", and where it is not the registry's, its library's path.
+        cuda: "cpu", or the toolkit's version and the compute capabilities, such as "13.0-90".
+        abi: Python's tag for compiled extensions, such as "cpython-311-x86_64-linux-gnu".
+        libc: the C library and its version.
+        recipe: digest of the source, the patch and the features that are built in.
+    """
+
+    torch: str
+    mpi: str
+    cuda: str
+    abi: str
+    libc: str
+    recipe: str
+
+    def folder_name(self) -> str:
+        """Return a file name that differs where any part does, and tells the parts to a reader."""
+        mpi_name = self.mpi.partition(" ")[0]
+        digest = hashlib.sha256("\n".join(vars(self).values()).encode()).hexdigest()[:12]
+        return f"horovod-{VERSION}_torch-{self.torch}_{mpi_name}_{self.cuda}_{self.abi}_{digest}"
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What a wheel is built with.
+
+    Attributes:
+        python: the virtual environment's interpreter; PyTorch, CMake, Ninja and the registry's MPI are beside it.
+        patch: the unified diff to apply to the source.
+        site_mpi: the MPI whose compiler wrapper is on the PATH, None for the registry's.
+        cuda: what to build NCCL operations with, None for a build without.
+    """
+
+    python: Path
+    patch: Path
+    site_mpi: SiteMpi | None
+    cuda: Cuda | None
+
+
+def recipe_digest(patch: bytes) -> str:
+    """Return the digest of what is built, apart from what it is built against."""
+    features = "".join(f"{name}={value}\n" for name, value in sorted(FEATURES.items()))
+    return hashlib.sha256(b"\n".join([SDIST_SHA256.encode(), patch, features.encode()])).hexdigest()
+
+
+def cuda_tag(cuda: Cuda | None) -> str:
+    """Return the part of a wheel's key that says which GPUs it is for."""
+    return "cpu" if cuda is None else f"cuda{cuda.version}-{'-'.join(cuda.architectures)}"
+
+
+def cache_folder() -> Path:
+    """Return where built wheels are kept: RESIST_HVD_CACHE, or `resist_hvd` in the user's cache folder."""
+    own = os.environ.get("RESIST_HVD_CACHE")
+    if own:
+        return Path(own).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resist_hvd"
+
+
+def cached_wheel(key: WheelKey) -> Path | None:
+    """Return the wheel of this key if an earlier run has built it."""
+    return next(iter(sorted((cache_folder() / key.folder_name()).glob("*.whl"))), None)
+
+
+def any_cached_wheel() -> bool:
+    """Return whether an earlier run has built a wheel of this version, of whatever key."""
+    return any(cache_folder().glob(f"horovod-{VERSION}_*/*.whl"))
+
+
+def verify_sha256(file: Path, expected: str) -> None:
+    """Raise StepFailedError unless the file's SHA-256 is the expected one."""
+    seen = hashlib.sha256(file.read_bytes()).hexdigest()
+    if seen != expected:
+        raise StepFailedError(
+            f"{file.name} has SHA-256 {seen} and not the pinned {expected}",
+            mend="The registry or a mirror serves another file than the one this project was tested with. Do not use "
+            "it; find out where it comes from (`pip config list`).",
+        )
+
+
+def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
+    """Build the wheel of this key, put it into the cache, and return its path there.
+
+    Raises:
+        StepFailedError: the source cannot be fetched, is not the pinned one, or cannot be patched or built.
+    """
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
+        work = Path(folder)
+        source = _unpack(_fetch_sdist(inputs.python, work, log), work)
+        try:
+            changed = apply_patch(inputs.patch.read_bytes().decode(), source)
+        except PatchError as error:
+            raise StepFailedError(
+                str(error), mend=f"Take {inputs.patch.name} from a fresh copy of the project."
+            ) from None
+        log.note(f"patched: {', '.join(changed)}")
+        environment = _build_environment(inputs, work)
+        command: list[str | Path] = [
+            inputs.python,
+            "-m",
+            "pip",
+            "wheel",
+            source,
+            "--wheel-dir",
+            work / "out",
+            "--verbose",
+        ]
+        command += ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+        # Quiet, since setup.py would otherwise hand `VERBOSE=1` to Ninja, which takes it for a target.
+        command += ["--config-settings=--global-option=--quiet"]
+        log.run(command, env=environment, mend=BUILD_MEND)
+        kept = cache / key.folder_name()
+        shutil.rmtree(kept, ignore_errors=True)
+        (work / "out").rename(kept)
+    wheel = cached_wheel(key)
+    if wheel is None:
+        raise StepFailedError("the build left no wheel", mend=BUILD_MEND)
+    return wheel
+
+
+def _fetch_sdist(python: Path, work: Path, log: Log) -> Path:
+    """Download Horovod's source. Pip asks it for its metadata, but verifies the hash before it runs anything of it."""
+    pinned = work / "horovod.txt"
+    pinned.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "download",
+        "--require-hashes",
+        "--no-binary",
+        ":all:",
+        "--no-deps",
+    ]
+    command += ["--no-build-isolation", "--disable-pip-version-check", "--dest", work, "--requirement", pinned]
+    log.run(command, env=clean_environment(), mend=FETCH_MEND)
+    sdist = next(iter(work.glob("horovod-*.tar.gz")), None)
+    if sdist is None:
+        raise StepFailedError("pip has downloaded no source archive of Horovod", mend=FETCH_MEND)
+    verify_sha256(sdist, SDIST_SHA256)
+    return sdist
+
+
+def _unpack(sdist: Path, work: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none.
+        archive.extractall(work)
+    return work / f"horovod-{VERSION}"
+
+
+def _nccl_home(work: Path, nccl: Path) -> Path:
+    """Return a folder laid out as a linker expects; NCCL's wheel has `libnccl.so.2`, but no name without a number."""
+    home = work / "nccl"
+    (home / "lib").mkdir(parents=True)
+    (home / "include").symlink_to(nccl / "include")
+    (home / "lib/libnccl.so").symlink_to(nccl / "lib/libnccl.so.2")
+    return home
+
+
+def _build_environment(inputs: BuildInputs, work: Path) -> Mapping[str, str]:
+    environment = clean_environment() | FEATURES
+    jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(_parallel_jobs())
+    environment |= {
+        "PATH": f"{inputs.python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+        "CMAKE_GENERATOR": "Ninja",
+        "CMAKE_BUILD_PARALLEL_LEVEL": jobs,
+        "MAKEFLAGS": f"-j{jobs}",  # Keeps setup.py from asking for eight.
+        "PYTHONNOUSERSITE": "1",
+        "LDFLAGS": f"{environment.get('LDFLAGS', '')} -Wl,--strip-debug",  # 64 MB of it, which nobody reads.
+    }
+    if inputs.site_mpi is not None:
+        # The library itself is linked into .venv/lib; this is for others of the same MPI, such as its C++ bindings.
+        environment["LDFLAGS"] += f" -Wl,-rpath,{inputs.site_mpi.library.parent}"
+    if inputs.cuda is not None:
+        cuda = inputs.cuda
+        environment |= {
+            "CUDA_HOME": str(cuda.home),
+            "HOROVOD_CUDA_HOME": str(cuda.home),
+            "HOROVOD_GPU_OPERATIONS": "NCCL",
+            "HOROVOD_NCCL_LINK": "SHARED",
+            "HOROVOD_NCCL_HOME": str(_nccl_home(work, cuda.nccl)),
+            "HOROVOD_BUILD_CUDA_CC_LIST": ",".join(cuda.architectures),
+        }
+    return environment
+
+
+def _parallel_jobs() -> int:
+    """Return how many compilers may run at once: one a core, and no more than memory holds."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // MEMORY_OF_A_COMPILER))

@@ -1,0 +1,177 @@
+"""What a machine has for building: a C++ compiler, an MPI of its own, a CUDA toolkit and GPUs."""
+
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from provision.steps import Log, StepFailedError, clean_environment
+
+COMPILER_MEND = (
+    "Install a C++ compiler that knows C++20, such as GCC 11 or newer: `apt-get install g++` on Debian and Ubuntu, "
+    "`dnf install gcc-c++` on Fedora and RHEL, often `module load gcc` on a cluster; or name one by the variable CXX."
+)
+HEADERS_MEND = (
+    "Install them (`apt-get install python3-dev` on Debian and Ubuntu, `dnf install python3-devel` on Fedora and "
+    "RHEL), or choose a Python that has them by --python PATH."
+)
+SITE_MPI_MEND = (
+    "Bring the site's MPI onto the PATH (on a cluster often `module load openmpi`) and run launch/setup --mpi system "
+    "again; or leave --mpi out for an MPI from the registry."
+)
+
+
+@dataclass(frozen=True)
+class SiteMpi:
+    """An MPI that the site provides.
+
+    Attributes:
+        name: what it calls itself, such as "openmpi-4.1.8".
+        library: the shared library that programs built with its wrapper load, by the path they find it at.
+        soname: the name under which they ask for it, such as "libmpi.so.40".
+    """
+
+    name: str
+    library: Path
+    soname: str
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What NCCL operations are built with.
+
+    Attributes:
+        home: the CUDA toolkit's folder.
+        version: the toolkit's version, such as "13.0".
+        architectures: the compute capabilities to build for, as plain integers such as "90".
+        nccl: the folder of the NCCL that PyTorch brings, with `include` and `lib`.
+    """
+
+    home: Path
+    version: str
+    architectures: tuple[str, ...]
+    nccl: Path
+
+
+def find_compiler(log: Log, python_include: Path) -> str:
+    """Return the C++ compiler's name and version, having built a C++20 program against Python's headers with it.
+
+    Raises:
+        StepFailedError: there is none, or it cannot do that.
+    """
+    wanted = os.environ.get("CXX")
+    candidates = [wanted] if wanted else ["c++", "g++", "clang++"]
+    found = next((path for path in map(shutil.which, candidates) if path), None)
+    if found is None:
+        raise StepFailedError(f"no C++ compiler ({', '.join(candidates)}) is on the PATH", mend=COMPILER_MEND)
+    if not (python_include / "Python.h").is_file():
+        raise StepFailedError(f"Python's headers are not in {python_include}", mend=HEADERS_MEND)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cc")
+        source.write_text(
+            "#include <Python.h>\n#include <concepts>\nstd::integral auto n = 0;\nint main() { return n; }\n"
+        )
+        log.run([found, "-std=c++20", f"-I{python_include}", source, "-o", source.with_suffix("")], mend=COMPILER_MEND)
+    version = re.search(r"\d+(\.\d+)+", log.read([found, "--version"], mend=COMPILER_MEND))
+    return f"{Path(found).name} {version[0] if version else 'of unknown version'}"
+
+
+def find_site_mpi(log: Log) -> SiteMpi:
+    """Return the MPI whose compiler wrapper and launcher are on the PATH.
+
+    Raises:
+        StepFailedError: one of them is missing, or programs built with the wrapper load no MPI library.
+    """
+    missing = [program for program in ("mpicc", "mpicxx", "mpirun") if shutil.which(program) is None]
+    if missing:
+        raise StepFailedError(f"{' and '.join(missing)} not found on the PATH", mend=SITE_MPI_MEND)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text("#include <mpi.h>\nint main(void) { int flag; return MPI_Initialized(&flag); }\n")
+        program = source.with_suffix("")
+        log.run(["mpicc", source, "-o", program], mend=SITE_MPI_MEND)
+        loaded = log.read(["ldd", program], mend=SITE_MPI_MEND)
+    library = re.search(r"(libmpi\S*\.so\S*) => (/\S+)", loaded)
+    if library is None:
+        raise StepFailedError("a program built with mpicc loads no libmpi that can be found", mend=SITE_MPI_MEND)
+    return SiteMpi(_mpi_name(log), Path(library[2]), library[1])
+
+
+def _mpi_name(log: Log) -> str:
+    """Return vendor and version of the mpirun on the PATH, in the form of a file name."""
+    text = log.read(["mpirun", "--version"], mend=SITE_MPI_MEND, env=clean_environment())
+    version = re.search(r"\d+(\.\d+)+", text)
+    vendor = "openmpi" if "Open MPI" in text or "OpenRTE" in text else "intelmpi" if "Intel" in text else "mpich"
+    return f"{vendor}-{version[0] if version else 'unknown'}"
+
+
+def find_cuda_home() -> Path | None:
+    """Return the folder of a CUDA toolkit: CUDA_HOME's, the one of the nvcc on the PATH, or /usr/local/cuda."""
+    compiler = shutil.which("nvcc")
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    beside = Path(compiler).resolve().parent.parent if compiler else None
+    for home in (*(Path(name) for name in named if name), beside, Path("/usr/local/cuda")):
+        # An nvcc alone may be a script that calls a toolkit elsewhere; the headers tell the toolkit.
+        if home and (home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file():
+            return home.resolve()
+    return None
+
+
+def gpu_architectures(log: Log) -> tuple[str, ...]:
+    """Return the compute capabilities of this machine's NVIDIA GPUs, none where there is no GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        text = log.read(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], mend="")
+    except StepFailedError:
+        return ()
+    return tuple(sorted({f"{major}{minor}" for major, minor in re.findall(r"(\d+)\.(\d+)", text)}))
+
+
+def choose_cuda(
+    log: Log, wanted: str, architectures: tuple[str, ...], torch_cuda: str | None, nccl: Path | None
+) -> Cuda | None:
+    """Return what to build NCCL operations with, or None for a build without.
+
+    Args:
+        log: the step's log.
+        wanted: "yes", "no", or "auto" for yes where a fitting toolkit and a GPU are there.
+        architectures: what to build for; empty for the GPUs of this machine.
+        torch_cuda: the CUDA version PyTorch was built for, None for a PyTorch without.
+        nccl: the folder of PyTorch's NCCL, None where it has brought none.
+
+    Raises:
+        StepFailedError: `wanted` is "yes", and something is missing.
+    """
+    if wanted == "no":
+        return None
+    home = find_cuda_home()
+    architectures = architectures or gpu_architectures(log)
+    version = _toolkit_version(log, home) if home else ""
+    if torch_cuda is None or nccl is None:
+        lack = "this PyTorch is built without CUDA, or has brought no NCCL"
+    elif home is None:
+        lack = "no CUDA toolkit was found by CUDA_HOME, by nvcc on the PATH, or at /usr/local/cuda"
+    elif version.partition(".")[0] != torch_cuda.partition(".")[0]:
+        lack = f"the CUDA toolkit at {home} is version {version}, and this PyTorch is built for {torch_cuda}"
+    elif not architectures:
+        lack = "no GPU was found to build for"
+    else:
+        return Cuda(home, version, architectures, nccl)
+    log.note(f"no NCCL operations: {lack}")
+    if wanted == "auto":
+        return None
+    major = (torch_cuda or "").partition(".")[0]
+    raise StepFailedError(
+        lack,
+        mend=f"Give a toolkit of CUDA {major} by CUDA_HOME=FOLDER, and where this machine has no GPU the compute "
+        "capabilities to build for, as in --cuda-arch 80,90; or build without NCCL operations by --cuda no.",
+    )
+
+
+def _toolkit_version(log: Log, home: Path) -> str:
+    text = log.read([home / "bin/nvcc", "--version"], mend=f"The CUDA toolkit at {home} is broken; see --cuda no.")
+    release = re.search(r"release (\d+\.\d+)", text)
+    return release[1] if release else "unknown"
