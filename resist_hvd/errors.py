@@ -1,0 +1,28 @@
+"""The one kind of exception that is shown to a user as a sentence, without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user can mend: a wrong setting, a missing folder, a damaged checkpoint, an unsound launch.
+
+    The entry points print it as one message and end with a nonzero status; everything else that is raised is a
+    defect of ours and keeps its traceback.
+
+    Args:
+        seen: what was seen, a sentence without a full stop at its end.
+        mend: what to do about it, an imperative sentence.
+        where: the rank, host, file, setting or round it was seen at.
+        everywhere: whether every rank raises it together; if not, the rank that does takes the world down.
+    """
+
+    exit_status = 2
+
+    def __init__(self, seen: str, *, mend: str, where: str = "", everywhere: bool = False) -> None:
+        self.seen = seen
+        self.mend = mend
+        self.where = where
+        self.everywhere = everywhere
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = f" [{self.where}]" if self.where else ""
+        return f"{self.seen}{where}. {self.mend}"
