@@ -1,0 +1,230 @@
+"""Pre-activation residual networks (He et al. 2016, "Identity Mappings in Deep Residual Networks").
+
+A network is a stem, sections of blocks, and a head. A block is a chain of units, a unit being norm, ReLU, convolution,
+in that order. Without a final norm and with basic blocks this is the authors' released CIFAR network, to the parameter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resist_hvd.errors import UserError
+from resist_hvd.models.architecture import EXPANSION, Architecture
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch normalisation that keeps no running statistics.
+
+    Training normalises with the batch's own. Evaluation sets exact ones (`set_statistics`), so that nothing beside the
+    parameters ever needs synchronising between workers.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, track_running_stats=False)
+
+    def set_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Normalise with these from now on when in evaluation mode; [channels] each."""
+        self.running_mean, self.running_var = mean, variance
+
+    def clear_statistics(self) -> None:
+        """Normalise with the batch's own statistics again."""
+        self.running_mean = self.running_var = None
+
+
+class Unit(nn.Module):
+    """Norm, ReLU, convolution."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.norm = Norm(inputs)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Return x normalised and rectified: what the convolution sees."""
+        return functional.relu(self.norm(x), inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of the activated x."""
+        convolved: Tensor = self.conv(self.activate(x))
+        return convolved
+
+
+class Projection(nn.Conv2d):
+    """The 1x1 convolution of a shortcut whose block changes the shape."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the projection of x, at every `stride`-th place."""
+        if self.in_channels < 16 and x.device.type == "cpu":
+            # oneDNN's backward pass of a strided 1x1 convolution writes past its buffer where channels are fewer than a
+            # vector register's (https://github.com/uxlfoundation/oneDNN/issues/6035). Its plain one does not.
+            _, step = self.stride
+            return functional.conv2d(x[:, :, ::step, ::step], self.weight)
+        return super().forward(x)
+
+
+class Block(nn.Module):
+    """A residual block: the shortcut plus `scale` times a chain of units.
+
+    The shortcut is the identity, or, where the shape changes, a 1x1 convolution of the first unit's activation.
+    """
+
+    def __init__(self, architecture: Architecture, section: int, *, first: bool) -> None:
+        super().__init__()
+        expansion = EXPANSION[architecture.block]
+        width = architecture.width * 2**section
+        outputs = width * expansion
+        stride = 2 if first and section > 0 else 1
+        inputs = outputs
+        if first:
+            inputs = architecture.outputs(section - 1) if section > 0 else architecture.width
+        if architecture.block == "basic":
+            units = [Unit(inputs, width, 3, stride), Unit(width, width, 3)]
+        else:
+            units = [Unit(inputs, width, 1), Unit(width, width, 3, stride), Unit(width, outputs, 1)]
+        self.units = nn.ModuleList(units)
+        projects = inputs != outputs or stride != 1
+        self.shortcut = Projection(inputs, outputs, stride) if projects else None
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, of the shape that the next block takes."""
+        first, *rest = (cast(Unit, unit) for unit in self.units)
+        h = first.activate(x)
+        shortcut = x if self.shortcut is None else self.shortcut(h)
+        h = first.conv(h)
+        for unit in rest:
+            h = unit(h)
+        return torch.add(shortcut, h, alpha=self.scale)
+
+
+class Stem(nn.Sequential):
+    """From images to the first section's input."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        if architecture.stem == "cifar":
+            super().__init__(nn.Conv2d(architecture.channels, architecture.width, 3, 1, 1, bias=False))
+        else:
+            conv = nn.Conv2d(architecture.channels, architecture.width, 7, 2, 3, bias=False)
+            super().__init__(conv, nn.MaxPool2d(3, 2, 1))
+
+
+class Head(nn.Module):
+    """From the last section's output to class scores."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        channels = architecture.outputs(len(architecture.sections) - 1)
+        self.norm = Norm(channels) if architecture.final_norm else None
+        self.linear = nn.Linear(channels, architecture.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores [batch, classes]."""
+        if self.norm is not None:
+            x = functional.relu(self.norm(x), inplace=True)
+        scores: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return scores
+
+
+class ResNet(nn.Module):
+    """A pre-activation residual network.
+
+    Args:
+        architecture: its shape.
+        sections: blocks of each section where they are fewer than the architecture's, as in a sub-network.
+    """
+
+    def __init__(self, architecture: Architecture, sections: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.stem = Stem(architecture)
+        self.sections = nn.ModuleList(
+            nn.ModuleList(
+                Block(architecture, section, first=place == 0 and architecture.leading[section] > 0)
+                for place in range(blocks)
+            )
+            for section, blocks in enumerate(sections or architecture.sections)
+        )
+        self.head = Head(architecture)
+
+    def blocks(self, section: int) -> list[Block]:
+        """Return a section's blocks, in order."""
+        return [cast(Block, block) for block in cast(nn.ModuleList, self.sections[section])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class scores [batch, classes] of images [batch, channels, height, width]."""
+        x: Tensor = self.stem(images)
+        for section in range(len(self.sections)):
+            for block in self.blocks(section):
+                x = block(x)
+        scores: Tensor = self.head(x)
+        return scores
+
+    @classmethod
+    def load(cls, folder: Path) -> ResNet:
+        """Return the exported global model in a run's folder, in evaluation mode.
+
+        Raises:
+            UserError: `model.json` or `model.safetensors` is missing or damaged, or they do not fit together.
+        """
+        for name in ("model.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"No exported model: {name} is missing",
+                    where=str(folder),
+                    mend="Give the --output folder of a finished run.",
+                )
+        try:
+            description = json.loads((folder / "model.json").read_text())
+            model = cls(Architecture.from_json(description["architecture"]))
+            tensors = load_file(folder / "model.safetensors")
+            for name, module in model.named_modules():
+                if isinstance(module, Norm):
+                    module.set_statistics(tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])
+            model.load_state_dict(tensors)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"The exported model cannot be read: {' '.join(str(error).split())}",
+                where=str(folder),
+                mend="Export it again.",
+            ) from None
+        return model.eval()
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Return the number of parameters of the global network."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in ResNet(architecture).parameters())
+
+
+def initialise(module: nn.Module, seed: int) -> None:
+    """Fill a module's parameters in their order, from a seed of its own.
+
+    Convolutions as in He et al. (2015), by fan-out; norms are the identity; the head is uniform by its inputs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            fan_out = part.out_channels * part.kernel_size[0] * part.kernel_size[1]
+            weight = torch.empty(part.weight.shape, dtype=part.weight.dtype)
+            part.weight.data.copy_(weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator))
+        elif isinstance(part, nn.Linear):
+            bound = 1.0 / math.sqrt(part.in_features)
+            weight = torch.empty(part.weight.shape, dtype=part.weight.dtype)
+            part.weight.data.copy_(weight.uniform_(-bound, bound, generator=generator))
+            part.bias.data.zero_()
+        elif isinstance(part, Norm):
+            part.weight.data.fill_(1.0)
+            part.bias.data.zero_()
