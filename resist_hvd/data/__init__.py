@@ -1,0 +1,34 @@
+"""Image data sets behind one interface: see `resist_hvd.data.source`, and `load` to get one."""
+
+import importlib
+
+import torch
+
+from resist_hvd.data.resident import ImageSet, ResidentSource
+from resist_hvd.data.settings import DataName, DataSettings
+from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard, TrainStream
+
+__all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "Shard", "TrainStream", "load"]
+
+_READERS: dict[DataName, str] = {
+    "digits": "digits",
+    "cifar10": "torchvision_sets",
+    "cifar100": "torchvision_sets",
+    "svhn": "torchvision_sets",
+    "folder": "folder",
+}
+"""Which module's `read` reads a data set into memory. They are imported only when asked for: the libraries that they
+bring along take seconds to load, and not every machine has all of them."""
+
+
+def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> DataSource:
+    """The data that `settings` describe, as worker `shard` sees them, with batches on `device`.
+
+    Everything random is a function of `seed` and a sample's position, and the same on every worker.
+
+    Raises:
+        UserError: the data are missing, damaged, too large or too few; the message names the folder or file.
+    """
+    reader = importlib.import_module(f"{__name__}.{_READERS[settings.name]}")
+    images: ImageSet = reader.read(settings)
+    return ResidentSource(images, settings, shard=shard, seed=seed, device=device)
