@@ -1,0 +1,170 @@
+"""What a training method is to the loop that drives it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resist_hvd.comm.transport import Transport
+from resist_hvd.comm.world import World
+from resist_hvd.methods.settings import Momentum
+from resist_hvd.models import Architecture, SubNet
+from resist_hvd.models.resnet import Block
+from resist_hvd.protocol.partition import Partition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every method is made from.
+
+    Attributes:
+        seed: the run's; initial weights and partitions come from it.
+        min_blocks: m, the fewest blocks of a deck that a sub-network has.
+        momentum: what becomes of momentum when parameters are averaged and blocks move.
+        scale_activations: whether the global network scales the output of its partitioned blocks by k / N.
+        dtype: of parameters; float32 but in tests.
+    """
+
+    architecture: Architecture
+    world: World
+    seed: int
+    min_blocks: int = 0
+    momentum: Momentum = "restart"
+    scale_activations: bool = True
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class Velocity:
+    """Momentum's buffer.
+
+    Attributes:
+        buffer: [P], laid out like a sub-network's `parameters_flat`.
+        fresh: whether it counts as zero, whatever it holds. To restart momentum is to say so: filling the buffer with
+            zeros would cost a pass over memory in every round.
+    """
+
+    buffer: Tensor
+    fresh: bool = True
+
+
+class Method(ABC):
+    """One way of training S workers' networks towards a global one.
+
+    Attributes:
+        subnet: what this worker trains.
+        velocity: what the optimizer keeps of earlier gradients.
+        partition: who holds which block this round.
+        transport: what moves parameters; its counters are this method's.
+    """
+
+    subnet: SubNet
+    velocity: Velocity
+    partition: Partition
+    transport: Transport
+
+    members_apart = False
+    """Whether each worker's network is evaluated by itself, on all images, and predictions are pooled."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The numbers of the blocks in this worker's slots, in depth order."""
+        return self.partition.held[self.setup.world.rank]
+
+    def gradients_ready(self) -> None:
+        """Act between a local step's backward pass and its update."""
+
+    @abstractmethod
+    def synchronise(self, seed: int) -> None:
+        """End a round: aggregate, and hold what the next round trains.
+
+        Args:
+            seed: of the next round's partition, the same on every rank.
+        """
+
+    def successor(self, samples: int) -> Method | None:
+        """Return the method that goes on from here once `samples` have been trained, None to stay."""
+        return None
+
+    def pool(self, scores: Tensor) -> Tensor:
+        """Return the scores [batch, classes] that count, of this worker's; all ranks must call it together."""
+        return scores
+
+    @abstractmethod
+    def deck(self, section: int) -> Iterator[tuple[str, Block]]:
+        """Yield the partitioned blocks of a section of the network to be evaluated, with their names, in order.
+
+        Blocks that this worker does not hold are lent by a holder, each until the next is asked for. All ranks must
+        walk together.
+        """
+
+    def stages(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the network to be evaluated, stage by stage, each with its name in the exported global model."""
+        network = self.subnet.network
+        yield "stem", network.stem
+        for section, shared in enumerate(self.subnet.architecture.leading):
+            for place in range(shared):
+                yield f"sections.{section}.{place}", network.blocks(section)[place]
+            yield from self.deck(section)
+        yield "head", network.head
+
+    def written_by_this_worker(self) -> dict[str, dict[str, Tensor]]:
+        """Return what this worker writes of a checkpoint: file stems, and each file's named flat tensors.
+
+        What several workers hold is written by the first of them. Tensors are views: what is loaded into them is
+        restored.
+        """
+        rank = self.setup.world.rank
+        files: dict[str, dict[str, Tensor]] = {}
+        if rank == 0:
+            files["trunk"] = {"trunk": self.subnet.trunk}
+        own = dict(zip(self.blocks, self.subnet.slots, strict=True))
+        first_held = {f"block.{b}": slot for b, slot in own.items() if self.partition.holders[b][0] == rank}
+        if first_held:
+            files[f"blocks-{rank:04d}"] = first_held
+        return files
+
+    def state_of_this_worker(self) -> dict[str, Tensor]:
+        """Return this worker's own tensors, for it alone to write and to read again: momentum, if it has any."""
+        return {} if self.velocity.fresh else {"momentum": self.velocity.buffer}
+
+    def read_by_this_worker(self) -> dict[str, Tensor]:
+        """Return the named flat tensors that this worker fills from a checkpoint's shared files."""
+        blocks = {f"block.{b}": slot for b, slot in zip(self.blocks, self.subnet.slots, strict=True)}
+        return {"trunk": self.subnet.trunk, **blocks}
+
+    def after_loading(self, *, same_workers: bool) -> None:
+        """Act once a checkpoint has been read; `same_workers` is whether it was written by as many workers."""
+
+
+def global_scale(setup: Setup, section: int, depth: int) -> float:
+    """Return what the global network scales a partitioned block's output by: k / N, 1 / S where blocks are not shared.
+
+    The paper's section 2.6; with a minimum depth as in the authors' code, but for any number of blocks.
+    """
+    blocks = setup.architecture.decks[section]
+    return depth / blocks if setup.scale_activations and blocks else 1.0
+
+
+def make_subnet(setup: Setup, depths: Sequence[int], scales: Sequence[float], blocks: Sequence[int]) -> SubNet:
+    """Return a sub-network with its initial weights.
+
+    Args:
+        setup: the architecture, the seed and the device.
+        depths: for each section how many slots it has.
+        scales: for each section what its slots' outputs are multiplied by.
+        blocks: which block each slot holds.
+    """
+    subnet = SubNet(setup.architecture, depths, device=setup.world.device, dtype=setup.dtype)
+    per_slot = [scale for scale, slots in zip(scales, depths, strict=True) for _ in range(slots)]
+    for module, scale in zip(subnet.slot_modules(), per_slot, strict=True):
+        module.scale = scale
+    subnet.initialise(setup.seed, blocks)
+    return subnet
