@@ -1,0 +1,70 @@
+"""`python -m resist_hvd.bench sync|step`: measure what the toolkit costs, beside what it is compared with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from resist_hvd import flags
+from resist_hvd.benchmarks import step, sync
+from resist_hvd.comm import failure
+from resist_hvd.comm.world import World
+from resist_hvd.errors import UserError
+
+
+class Benchmark(NamedTuple):
+    """A benchmark's settings, and what measures, prints a table and returns a ratio."""
+
+    settings: type[Any]
+    measure: Callable[[Any, World], float]
+
+
+BENCHMARKS = {"sync": Benchmark(sync.SyncSettings, sync.run), "step": Benchmark(step.StepSettings, step.run)}
+
+
+def main() -> None:
+    """Run the benchmark that the first argument names, on as many workers as the launcher started."""
+    failure.run(run_from_flags)
+
+
+def run_from_flags() -> None:
+    """Measure what the flags ask for."""
+    with failure.printed_once():
+        benchmark, settings = parse(sys.argv[1:])
+    world = World.join()
+    failure.watch(world)
+    ratio = benchmark.measure(settings, world)
+    if world.is_first:
+        print(f"ratio {ratio:.3f}")
+
+
+def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:
+    """Return the benchmark that the arguments name, and its settings.
+
+    Raises:
+        UserError: there is no such benchmark, or a flag is wrong.
+    """
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\n\n" + "\n".join(f"  {known}  {b.settings.__doc__}" for known, b in BENCHMARKS.items()))
+        sys.exit(0)
+    if name not in BENCHMARKS:
+        raise UserError(f"There is no benchmark {name!r}", mend=f"Give one of {', '.join(BENCHMARKS)}, and --help.")
+    benchmark = BENCHMARKS[name]
+    parser = flags.make_parser(f"python -m resist_hvd.bench {name}", benchmark.settings.__doc__ or "")
+    flags.add_settings(parser, benchmark.settings)
+    given = flags.read_flags(parser, rest, benchmark.settings)
+    try:
+        values = parser.get_defaults()
+        values.update(given)
+        values = parser.instantiate(values)
+        names = [field.name for field in fields(benchmark.settings)]
+        return benchmark, benchmark.settings(**{name: values[name] for name in names})
+    except (ValueError, TypeError) as error:
+        raise flags.explain(error, benchmark.settings) from None
+
+
+if __name__ == "__main__":
+    main()

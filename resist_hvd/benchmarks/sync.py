@@ -1,0 +1,77 @@
+"""`bench sync`: what a synchronisation costs, against one MPI_Allreduce of the trunk alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+
+from resist_hvd.benchmarks.table import paired_ratio, show
+from resist_hvd.comm.baseline import allreduce_by_mpi
+from resist_hvd.comm.world import World
+from resist_hvd.methods.base import Setup
+from resist_hvd.methods.resist import Resist
+from resist_hvd.models import Architecture, ModelSettings
+from resist_hvd.seeds import derive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncSettings:
+    """Time ResIST's synchronisation: trunk average, block averages and moves."""
+
+    min_blocks: int = 5
+    """m, the fewest partitionable blocks a sub-network has."""
+
+    repeats: int = 20
+    """How often each is measured, in turn."""
+
+    seed: int = 1
+    """Partitions and weights come from it."""
+
+    model: ModelSettings = field(default_factory=lambda: ModelSettings(final_norm=False))
+
+
+def run(settings: SyncSettings, world: World) -> float:
+    """Measure, print a table from rank 0, and return the ratio; all ranks call it together."""
+    architecture = Architecture.of(settings.model, channels=3, classes=100)
+    setup = Setup(architecture=architecture, world=world, seed=settings.seed, min_blocks=settings.min_blocks)
+    method = Resist(setup, derive(settings.seed, "round", 0))
+    # A copy, since a sum over ranks grows in each repeat.
+    trunk = torch.zeros_like(method.subnet.trunk, device="cpu")
+    seconds: dict[str, list[float]] = {"MPI_Allreduce of the trunk alone": [], "ResIST's synchronisation": []}
+    rounds = 0
+
+    def synchronise() -> None:
+        nonlocal rounds
+        rounds += 1
+        method.synchronise(derive(settings.seed, "round", rounds))
+
+    candidates = [lambda: allreduce_by_mpi(world, trunk), synchronise]
+    for repeat in range(-2, settings.repeats):
+        for values, candidate in zip(seconds.values(), candidates, strict=True):
+            elapsed = slowest(world, candidate)
+            if repeat >= 0:
+                values.append(elapsed)
+    baseline, measured = seconds.values()
+    if world.is_first:
+        sent = method.transport.sent
+        blocks = method.subnet.slots
+        show(
+            f"{world.size} ranks: trunk of {method.subnet.trunk.numel():,} parameters, {len(blocks)} blocks a worker",
+            seconds,
+            f"{settings.repeats} repeats in turn, each the slowest rank's; sent a round by rank 0: trunk "
+            f"{sent.trunk / rounds / 1e6:.1f} MB, blocks {sent.blocks / rounds / 1e6:.1f} MB",
+        )
+    return paired_ratio(measured, baseline)
+
+
+def slowest(world: World, action: Callable[[], None]) -> float:
+    """Return the seconds that the slowest rank takes for something that all begin together."""
+    world.barrier()
+    began = perf_counter()
+    action()
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+    return float(world.gather([perf_counter() - began]).max())

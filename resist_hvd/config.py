@@ -1,0 +1,188 @@
+"""Every setting of a run: typed, documented, refused when wrong; from recipes, files and flags."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from resist_hvd import flags
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.errors import UserError
+from resist_hvd.methods.settings import MethodName, Momentum
+from resist_hvd.models.architecture import ModelSettings
+from resist_hvd.training.optim import OptimSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A run's settings.
+
+    Without any flag, the embedded demonstration (recipe digits) is trained. Flags override --config, which overrides
+    --recipe.
+    """
+
+    method: MethodName = "resist"
+    """resist; local-sgd (the paper's baseline); data-parallel (gradients averaged in each step); or ensemble (S shallow
+    networks, never aggregated, predictions averaged)."""
+
+    local_iterations: int = 50
+    """l, the local iterations of a round: training steps between two synchronisations."""
+
+    min_blocks: int = 5
+    """m, the fewest partitionable blocks a sub-network has; blocks are shared among workers where that needs it."""
+
+    momentum: Momentum = "restart"
+    """When a round ends: restart momentum at zero, or keep it for the trunk and for blocks that stay with a worker."""
+
+    warmup_epochs: float = 0.0
+    """Epochs of local SGD on the whole, scaled network that precede ResIST."""
+
+    scale_activations: bool = True
+    """Scale the output of partitioned blocks in the global network by k / N (1 / S where no block is shared)."""
+
+    epochs: float = 10.0
+    """Passes over the training set, summed over workers."""
+
+    max_rounds: int | None = None
+    """Stop after this many rounds, if that is earlier; the learning rate's schedule is not changed by it."""
+
+    seed: int = 1
+    """The run's seed: initial weights, partitions, the order of images and their augmentation."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes convolutions in bfloat16 (autocast); parameters and averages stay float32. CPUs without bfloat16
+    arithmetic are many times slower with it."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: some minutes at the start, faster steps afterwards."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What to compute on; auto is cuda where there is a GPU."""
+
+    evaluate_every: int = 0
+    """Rounds between evaluations of the global model; 0 evaluates at the end only."""
+
+    checkpoint_every: int = 0
+    """Rounds between checkpoints; 0 writes one at the end only."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+
+    output: Path | None = None
+    """The run's folder. Default: a new one under runs/."""
+
+    resume: bool = False
+    """Go on from the newest good checkpoint in --output; where there is none, start anew."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "local_iterations": 1,
+            "min_blocks": 0,
+            "warmup_epochs": 0,
+            "max_rounds": 1,
+            "seed": 0,
+            "evaluate_every": 0,
+            "checkpoint_every": 0,
+            "keep_checkpoints": 1,
+        }
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"--{name} is {value}; give {least} or more")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"--epochs is {self.epochs}; give a number above 0")
+        if self.warmup_epochs and self.method != "resist":
+            raise ValueError(f"--warmup_epochs precedes ResIST only; leave it out with --method {self.method}")
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that the package ships."""
+    folder = resources.files("resist_hvd.recipes")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def parse(arguments: Sequence[str] | None = None) -> Settings:
+    """Return the settings that flags, configuration file and recipe ask for.
+
+    Raises:
+        UserError: a setting is unknown or wrong; the message names it and what it may be.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    recipe = chosen_recipe(arguments)
+    if recipe not in recipe_names():
+        raise UserError(f"There is no recipe {recipe!r}", mend=f"Give --recipe one of {', '.join(recipe_names())}.")
+    parser = make_parser()
+    with resources.as_file(resources.files("resist_hvd.recipes") / f"{recipe}.yaml") as path:
+        parser.set_defaults(plain(flags.read_file(parser, path, Settings).as_dict()))
+    given = flags.read_flags(parser, arguments, Settings)
+    layers = [flags.read_file(parser, Path(given.config), Settings)] if given.get("config") else []
+    values = parser.get_defaults()
+    for layer in (*layers, given):
+        if "model.name" in layer and "model.sections" not in layer:
+            # Who names a network means its depth, not that of the sections in a recipe.
+            values["model.sections"] = None
+        values.update(layer)
+    try:
+        return instantiate(parser.instantiate(values))
+    except (ValueError, TypeError) as error:
+        raise flags.explain(error, Settings) from None
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of `python -m resist_hvd.train`."""
+    parser = flags.make_parser(
+        "python -m resist_hvd.train",
+        "Train a residual network by ResIST, or by what it is compared with. Without any flag, the embedded "
+        "demonstration is trained. Flags override --config, which overrides --recipe. What can be true or "
+        "false is true where its flag is given alone.",
+    )
+    names = ", ".join(recipe_names())
+    parser.add_argument("--recipe", metavar="NAME", default="digits", help=f"Settings to begin with: {names}.")
+    parser.add_argument("--config", metavar="FILE", help="A YAML file of settings, like the config.yaml of a run.")
+    flags.add_settings(parser, Settings)
+    return parser
+
+
+def chosen_recipe(arguments: Sequence[str]) -> str:
+    """Return the value of --recipe among flags, the last one if it is given twice; defaults come from it."""
+    recipe = "digits"
+    for position, argument in enumerate(arguments):
+        if argument == "--recipe" and position + 1 < len(arguments):
+            recipe = arguments[position + 1]
+        elif argument.startswith("--recipe="):
+            recipe = argument.removeprefix("--recipe=")
+    return recipe
+
+
+def instantiate(values: Namespace) -> Settings:
+    """Return settings of parsed values."""
+    fields = {name: getattr(values, name) for name in Settings.__dataclass_fields__}
+    return Settings(**fields)
+
+
+def to_yaml(settings: Settings) -> str:
+    """Return every setting as resolved, as YAML that --config takes."""
+    return yaml.safe_dump(plain(asdict(settings)), sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """Return a value in YAML's and JSON's own types."""
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,171 @@
+"""`python -m resist_hvd.train`: train a residual network on as many workers as the launcher started."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from resist_hvd import data
+from resist_hvd.comm import failure
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings, parse, to_yaml
+from resist_hvd.data.source import DataSource, Shard
+from resist_hvd.errors import UserError
+from resist_hvd.methods import registry
+from resist_hvd.seeds import derive
+from resist_hvd.training.checkpoint import Checkpoint, find_newest, load
+from resist_hvd.training.disk import disk_errors, write_whole
+from resist_hvd.training.export import export
+from resist_hvd.training.loop import train
+from resist_hvd.training.run import Progress, Run, method_setup
+from resist_hvd.training.telemetry import Telemetry, keep_lines_before
+
+
+def main() -> None:
+    """Parse the flags, train, and end the process as it deserves."""
+    failure.run(run_from_flags)
+
+
+def run_from_flags() -> None:
+    """Train the run that the flags ask for."""
+    with failure.printed_once():
+        settings = parse()
+    run_training(settings)
+
+
+def run_training(settings: Settings) -> None:
+    """Train a run from its settings to its exported model."""
+    world = World.join(settings.device)
+    failure.watch(world)
+    if world.device.type == "cpu":
+        compute_deterministically(compiled=settings.compile)
+    folder, checkpoint = open_folder(settings, world)
+    with world.agree("loading the data"):
+        source = data.load(
+            settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
+        )
+    with source:
+        run = make_run(settings, world, source, folder, checkpoint)
+        begin_files(run, resumed=checkpoint is not None)
+        telemetry = Telemetry(run)
+        if world.is_first:
+            print(headline(run), flush=True)
+        train(run, telemetry)
+        world.position = "exporting the model"
+        export(folder, run.method, source, world, run.autocast)
+        summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()])
+        telemetry.close()
+    if world.is_first:
+        print(farewell(summary, folder), flush=True)
+
+
+def compute_deterministically(*, compiled: bool) -> None:
+    """Have PyTorch take only algorithms that give the same result every time.
+
+    `use_deterministic_algorithms` tells the compiler too, and loads it for that: nearly half of what a start takes.
+    """
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
+
+
+def open_folder(settings: Settings, world: World) -> tuple[Path, Checkpoint | None]:
+    """Return the run's folder, there and fit to be written by rank 0, and the checkpoint to go on from.
+
+    Raises:
+        UserError: the folder holds a run and --resume was not given, or no checkpoint in it is good.
+    """
+    name = f"{settings.data.name}-{settings.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = world.broadcast_object(settings.output or Path("runs") / name)
+    checkpoint: Checkpoint | None = None
+    with world.agree("opening the run's folder"), disk_errors(folder):
+        if world.is_first:
+            if settings.resume:
+                checkpoint, passed_over = find_newest(folder)
+                for sentence in passed_over:
+                    print(f"Passed over: {sentence}", file=sys.stderr, flush=True)
+            elif any((folder / kept).exists() for kept in ("rounds.jsonl", "checkpoints")):
+                raise UserError(
+                    "The folder already holds a run",
+                    where=str(folder),
+                    mend="Give --resume to go on with it, or another --output.",
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "", str(folder))
+    checkpoint = world.broadcast_object(checkpoint)
+    failure.advise(
+        f"Go on from {checkpoint.folder} with --resume --output {folder}."
+        if checkpoint
+        else f"Nothing was saved yet in {folder}: begin again, with --resume or another --output."
+    )
+    return folder, checkpoint
+
+
+def make_run(settings: Settings, world: World, source: DataSource, folder: Path, checkpoint: Checkpoint | None) -> Run:
+    """Return the run at its beginning, or where its checkpoint left off."""
+    progress = checkpoint.progress if checkpoint else Progress()
+    method = registry.make(
+        settings.method,
+        method_setup(settings, source, world),
+        seed=world.broadcast_seed(derive(settings.seed, "round", progress.round)),
+        samples=progress.samples,
+        warmup_samples=round(settings.warmup_epochs * source.spec.train_size),
+    )
+    run = Run(settings, world, source, method, folder, progress)
+    sentence = f"No checkpoint in {folder}: starting anew"
+    if checkpoint is not None:
+        with world.agree("reading the checkpoint"):
+            sentence = load(checkpoint, run)
+    if settings.resume and world.is_first:
+        print(sentence, flush=True)
+    return run
+
+
+def begin_files(run: Run, *, resumed: bool) -> None:
+    """Have the run's files say what its checkpoint knows, and its settings: not before it is sure that it can run."""
+    with run.world.agree("opening the run's files"), disk_errors(run.folder):
+        if run.world.is_first:
+            write_whole(run.folder / "config.yaml", to_yaml(run.settings))
+            keep_lines_before(run.folder / "rounds.jsonl", round_number=run.progress.round, inclusive=False)
+            keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=resumed)
+
+
+def headline(run: Run) -> str:
+    """Return what is about to be trained, in two lines."""
+    spec, subnet, world = run.source.spec, run.method.subnet, run.world
+    whole = run.method.subnet.architecture
+    return (
+        f"{run.settings.method} on {world.size} worker{'s' if world.size > 1 else ''} ({world.device.type}), "
+        f"{spec.name}: {spec.train_size:,} "
+        f"training and {spec.test_size:,} test images, {len(spec.classes)} classes\n"
+        f"sections {','.join(map(str, whole.sections))}, {whole.partitionable} blocks to deal out, "
+        f"{len(subnet.slots)} a worker: {subnet.parameters_flat.numel():,} parameters each; {run.rounds():,} rounds of "
+        f"{run.settings.local_iterations} local iterations; into {run.folder}"
+    )
+
+
+def farewell(summary: dict[str, object], folder: Path) -> str:
+    """Return what has been reached, in a line."""
+    return (
+        f"accuracy {summary['accuracy']:.2f} % after {summary['rounds']:,} rounds: {summary['seconds']:.1f} s of "
+        f"training, {summary['bytes_sent'] / 1e6:,.1f} MB sent; model in {folder / 'model.safetensors'}"  # type: ignore[operator]
+    )
+
+
+def peak_memory(world: World) -> int:
+    """Return the most memory this worker has had, in bytes: on a GPU PyTorch's, else the process's."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(world.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

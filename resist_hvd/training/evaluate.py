@@ -1,0 +1,154 @@
+"""Evaluating the global network, although no worker has all of it.
+
+Every rank carries the activations of its share of the images through the network, stage by stage: the shared layers
+are its own, and each partitioned block is lent to it for as long as it needs it (`Method.stages`). Batch norms use the
+exact statistics of the calibration set, summed over all ranks, one norm after another. Memory beyond training's: a
+block, and the activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resist_hvd.comm.world import World
+from resist_hvd.data.source import Batch, DataSource, Shard
+from resist_hvd.methods.base import Method
+from resist_hvd.models.resnet import Norm
+
+Statistics = list[tuple[Tensor, Tensor]]
+"""Mean and variance [channels] of each batch norm of a stage, in order."""
+
+TEST_IMAGES_AT_ONCE = 8192
+"""A worker carries activations of this many test images at a time; partitioned blocks are lent anew for more."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the global network does on the test set.
+
+    Attributes:
+        accuracy: share of images whose class has the highest score, in percent.
+        loss: mean cross-entropy.
+    """
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> Evaluation:
+    """Return accuracy and loss of the global network (for an ensemble, of its averaged predictions) on the test set.
+
+    All ranks must call it together.
+    """
+    shard = share_of(method, world)
+    with inference(method), torch.no_grad(), autocast():
+        statistics = [found for _, _, found in calibrate(method, source, world)]
+        totals = np.zeros(3)
+        for batches in in_chunks(source.test(shard), largest_share=-(-source.spec.test_size // shard.size)):
+            outputs = [images for images, _ in batches]
+            for (_, stage), found in zip(method.stages(), statistics, strict=True):
+                apply_statistics(stage, found)
+                outputs = [stage(images) for images in outputs]
+            for scores, (_, labels) in zip(outputs, batches, strict=True):
+                scores = method.pool(scores.float())
+                loss = functional.cross_entropy(scores, labels, reduction="sum")
+                totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
+    images, correct, loss_sum = world.sum(totals)
+    return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images)
+
+
+def share_of(method: Method, world: World) -> Shard:
+    """Return which share of the images this worker evaluates: all of them where networks are evaluated apart."""
+    return Shard(rank=0, size=1) if method.members_apart else Shard(rank=world.rank, size=world.size)
+
+
+def calibrate(method: Method, source: DataSource, world: World) -> Iterator[tuple[str, nn.Module, Statistics]]:
+    """Walk the calibration set through the network; yield each stage with its name and its exact statistics."""
+    alone = method.members_apart
+    activations = [images for images, _ in source.calibration(share_of(method, world))]
+    for name, stage in method.stages():
+        stage.eval()
+        found: Statistics = []
+        for norm in norms_of(stage):
+            moments = input_moments(norm, stage, activations)
+            count, *sums = np.split(moments if alone else world.sum(moments), [1, 1 + norm.num_features])
+            mean, square = sums[0] / count, sums[1] / count
+            exact = tuple(torch.from_numpy(v).to(norm.weight) for v in (mean, np.maximum(square - mean**2, 0.0)))
+            norm.set_statistics(*exact)
+            found.append((exact[0], exact[1]))
+        activations = [stage(images) for images in activations]
+        yield name, stage, found
+
+
+class _Reached(Exception):
+    """Ends a stage's forward pass at the norm whose input was wanted."""
+
+
+def input_moments(norm: Norm, stage: nn.Module, inputs: list[Tensor]) -> NDArray[np.float64]:
+    """Return count, sums and sums of squares of what reaches `norm` in `stage`: [1 + 2 channels]."""
+    moments = np.zeros(1 + 2 * norm.num_features)
+
+    def collect(_: nn.Module, arguments: tuple[Tensor]) -> None:
+        (x,) = arguments
+        count = x.numel() // norm.num_features
+        parts = torch.var_mean(x.to(norm.weight.dtype), dim=(0, 2, 3), correction=0)
+        variance, mean = (part.double().cpu().numpy() for part in parts)
+        moments[:] += np.concatenate([[count], mean * count, (variance + mean**2) * count])
+        raise _Reached
+
+    hook = norm.register_forward_pre_hook(collect)
+    try:
+        for images in inputs:
+            try:
+                stage(images)
+            except _Reached:
+                continue
+    finally:
+        hook.remove()
+    return moments
+
+
+def norms_of(stage: nn.Module) -> list[Norm]:
+    """Return a stage's batch norms, in the order in which activations reach them."""
+    return [module for module in stage.modules() if isinstance(module, Norm)]
+
+
+def apply_statistics(stage: nn.Module, found: Statistics) -> None:
+    """Have a stage evaluate with these statistics: a lent block comes without any."""
+    stage.eval()
+    for norm, (mean, variance) in zip(norms_of(stage), found, strict=True):
+        norm.set_statistics(mean, variance)
+
+
+@contextmanager
+def inference(method: Method) -> Iterator[None]:
+    """Have the method's stages evaluate, not train, and leave nothing of it behind."""
+    method.subnet.eval()
+    try:
+        yield
+    finally:
+        method.subnet.train()
+        for norm in norms_of(method.subnet):
+            norm.clear_statistics()
+
+
+def in_chunks(batches: Iterator[Batch], *, largest_share: int) -> Iterator[list[Batch]]:
+    """Yield lists of batches, of about TEST_IMAGES_AT_ONCE images each.
+
+    Every rank gets as many lists as the one with the largest share needs, the last ones perhaps empty: ranks walk
+    the network's stages together.
+    """
+    for _ in range(max(1, -(-largest_share // TEST_IMAGES_AT_ONCE))):
+        chunk: list[Batch] = []
+        while sum(len(labels) for _, labels in chunk) < TEST_IMAGES_AT_ONCE and (batch := next(batches, None)):
+            chunk.append(batch)
+        yield chunk

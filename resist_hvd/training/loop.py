@@ -1,0 +1,123 @@
+"""The training loop: Algorithm 1 of the paper, for any method."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import torch
+from torch.nn import functional
+
+from resist_hvd.data.source import TrainStream
+from resist_hvd.seeds import derive
+from resist_hvd.training.checkpoint import save
+from resist_hvd.training.evaluate import evaluate
+from resist_hvd.training.optim import FlatSGD, learning_rate
+from resist_hvd.training.run import Run
+from resist_hvd.training.telemetry import Round, Telemetry
+
+
+def train(run: Run, telemetry: Telemetry) -> None:
+    """Train to the end: rounds of local training, each ended by a synchronisation."""
+    settings, progress, world = run.settings, run.progress, run.world
+    local = LocalTraining(run)
+    while not run.finished:
+        iterations = run.iterations_of_round()
+        partition, sent = run.method.partition, run.method.transport.sent
+
+        world.position = f"round {progress.round + 1}, local training"
+        losses = local.train(iterations)
+        trained = local.clock.lap()
+
+        world.position = f"round {progress.round + 1}, synchronising"
+        run.method.synchronise(round_seed(run, progress.round + 1))
+        synchronised = local.clock.lap()
+
+        telemetry.record(
+            Round(
+                number=progress.round,
+                iterations=iterations,
+                losses=losses,
+                lr=local.rate,
+                seconds_data=local.seconds_data,
+                seconds_compute=trained - local.seconds_data,
+                seconds_sync=synchronised,
+                bytes_sent=run.method.transport.sent - sent,
+                partition=partition,
+            )
+        )
+        if (heir := run.method.successor(progress.samples)) is not None:
+            run.method = heir
+            local = LocalTraining(run)
+        if is_due(settings.evaluate_every, run):
+            world.position = f"round {progress.round}, evaluating"
+            telemetry.evaluated(evaluate(run.method, run.source, world, run.autocast))
+        if is_due(settings.checkpoint_every, run):
+            save(run)
+        local.clock.lap()
+
+
+def is_due(every: int, run: Run) -> bool:
+    """Return whether what happens each `every` rounds (0: never), and always at the end, happens now."""
+    return run.finished or (every > 0 and run.progress.round % every == 0)
+
+
+def round_seed(run: Run, number: int) -> int:
+    """Return the seed of a round's partition: rank 0 draws it, MPI broadcasts it."""
+    return run.world.broadcast_seed(derive(run.settings.seed, "round", number))
+
+
+class Clock:
+    """Seconds between laps, of work that a device has really done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        last, self._last = self._last, perf_counter()
+        return self._last - last
+
+
+class LocalTraining:
+    """One worker's local iterations on its own network and data; nothing is communicated but what the method does."""
+
+    def __init__(self, run: Run) -> None:
+        subnet = run.method.subnet
+        self.run = run
+        self.clock = Clock(run.world.device)
+        self.rate = 0.0
+        self.seconds_data = 0.0
+        self._batches: TrainStream = run.source.train()
+        self._optimizer = FlatSGD(
+            subnet.parameters_flat, subnet.gradients_flat, run.method.velocity.buffer, run.settings.optim
+        )
+        self._forward = torch.compile(subnet.network) if run.settings.compile else subnet.network
+        self._losses = torch.zeros(run.settings.local_iterations, device=run.world.device)
+
+    def train(self, iterations: int) -> torch.Tensor:
+        """Make local iterations; return each one's loss [iterations]."""
+        self.seconds_data = 0.0
+        for iteration in range(iterations):
+            self._losses[iteration] = self.step()
+        return self._losses[:iterations]
+
+    def step(self) -> torch.Tensor:
+        """Make one local iteration: a batch, forward, backward, an update. Return its loss."""
+        run, optim = self.run, self.run.settings.optim
+        began = perf_counter()
+        images, labels = next(self._batches)
+        self.seconds_data += perf_counter() - began
+        run.method.subnet.gradients_flat.zero_()
+        with run.autocast():
+            scores = self._forward(images)
+            loss = functional.cross_entropy(scores, labels, label_smoothing=optim.label_smoothing)
+        torch.autograd.backward(loss)
+        run.method.gradients_ready()
+        self.rate = learning_rate(optim, run.progress.samples / run.target)
+        self._optimizer.step(self.rate, fresh=run.method.velocity.fresh)
+        run.method.velocity.fresh = False
+        run.progress.samples += run.batch
+        return loss.detach()

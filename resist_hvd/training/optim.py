@@ -1,0 +1,123 @@
+"""Stochastic gradient descent on a flat buffer, and its learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """The optimizer and its learning rate."""
+
+    lr: float = 0.1
+    """The peak learning rate."""
+
+    momentum: float = 0.9
+    """SGD's momentum."""
+
+    nesterov: bool = False
+    """Nesterov's momentum."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty on all parameters."""
+
+    schedule: Literal["step", "cosine", "constant"] = "cosine"
+    """step (divided at each milestone), cosine (to zero at the end), or constant."""
+
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """For step: at which fractions of the run the learning rate is divided."""
+
+    divide_by: float = 10.0
+    """For step: what it is divided by at each milestone."""
+
+    warmup: float = 0.0
+    """Fraction of the run in which the learning rate rises linearly from zero."""
+
+    label_smoothing: float = 0.0
+    """Probability spread evenly over all classes in the training targets."""
+
+    clip_norm: float | None = None
+    """Scale a worker's gradient down to this norm where it is larger. Default: never."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "lr": (0 < self.lr < math.inf, "a rate above 0"),
+            "momentum": (0 <= self.momentum < 1, "a number from 0 up to, but not, 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "warmup": (0 <= self.warmup < 1, "a fraction from 0 up to, but not, 1"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "a probability from 0 up to, but not, 1"),
+            "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "a norm above 0, or leave it out"),
+            "divide_by": (0 < self.divide_by < math.inf, "a number above 0"),
+            "milestones": (
+                list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones),
+                "ascending fractions between 0 and 1",
+            ),
+        }
+        for name, (sound, mend) in checks.items():
+            if not sound:
+                raise ValueError(f"--optim.{name} is {getattr(self, name)}; give {mend}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("--optim.nesterov is true, but --optim.momentum is 0; give a momentum")
+
+
+def learning_rate(settings: OptimSettings, progress: float) -> float:
+    """Return the learning rate when `progress`, from 0 to 1, of the run's iterations are done."""
+    if progress < settings.warmup:
+        return settings.lr * progress / settings.warmup
+    match settings.schedule:
+        case "constant":
+            return settings.lr
+        case "step":
+            passed = sum(progress >= milestone for milestone in settings.milestones)
+            return settings.lr / settings.divide_by**passed
+        case "cosine":
+            rest = (progress - settings.warmup) / (1.0 - settings.warmup)
+            return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
+
+
+class FlatSGD:
+    """SGD that updates a flat buffer of parameters in one fused pass.
+
+    It calls what `torch.optim.SGD(fused=True)` calls, which alone can restart momentum without a pass over its buffer.
+
+    Args:
+        parameters: [P], updated in place.
+        gradients: [P].
+        momentum: [P], the buffer of velocities; whoever owns it may rearrange it between steps.
+        settings: rates and penalties.
+    """
+
+    def __init__(self, parameters: Tensor, gradients: Tensor, momentum: Tensor, settings: OptimSettings) -> None:
+        self.settings = settings
+        self._flat = nn.Parameter(parameters)
+        self._flat.grad = self._gradients = gradients
+        self._buffers = [momentum] if settings.momentum else []
+
+    @torch.no_grad()
+    def step(self, rate: float, *, fresh: bool = False) -> None:
+        """Update the parameters at a learning rate, and leave the gradients as they are.
+
+        Args:
+            rate: the learning rate.
+            fresh: whether momentum begins here, whatever its buffer holds.
+        """
+        settings = self.settings
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_([self._flat], settings.clip_norm)
+        torch._fused_sgd_(
+            [self._flat],
+            [self._gradients],
+            self._buffers,
+            lr=rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            dampening=0.0,
+            nesterov=settings.nesterov,
+            maximize=False,
+            is_first_step=fresh,
+        )

@@ -1,0 +1,106 @@
+"""A run as it stands: what it is made of, how long it is, and how far it has come."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.data.source import DataSource
+from resist_hvd.methods.base import Method, Setup
+from resist_hvd.models import Architecture
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint's manifest holds it.
+
+    Seconds are of training alone, the mean over workers; bytes are payload sent, summed over workers.
+    """
+
+    round: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    seconds_compute: float = 0.0
+    seconds_data: float = 0.0
+    seconds_sync: float = 0.0
+    bytes_sent: int = 0
+    accuracy: float | None = None
+    best_accuracy: float | None = None
+    evaluated_round: int = -1
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with.
+
+    Attributes:
+        folder: the run's folder; rank 0 writes it.
+    """
+
+    settings: Settings
+    world: World
+    source: DataSource
+    method: Method
+    folder: Path
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def batch(self) -> int:
+        """Images of one local iteration, summed over workers."""
+        return self.settings.data.batch_size * self.world.size
+
+    @property
+    def target(self) -> float:
+        """Images of the whole run, summed over workers, as the paper counts epochs."""
+        return self.settings.epochs * self.source.spec.train_size
+
+    @property
+    def iterations_left(self) -> int:
+        """Local iterations, each worker's, until the target is reached."""
+        return max(0, math.ceil((self.target - self.progress.samples) / self.batch))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done, or `max_rounds`."""
+        reached = self.settings.max_rounds is not None and self.progress.round >= self.settings.max_rounds
+        return reached or self.iterations_left == 0
+
+    def iterations_of_round(self) -> int:
+        """Return how many local iterations the round that begins now has: l, or what is left."""
+        return min(self.settings.local_iterations, self.iterations_left)
+
+    def rounds(self) -> int:
+        """Return how many rounds the whole run will have had at its end."""
+        left = math.ceil(self.iterations_left / self.settings.local_iterations)
+        return min(self.progress.round + left, self.settings.max_rounds or sys.maxsize)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes compute with the precision asked for."""
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def method_setup(settings: Settings, source: DataSource, world: World) -> Setup:
+    """Return what the run's method is made from."""
+    architecture = Architecture.of(settings.model, channels=source.spec.channels, classes=len(source.spec.classes))
+    return Setup(
+        architecture=architecture,
+        world=world,
+        seed=settings.seed,
+        min_blocks=settings.min_blocks,
+        momentum=settings.momentum,
+        scale_activations=settings.scale_activations,
+    )

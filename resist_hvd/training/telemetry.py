@@ -1,0 +1,226 @@
+"""What a run tells: a line a round on the console, and the files of its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resist_hvd.comm.transport import BytesSent
+from resist_hvd.models.resnet import count_parameters
+from resist_hvd.protocol.partition import Partition
+from resist_hvd.training.disk import disk_errors, write_whole
+from resist_hvd.training.divergence import diverged
+from resist_hvd.training.evaluate import Evaluation
+from resist_hvd.training.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One rank's account of a round: seconds, and bytes of payload it sent in the synchronisation at its end."""
+
+    number: int
+    iterations: int
+    losses: Tensor
+    lr: float
+    seconds_data: float
+    seconds_compute: float
+    seconds_sync: float
+    bytes_sent: BytesSent
+    partition: Partition
+
+
+def print_at_once(line: str) -> None:
+    """Print a line that is seen when it is printed, through a pipe too."""
+    print(line, flush=True)
+
+
+class Telemetry:
+    """Gathers every rank's account of a round, and has rank 0 write it down.
+
+    Args:
+        run: the run; its progress is kept here.
+        printer: takes a line for the console.
+    """
+
+    def __init__(self, run: Run, printer: Callable[[str], None] = print_at_once) -> None:
+        self.run = run
+        self._print = printer
+        with run.world.agree("opening the run's files"), disk_errors(run.folder):
+            self._board = open_board(run) if run.world.is_first else None
+
+    def record(self, done: Round) -> None:
+        """Add a round to the run's progress and files; all ranks must call it together.
+
+        Raises:
+            UserError: on every rank, where the loss of one was not finite.
+        """
+        run, progress = self.run, self.run.progress
+        account = self._gather(done)
+        progress.round += 1
+        for name in ("seconds_compute", "seconds_data", "seconds_sync"):
+            setattr(progress, name, getattr(progress, name) + account[name])
+            progress.seconds += account[name]
+        progress.bytes_sent += account["bytes_sent"]
+        self._append("rounds.jsonl", {**account, "partition": done.partition.held})
+        if run.world.is_first:
+            self._print(self._line(account))
+            self._to_board({name: account[name] for name in ("loss", "lr", "bytes_sent", "seconds_sync")})
+
+    def _gather(self, done: Round) -> dict[str, Any]:
+        """Return the round's account over all ranks: seconds and loss averaged, bytes summed."""
+        world = self.run.world
+        losses = done.losses.double().cpu()
+        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        everyone = world.gather(
+            [
+                losses.mean().item(),
+                done.seconds_compute,
+                done.seconds_data,
+                done.seconds_sync,
+                done.bytes_sent.trunk,
+                done.bytes_sent.blocks,
+                bad[0] if bad else -1,
+            ]
+        )
+        for rank, iteration in enumerate(everyone[:, 6].astype(int)):
+            if iteration >= 0:
+                host = world.gather_objects(world.host)[rank]
+                when = f"round {done.number + 1}, local iteration {iteration + 1}"
+                raise diverged("The loss", where=f"rank {rank} of {world.size} on {host}, {when}")
+        loss, compute, data, sync = everyone[:, :4].mean(axis=0).tolist()
+        trunk, blocks = (int(total) for total in everyone[:, 4:6].sum(axis=0))
+        return {
+            "round": done.number,
+            "iterations": done.iterations,
+            "loss": loss,
+            "lr": done.lr,
+            "seconds_compute": compute,
+            "seconds_data": data,
+            "seconds_sync": sync,
+            "bytes_sent": trunk + blocks,
+            "bytes_trunk": trunk,
+            "bytes_blocks": blocks,
+        }
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Note an evaluation of the global model in the run's progress and files.
+
+        Raises:
+            UserError: on every rank, where its loss is not finite.
+        """
+        run, progress = self.run, self.run.progress
+        if not math.isfinite(evaluation.loss):
+            raise diverged("The loss on the test set", where=f"all ranks, after round {progress.round}")
+        progress.accuracy = evaluation.accuracy
+        progress.best_accuracy = max(evaluation.accuracy, progress.best_accuracy or 0.0)
+        epoch = progress.samples / run.source.spec.train_size
+        self._append(
+            "eval.jsonl",
+            {
+                "round": progress.round,
+                "epoch": epoch,
+                "samples": progress.samples,
+                "seconds": progress.seconds,
+                "bytes_sent": progress.bytes_sent,
+                "accuracy": evaluation.accuracy,
+                "loss": evaluation.loss,
+            },
+        )
+        if run.world.is_first:
+            self._print(
+                f"  evaluated after round {progress.round:>5}  epoch {epoch:7.2f}  "
+                f"accuracy {evaluation.accuracy:6.2f} %  loss {figure(evaluation.loss)}"
+            )
+            self._to_board({"accuracy": evaluation.accuracy, "test_loss": evaluation.loss})
+
+    def summarise(self, peak_memory_bytes: list[int]) -> dict[str, Any]:
+        """Write `summary.json`, and return it."""
+        run, progress = self.run, self.run.progress
+        summary = {
+            "method": run.settings.method,
+            "workers": run.world.size,
+            "rounds": progress.round,
+            "samples": progress.samples,
+            "accuracy": progress.accuracy,
+            "best_accuracy": progress.best_accuracy,
+            "seconds": progress.seconds,
+            "seconds_compute": progress.seconds_compute,
+            "seconds_data": progress.seconds_data,
+            "seconds_sync": progress.seconds_sync,
+            "bytes_sent": progress.bytes_sent,
+            "parameters_global": count_parameters(run.method.subnet.architecture),
+            "parameters_worker": run.method.subnet.parameters_flat.numel(),
+            "peak_memory_bytes": peak_memory_bytes,
+        }
+        if run.world.is_first:
+            with disk_errors(run.folder):
+                write_whole(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _line(self, account: dict[str, Any]) -> str:
+        rounds = self.run.rounds()
+        return (
+            f"round {account['round'] + 1:>{len(str(rounds))}}/{rounds}  loss {figure(account['loss'])}  "
+            f"lr {figure(account['lr'])}  compute {account['seconds_compute']:7.3f} s  "
+            f"data {account['seconds_data']:6.3f} s  sync {account['seconds_sync']:6.3f} s  "
+            f"sent {account['bytes_sent'] / 1e6:8.2f} MB"
+        )
+
+    def _append(self, name: str, entry: dict[str, Any]) -> None:
+        if self.run.world.is_first:
+            with disk_errors(self.run.folder / name), (self.run.folder / name).open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _to_board(self, scalars: dict[str, float]) -> None:
+        if self._board is not None:
+            with disk_errors(self.run.folder / "tensorboard"):
+                for name, value in scalars.items():
+                    self._board.add_scalar(name, value, self.run.progress.round)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._board is not None:
+            with disk_errors(self.run.folder / "tensorboard"):
+                self._board.close()
+
+
+def open_board(run: Run) -> Any:
+    """Return a TensorBoard writer into the run's folder, None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.progress.round + 1)
+
+
+def figure(value: float) -> str:
+    """Return a number of any size in seven characters."""
+    return f"{value:7.4f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:7.1e}"
+
+
+def keep_lines_before(path: Path, *, round_number: int, inclusive: bool) -> None:
+    """Cut a run's file of lines to the rounds that a checkpoint knows of, so that what follows repeats none.
+
+    Args:
+        path: rounds.jsonl or eval.jsonl; a last line that was cut short is dropped too.
+        round_number: the checkpoint's.
+        inclusive: whether a line of that very round stays.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            number = json.loads(line)["round"]
+            if number < round_number or (inclusive and number == round_number):
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_whole(path, "".join(kept))
