@@ -1,0 +1,503 @@
+"""launch/setup without its long steps: flags, messages, patch, the wheel's key, the stamp; launch/test's summary."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import summary
+from provision import environment, horovod_wheel, toolchain
+from provision.__main__ import parse_flags
+from provision.horovod_wheel import WheelKey
+from provision.installation import PATCH
+from provision.patching import PatchError, apply_patch, parse_patch
+from provision.stamp import DEFAULT, Choice, Stamp, files_digest, read_stamp
+from provision.steps import Log, StepFailedError, Steps
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = ROOT / "launch/setup"
+KEY = WheelKey(
+    torch="2.15.0+cu132",
+    mpi="openmpi-4.1.8",
+    cuda="cpu",
+    abi="cpython-311-x86_64-linux-gnu",
+    libc="glibc2.36",
+    recipe="a" * 64,
+)
+
+
+def run_setup(*flags: str, path: str = os.environ["PATH"], **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/bash", SETUP, *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd="/",
+        env=os.environ | {"PATH": path} | variables,
+    )
+
+
+def make_programs(folder: Path, **scripts: str) -> str:
+    """Write shell scripts into a folder, each named by its key, and return the folder as a PATH."""
+    for name, body in scripts.items():
+        program = folder / name
+        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.chmod(0o755)
+    return str(folder)
+
+
+# Flags
+
+
+def test_help_names_every_flag_and_where_wheels_are_kept(tmp_path: Path) -> None:
+    done = run_setup("--help", RESIST_HVD_CACHE=str(tmp_path / "kept"))
+    assert done.returncode == 0
+    for flag in ("--python", "--mpi", "--cuda", "--cuda-arch", "--dali", "--dev", "--fresh"):
+        assert flag in done.stdout
+    assert "kept" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [["--mpi", "mpich"], ["--cuda", "maybe"], ["--cuda-arch", "hopper"], ["--nonsense"]])
+def test_a_wrong_flag_is_refused_with_its_name(flags: list[str]) -> None:
+    done = run_setup(*flags)
+    assert done.returncode == 2
+    assert flags[0] in done.stderr
+
+
+def test_compute_capabilities_are_sorted_and_plain() -> None:
+    assert parse_flags(["--cuda-arch", "9.0,80,100"]).cuda_arch == "80,90,100"
+
+
+def test_no_python_on_the_path_is_said(tmp_path: Path) -> None:
+    # A copy, beside which there is no .venv to fall back to.
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    copy = launch / "setup"
+    copy.write_bytes(SETUP.read_bytes())
+    old = make_programs(tmp_path, python3="exit 1")
+    done = subprocess.run(["/bin/bash", copy], capture_output=True, text=True, env={"PATH": old}, check=False)
+    assert done.returncode == 1
+    assert "no Python 3.11 or newer is on the PATH" in done.stderr
+    assert "--python PATH" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--python", "/bin/false"], ["--python=/nowhere/python3"]])
+def test_a_wrong_python_is_refused(flags: list[str]) -> None:
+    done = run_setup(*flags)
+    assert done.returncode == 1
+    assert "--python" in done.stderr
+
+
+# A step that fails
+
+
+def test_a_failing_step_is_named_with_the_end_of_its_log_and_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action(log: Log) -> str:
+        log.run(["/bin/sh", "-c", "seq 100; echo broken >&2; exit 3"], mend="Mend it so.")
+        return "not reached"
+
+    steps = Steps(total=2, log_folder=tmp_path / "logs")
+    steps.do("first", lambda log: "well")
+    with pytest.raises(SystemExit) as ended:
+        steps.do("second", action)
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].startswith("[1/2] first ... ")
+    assert printed.out.splitlines()[1] == "[2/2] second ... failed"
+    assert "step 2 of 2 (second) failed" in printed.err
+    assert "status 3" in printed.err
+    assert str(tmp_path / "logs/2-second.log") in printed.err
+    assert "| broken" in printed.err
+    assert "| 82" in printed.err
+    assert "| 81\n" not in printed.err
+    assert "What to do: Mend it so." in printed.err
+
+
+def test_a_folder_that_cannot_be_written_is_a_failed_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def action(log: Log) -> str:
+        (tmp_path / "no/such/folder").mkdir()
+        return "not reached"
+
+    with pytest.raises(SystemExit):
+        Steps(total=1, log_folder=tmp_path).do("only", action)
+    assert str(tmp_path / "no/such/folder") in capsys.readouterr().err
+
+
+def test_a_missing_program_is_a_failed_step(tmp_path: Path) -> None:
+    with pytest.raises(StepFailedError, match="cannot be run"):
+        Log(tmp_path / "log").run(["/nowhere/program"], mend="Install it.")
+
+
+def test_a_missing_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(StepFailedError, match=r"no C\+\+ compiler .* is on the PATH.*apt-get install g\+\+"):
+        toolchain.find_compiler(Log(tmp_path / "log"), tmp_path)
+
+
+def test_setup_without_a_compiler_stops_at_its_first_step(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    path = make_programs(programs, python3=f'exec "{sys.executable}" "$@"')
+    done = subprocess.run(
+        ["/bin/bash", tmp_path / "launch/setup"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": path, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("[1/6] tools ... failed")
+    assert "step 1 of 6 (tools) failed: no C++ compiler" in done.stderr
+    assert "What to do: Install a C++ compiler" in done.stderr
+    assert not (tmp_path / ".venv/bin").exists()
+
+
+def test_missing_python_headers_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", make_programs(tmp_path, **{"c++": "exit 0"}))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(StepFailedError, match=r"headers are not in .*python3-dev"):
+        toolchain.find_compiler(Log(tmp_path / "log"), tmp_path / "include")
+
+
+def test_a_compiler_without_cxx20_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CXX", "old")
+    monkeypatch.setenv("PATH", make_programs(tmp_path, old="echo unrecognized option >&2; exit 1"))
+    log = Log(tmp_path / "log")
+    with pytest.raises(StepFailedError, match=r"C\+\+20"):
+        toolchain.find_compiler(log, tmp_path)
+    assert "unrecognized option" in log.tail()
+
+
+def test_a_missing_site_mpi_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", make_programs(tmp_path, mpicc="exit 0"))
+    with pytest.raises(StepFailedError, match=r"mpicxx and mpirun not found .*module load"):
+        toolchain.find_site_mpi(Log(tmp_path / "log"))
+
+
+def test_a_folder_that_is_no_virtual_environment_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precious = tmp_path / ".venv/precious"
+    precious.parent.mkdir()
+    precious.touch()
+    monkeypatch.setattr(environment, "VENV", tmp_path / ".venv")
+    with pytest.raises(StepFailedError, match="is not a virtual environment"):
+        environment.clear_venv()
+    assert precious.exists()
+
+
+# CUDA
+
+
+def fake_toolkit(folder: Path, release: str) -> Path:
+    home = folder / "cuda"
+    (home / "bin").mkdir(parents=True)
+    (home / "include").mkdir()
+    (home / "include/cuda_runtime.h").touch()
+    make_programs(home / "bin", nvcc=f"echo 'Cuda compilation tools, release {release}, V0'")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("wanted", "architectures", "release", "builds"),
+    [
+        ("auto", (), "13.0", False),  # No GPU.
+        ("auto", ("90",), "13.0", True),
+        ("yes", ("90",), "13.0", True),
+        ("auto", ("90",), "12.4", False),  # A toolkit of another major version than PyTorch's.
+        ("no", ("90",), "13.0", False),
+    ],
+)
+def test_nccl_operations_are_built_where_they_can_be(
+    wanted: str,
+    architectures: tuple[str, ...],
+    release: str,
+    builds: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = fake_toolkit(tmp_path, release)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setattr(toolchain, "gpu_architectures", lambda log: ())
+    cuda = toolchain.choose_cuda(Log(tmp_path / "log"), wanted, architectures, "13.2", tmp_path)
+    assert (cuda is not None) == builds
+    if cuda is not None:
+        assert (cuda.home, cuda.version, cuda.architectures) == (home.resolve(), release, architectures)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "release", "torch_cuda", "seen"),
+    [
+        ((), "13.0", "13.2", "no GPU was found"),
+        (("90",), "12.4", "13.2", "is version 12.4"),
+        (("90",), "13.0", None, "built without CUDA"),
+    ],
+)
+def test_nccl_operations_that_cannot_be_built_but_must_be_are_refused(
+    architectures: tuple[str, ...],
+    release: str,
+    torch_cuda: str | None,
+    seen: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake_toolkit(tmp_path, release)))
+    monkeypatch.setattr(toolchain, "gpu_architectures", lambda log: ())
+    with pytest.raises(StepFailedError, match=f"{seen}.*--cuda no"):
+        toolchain.choose_cuda(Log(tmp_path / "log"), "yes", architectures, torch_cuda, tmp_path)
+
+
+# Horovod's source and wheel
+
+
+def test_a_source_of_another_digest_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "horovod-0.28.1.tar.gz"
+    archive.write_bytes(b"something else")
+    with pytest.raises(StepFailedError, match=horovod_wheel.SDIST_SHA256):
+        horovod_wheel.verify_sha256(archive, horovod_wheel.SDIST_SHA256)
+
+
+@pytest.mark.parametrize("part", [each.name for each in dataclasses.fields(WheelKey)])
+def test_each_part_of_a_key_leads_to_a_wheel_of_its_own(part: str) -> None:
+    other = dataclasses.replace(KEY, **{part: "another"})
+    assert other.folder_name() != KEY.folder_name()
+
+
+def test_a_key_is_a_readable_file_name() -> None:
+    name = dataclasses.replace(KEY, mpi="openmpi-5.0.3 /opt/site/lib/libmpi.so.40").folder_name()
+    assert name.startswith("horovod-0.28.1_torch-2.15.0+cu132_openmpi-5.0.3_cpu_cpython-311-x86_64-linux-gnu_")
+    assert "/" not in name
+    assert " " not in name
+
+
+def test_a_change_of_the_patch_changes_the_recipe() -> None:
+    patch = PATCH.read_bytes()
+    assert horovod_wheel.recipe_digest(patch) == horovod_wheel.recipe_digest(patch)
+    assert horovod_wheel.recipe_digest(patch) != horovod_wheel.recipe_digest(patch + b"\n")
+
+
+def test_a_wheel_is_found_only_under_its_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESIST_HVD_CACHE", str(tmp_path))
+    assert horovod_wheel.cached_wheel(KEY) is None
+    wheel = tmp_path / KEY.folder_name() / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+    assert horovod_wheel.cached_wheel(KEY) == wheel
+    assert horovod_wheel.cached_wheel(dataclasses.replace(KEY, torch="2.14.0")) is None
+
+
+# The patch
+
+FILE = "one\ntwo\nthree\nfour\n"
+DIFF = "why\n--- a/dir/file\n+++ b/dir/file\n@@ -1,3 +1,4 @@\n one\n-two\n+2\n+2.5\n three\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir/file").write_text(FILE)
+    return tmp_path
+
+
+def test_a_patch_changes_its_lines(tree: Path) -> None:
+    assert apply_patch(DIFF, tree) == ["dir/file"]
+    assert (tree / "dir/file").read_text() == "one\n2\n2.5\nthree\nfour\n"
+
+
+def test_hunks_keep_their_places_and_line_ends(tree: Path) -> None:
+    (tree / "dir/file").write_bytes(b"one\r\n\x0ctwo\r\nthree\r\nfour")
+    diff = "--- a/dir/file\n+++ b/dir/file\n@@ -1 +1,2 @@\n-one\r\n+1\r\n+1.5\r\n@@ -3 +4 @@\n-three\r\n+3\r\n"
+    apply_patch(diff, tree)
+    assert (tree / "dir/file").read_bytes() == b"1\r\n1.5\r\n\x0ctwo\r\n3\r\nfour"
+
+
+@pytest.mark.parametrize(
+    ("diff", "seen"),
+    [
+        (DIFF.replace("-two", "-zwei"), "does not fit dir/file at line 1"),
+        (DIFF.replace("@@ -1,3", "@@ -2,3"), "does not fit dir/file at line 2"),
+        (DIFF.replace("-1,3", "-1,4"), "shorter than its header"),
+        (DIFF.replace("+1,4", "+1,3"), "does not have the length|outside of any hunk"),
+        (DIFF.replace("dir/file", "dir/other"), "which is not there"),
+        (DIFF.replace("dir/file", "../file"), "outside of the folder"),
+        (DIFF.replace("--- a/dir/file", "--- /dev/null"), "only change files"),
+        (DIFF.partition("---")[0], "holds no hunk"),
+        (DIFF.partition("+++")[2].partition("\n")[2], "before any file is named"),
+    ],
+)
+def test_a_patch_that_does_not_fit_changes_nothing(diff: str, seen: str, tree: Path) -> None:
+    with pytest.raises(PatchError, match=seen):
+        apply_patch(diff, tree)
+    assert (tree / "dir/file").read_text() == FILE
+
+
+def test_a_patch_is_not_applied_twice(tree: Path) -> None:
+    apply_patch(DIFF, tree)
+    with pytest.raises(PatchError, match="does not fit"):
+        apply_patch(DIFF, tree)
+
+
+def test_one_hunk_that_does_not_fit_keeps_all_files_as_they_are(tree: Path) -> None:
+    (tree / "second").write_text("other\n")
+    with pytest.raises(PatchError, match="does not fit second"):
+        apply_patch(DIFF + "--- a/second\n+++ b/second\n@@ -1 +1 @@\n-expected\n+new\n", tree)
+    assert (tree / "dir/file").read_text() == FILE
+
+
+def test_horovods_patch_changes_these_files_alone() -> None:
+    assert list(parse_patch(PATCH.read_text())) == [
+        "CMakeLists.txt",
+        "cmake/Modules/FindPytorch.cmake",
+        "horovod/common/common.h",
+        "horovod/common/group_table.h",
+        "horovod/common/ops/cuda/CMakeLists.txt",
+        "horovod/torch/CMakeLists.txt",
+    ]
+
+
+# The stamp
+
+
+def test_a_choice_is_remembered_and_extras_are_kept() -> None:
+    last = Choice(mpi="system", cuda="yes", cuda_arch="90", dev=True)
+    assert Choice().over(last) == last
+    assert Choice(mpi="registry", dali=True).over(last) == dataclasses.replace(last, mpi="registry", dali=True)
+    assert Choice(cuda_arch="").over(last).cuda_arch == ""
+
+
+def test_a_stamp_reads_back(tmp_path: Path) -> None:
+    stamp = Stamp(files="abc", venv="/x/.venv", python="3.11.7 /usr/bin/python3", choice=DEFAULT)
+    stamp.write(tmp_path / "stamp")
+    assert read_stamp(tmp_path / "stamp") == stamp
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": "a", "venv": "b", "python": "c", "choice": 1}'])
+def test_a_damaged_stamp_counts_as_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "stamp").write_text(content)
+    assert read_stamp(tmp_path / "stamp") is None
+
+
+def test_another_python_or_mpi_needs_a_fresh_environment_and_other_packages_do_not() -> None:
+    stamp = Stamp(files="abc", venv="/x/.venv", python="3.11.7 /usr/bin/python3", choice=DEFAULT)
+    assert stamp.allows_adding(dataclasses.replace(stamp, files="def"))
+    assert stamp.allows_adding(dataclasses.replace(stamp, choice=dataclasses.replace(DEFAULT, dev=True)))
+    assert not stamp.allows_adding(dataclasses.replace(stamp, python="3.12.1 /usr/bin/python3"))
+    assert not stamp.allows_adding(dataclasses.replace(stamp, choice=dataclasses.replace(DEFAULT, mpi="system")))
+
+
+def test_a_digest_follows_names_and_contents(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("xy")
+    second.write_text("z")
+    digest = files_digest([second, first])
+    assert digest == files_digest([first, second])
+    first.write_text("x")
+    second.write_text("yz")
+    assert files_digest([first, second]) != digest
+
+
+# The locked packages
+
+
+@pytest.mark.parametrize("lock", sorted((ROOT / "launch").glob("requirements*.txt")), ids=lambda file: file.name)
+def test_every_locked_package_has_hashes_and_no_registry_is_named(lock: Path) -> None:
+    text = lock.read_text()
+    assert "://" not in text
+    assert "--index-url" not in text
+    entries = text.replace("\\\n", " ").splitlines()
+    assert entries
+    assert all("==" in entry and "--hash=sha256:" in entry for entry in entries)
+
+
+def test_locks_agree_with_one_another() -> None:
+    versions: dict[str, set[str]] = {}
+    for lock in (ROOT / "launch").glob("requirements*.txt"):
+        pins = [line.split()[0] for line in lock.read_text().splitlines() if not line.startswith(" ")]
+        for name, version in (pin.split("==") for pin in pins):
+            versions.setdefault(f"{name} in {lock.name}", set()).add(version)
+    main = {
+        key.removesuffix(" in requirements.txt"): each
+        for key, each in versions.items()
+        if key.endswith("in requirements.txt")
+    }
+    for key, each in versions.items():
+        name = key.partition(" in ")[0]
+        assert each <= main.get(name, each), key
+
+
+# The summary of launch/test
+
+
+def write_report(file: Path, **outcomes: str) -> None:
+    children = {"passed": "", "skipped": "<skipped/>", "failed": '<failure message="so&#10;more"/>'}
+    cases = "".join(
+        f'<testcase classname="t" name="{name}">{children[each]}</testcase>' for name, each in outcomes.items()
+    )
+    file.write_text(f'<testsuites><testsuite time="1.5">{cases}</testsuite></testsuites>')
+
+
+def test_the_summary_adds_up_and_a_failure_on_any_rank_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(tmp_path / "single.xml", a="passed", b="skipped")
+    (tmp_path / "single.status").write_text("0")
+    write_report(tmp_path / "parallel-2-rank0.xml", a="passed", b="passed")
+    write_report(tmp_path / "parallel-2-rank1.xml", a="passed", b="failed")
+    (tmp_path / "parallel-2.status").write_text("1")
+    assert summary.main(tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "2 passed, 1 failed, 1 skipped"
+    assert "    t::b on rank 1: so" in lines
+    assert any(line.startswith("parallel, 2 ranks     1 passed,    1 failed,    0 skipped") for line in lines)
+
+
+def test_the_summary_is_good_only_if_something_passed_and_nothing_failed(tmp_path: Path) -> None:
+    write_report(tmp_path / "single.xml", a="passed")
+    (tmp_path / "single.status").write_text("0")
+    assert summary.main(tmp_path) == 0
+    write_report(tmp_path / "single.xml", a="skipped")
+    assert summary.main(tmp_path) == 1
+
+
+@pytest.mark.parametrize("status", ["0", "1", "139"])
+def test_a_rank_without_a_report_counts_as_failed(
+    status: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(tmp_path / "parallel-2-rank0.xml", a="passed")
+    (tmp_path / "parallel-2.status").write_text(status)
+    assert summary.main(tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "no report on rank 1" in printed
+    assert printed.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
+
+
+def test_a_status_that_no_report_explains_counts_as_failed(tmp_path: Path) -> None:
+    write_report(tmp_path / "launch.xml", a="passed")
+    (tmp_path / "launch.status").write_text("124")
+    assert summary.main(tmp_path) == 1
+
+
+def test_setups_modules_need_nothing_but_the_standard_library() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            "import sys; sys.path.insert(0, sys.argv[1]); import provision.__main__",
+            ROOT / "launch",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

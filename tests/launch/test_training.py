@@ -1,0 +1,261 @@
+"""Runs that go well, of every method and under every launcher: what they leave in their folder, and how they go on."""
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from resist_hvd.config import parse, to_yaml
+from resist_hvd.models.resnet import ResNet
+
+from . import runs
+from .conftest import CLASSES
+
+ROUND = (
+    "round iterations loss lr seconds_compute seconds_data seconds_sync bytes_sent bytes_trunk bytes_blocks partition"
+)
+EVALUATION = "round epoch samples seconds bytes_sent accuracy loss"
+SUMMARY = (
+    "method workers rounds samples accuracy best_accuracy seconds seconds_compute seconds_data seconds_sync bytes_sent "
+    "parameters_global parameters_worker peak_memory_bytes"
+)
+METHODS = ("resist", "local-sgd", "data-parallel", "ensemble")
+BLOCKS = 5
+"""Partitionable blocks of the tiny network: all of its third section but the first."""
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def accuracy_of(model: ResNet, description: dict[str, Any], images: Path) -> float:
+    """Return the share of test images that a model loaded by itself classifies rightly, in percent."""
+    mean, std = (torch.tensor(description[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    assert description["classes"] == list(CLASSES)
+    right = []
+    for label, name in enumerate(CLASSES):
+        for path in sorted((images / "test" / name).iterdir()):
+            pixels = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
+            with torch.no_grad():
+                right.append(int(model(((pixels - mean) / std)[None]).argmax()) == label)
+    return 100.0 * sum(right) / len(right)
+
+
+def block_bytes(model: ResNet) -> int:
+    return 4 * sum(parameter.numel() for parameter in model.blocks(2)[1].parameters())
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of ResIST that never stopped."""
+    return finish("resist", tiny, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(
+    request: pytest.FixtureRequest, tiny: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A method, and the folder of a whole run of it on 2 workers."""
+    if request.param == "resist":
+        return "resist", request.getfixturevalue("whole")
+    return request.param, finish(request.param, tiny, tmp_path_factory)
+
+
+def finish(method: str, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(method) / "run"
+    ended = runs.run(*tiny, "--method", method, "--output", folder)
+    assert ended.status == 0, ended
+    assert ended.stderr.strip() == "", ended
+    return folder
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert (one / "model.json").read_bytes() == (other / "model.json").read_bytes()
+
+
+# A run's folder
+
+
+def test_folder_has_what_the_contract_names_and_no_more(finished: tuple[str, Path]) -> None:
+    method, folder = finished
+    model = {"members"} if method == "ensemble" else {"model.safetensors", "model.json"}
+    named = {"config.yaml", "rounds.jsonl", "eval.jsonl", "summary.json", "checkpoints"} | model
+    assert {path.name for path in folder.iterdir()} - {"tensorboard"} == named
+    checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert checkpoints == {"latest", "round-000002", "round-000004"}
+    assert (folder / "checkpoints/latest").read_text() == "round-000004\n"
+
+
+def test_files_have_the_keys_of_the_contract(finished: tuple[str, Path]) -> None:
+    method, folder = finished
+    rounds, evaluations = (read_lines(folder / name) for name in ("rounds.jsonl", "eval.jsonl"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [entry["round"] for entry in rounds] == [0, 1, 2, 3]
+    assert all(set(entry) == set(ROUND.split()) for entry in rounds)
+    assert [entry["round"] for entry in evaluations] == [2, 4]
+    assert all(set(entry) == set(EVALUATION.split()) for entry in evaluations)
+    assert set(summary) == set(SUMMARY.split())
+    assert (summary["method"], summary["workers"], summary["rounds"], summary["samples"]) == (method, 2, 4, 128)
+    assert len(summary["peak_memory_bytes"]) == 2
+
+
+def test_figures_add_up(finished: tuple[str, Path]) -> None:
+    method, folder = finished
+    rounds, evaluations = (read_lines(folder / name) for name in ("rounds.jsonl", "eval.jsonl"))
+    summary = json.loads((folder / "summary.json").read_text())
+    for entry in rounds:
+        assert entry["bytes_sent"] == entry["bytes_trunk"] + entry["bytes_blocks"]
+    for entry in evaluations:
+        before = [done for done in rounds if done["round"] < entry["round"]]
+        assert entry["bytes_sent"] == sum(done["bytes_sent"] for done in before)
+        assert entry["samples"] == sum(done["iterations"] for done in before) * 16
+        assert entry["epoch"] == entry["samples"] / 128
+    assert summary["bytes_sent"] == sum(entry["bytes_sent"] for entry in rounds)
+    assert (summary["bytes_sent"] == 0) == (method == "ensemble")
+    for kind in ("compute", "data", "sync"):
+        total = sum(entry[f"seconds_{kind}"] for entry in rounds)
+        assert summary[f"seconds_{kind}"] == pytest.approx(total)
+    parts = sum(summary[f"seconds_{kind}"] for kind in ("compute", "data", "sync"))
+    assert summary["seconds"] == pytest.approx(parts)
+    assert summary["accuracy"] == evaluations[-1]["accuracy"]
+    assert summary["best_accuracy"] == max(entry["accuracy"] for entry in evaluations)
+
+
+def test_every_partition_is_one_by_the_rule(finished: tuple[str, Path]) -> None:
+    method, folder = finished
+    for entry in read_lines(folder / "rounds.jsonl"):
+        held = entry["partition"]
+        assert len(held) == 2
+        assert all(blocks == sorted(set(blocks)) for blocks in held)
+        if method in ("resist", "ensemble"):
+            assert [len(blocks) for blocks in held] == [3, 3]
+            assert set().union(*held) == set(range(BLOCKS))
+        else:
+            assert held == [list(range(BLOCKS))] * 2
+
+
+def test_blocks_cost_what_their_partitions_ask_for(whole: Path) -> None:
+    a_block = block_bytes(ResNet.load(whole))
+    rounds = read_lines(whole / "rounds.jsonl")
+    for done, following in pairwise(rounds):
+        before, after = (entry["partition"] for entry in (done, following))
+        shared = set(before[0]) & set(before[1])
+        arriving = sum(len(set(after[rank]) - set(before[rank])) for rank in range(2))
+        # A ring all-reduce of two sends two halves each; whoever lacks a block is sent all of it.
+        assert done["bytes_blocks"] == a_block * (2 * len(shared) + arriving)
+
+
+def test_exported_model_classifies_as_the_run_says(finished: tuple[str, Path], images: Path) -> None:
+    method, folder = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    folders = [folder / "members" / rank for rank in ("0", "1")] if method == "ensemble" else [folder]
+    for target in folders:
+        model = ResNet.load(target)
+        description = json.loads((target / "model.json").read_text())
+        accuracy = accuracy_of(model, description, images)
+        if method == "ensemble":
+            assert sum(p.numel() for p in model.parameters()) == summary["parameters_worker"]
+        else:
+            assert sum(p.numel() for p in model.parameters()) == summary["parameters_global"]
+            assert accuracy == pytest.approx(summary["accuracy"])
+
+
+def test_config_holds_every_setting_and_can_be_given_again(finished: tuple[str, Path]) -> None:
+    method, folder = finished
+    text = (folder / "config.yaml").read_text()
+    settings = parse(["--config", str(folder / "config.yaml")])
+    assert settings.method == method
+    assert settings.output == folder
+    assert to_yaml(settings) == text
+    assert set(yaml.safe_load(text)["optim"]) > {"lr", "momentum", "schedule"}
+
+
+def test_worker_of_resist_has_fewer_parameters_than_the_network(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    left_out = BLOCKS - 3
+    assert summary["parameters_global"] - summary["parameters_worker"] == left_out * block_bytes(ResNet.load(whole)) / 4
+
+
+# The same again, and going on
+
+
+def test_same_command_gives_the_same_model_bit_for_bit(cut: Path, tiny: list[str], tmp_path: Path) -> None:
+    again = runs.run(*tiny, "--max_rounds=2", "--output", tmp_path / "again")
+    assert again.status == 0, again
+    assert_same_model(cut, tmp_path / "again")
+
+
+def test_resumed_run_ends_as_the_one_that_never_stopped(copy_of_cut: Path, whole: Path, tiny: list[str]) -> None:
+    with (copy_of_cut / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 2, "iterations": 2, "lo')  # as a machine that went off leaves it
+    ended = runs.run(*tiny, "--resume", "--output", copy_of_cut, launcher="horovodrun")
+    assert ended.status == 0, ended
+    assert f"Resuming from {copy_of_cut}/checkpoints/round-000002 after round 2\n" in ended.stdout
+    assert_same_model(copy_of_cut, whole)
+    for name in ("rounds.jsonl", "eval.jsonl"):
+        ours, theirs = read_lines(copy_of_cut / name), read_lines(whole / name)
+        for entry in (*ours, *theirs):
+            for seconds in [key for key in entry if key.startswith("seconds")]:
+                del entry[seconds]
+        assert ours == theirs
+    assert set(load_file(copy_of_cut / "model.safetensors")) == set(load_file(whole / "model.safetensors"))
+
+
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(whole: Path, tiny: list[str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    good = runs.contents(folder / "checkpoints/round-000002")
+    runs.flip_byte(folder / "checkpoints/round-000004/trunk.safetensors")
+    (folder / "model.safetensors").unlink()
+    ended = runs.run(*tiny, "--resume", "--output", folder)
+    assert ended.status == 0, ended
+    damage = "The checkpoint is damaged: trunk.safetensors is not what was written (its SHA-256 differs)"
+    assert f"Passed over: {damage} [{folder}/checkpoints/round-000004]" in ended.stderr
+    assert "Resuming from" in ended.stdout
+    assert [entry["round"] for entry in read_lines(folder / "rounds.jsonl")] == [0, 1, 2, 3]
+    assert runs.contents(folder / "checkpoints/round-000002") == good
+    assert_same_model(folder, whole)
+
+
+def test_resume_on_more_workers_deals_blocks_anew_and_says_so(copy_of_cut: Path, tiny: list[str]) -> None:
+    ended = runs.run(*tiny, "--resume", "--output", copy_of_cut, ranks=3)
+    assert ended.status == 0, ended
+    assert "blocks are dealt anew to 3 workers (it had 2), momentum restarts" in ended.stdout
+    rounds = read_lines(copy_of_cut / "rounds.jsonl")
+    assert [entry["round"] for entry in rounds] == [0, 1, 2, 3]
+    assert [len(entry["partition"]) for entry in rounds] == [2, 2, 3, 3]
+    summary = json.loads((copy_of_cut / "summary.json").read_text())
+    assert (summary["workers"], summary["rounds"]) == (3, 4)
+    assert len(summary["peak_memory_bytes"]) == 3
+    assert ResNet.load(copy_of_cut)
+
+
+def test_one_worker_needs_no_launcher_and_resumes_from_nothing(tiny: list[str], tmp_path: Path) -> None:
+    ended = runs.run(*tiny, "--max_rounds=1", "--resume", "--output", tmp_path / "new", launcher="none")
+    assert ended.status == 0, ended
+    assert f"No checkpoint in {tmp_path / 'new'}: starting anew" in ended.stdout
+    assert "resist on 1 worker (cpu)" in ended.stdout
+    (entry,) = read_lines(tmp_path / "new/rounds.jsonl")
+    assert entry["partition"] == [list(range(BLOCKS))]
+    assert entry["bytes_sent"] == 0
+    assert ResNet.load(tmp_path / "new")
+
+
+def test_folder_that_holds_a_run_is_not_written_over(copy_of_cut: Path, tiny: list[str]) -> None:
+    before = runs.contents(copy_of_cut)
+    ended = runs.run(*tiny, "--output", copy_of_cut, launcher="none")
+    assert ended.mistake == (
+        f"The folder already holds a run [{copy_of_cut}, rank 0 of 1 on {runs.HOST}, opening the run's folder]. "
+        "Give --resume to go on with it, or another --output."
+    )
+    assert runs.contents(copy_of_cut) == before

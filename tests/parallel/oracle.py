@@ -1,0 +1,135 @@
+"""Algorithm 1 of the paper in one process: a dictionary of global parameters, and plain PyTorch.
+
+No worker, no flat storage, no message. Sub-networks are trained one after another by PyTorch's own SGD; then every
+parameter becomes its average over the sub-networks that had it.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.sgd import sgd
+
+from resist_hvd.data.source import Batch
+from resist_hvd.models import Architecture, ResNet, SubNet
+from resist_hvd.training.optim import OptimSettings
+
+Partition = Sequence[Sequence[int]]
+
+
+def initial_parameters(architecture: Architecture, seed: int) -> dict[str, Tensor]:
+    """The initial global network, whole."""
+    whole = SubNet(architecture, architecture.decks, device=torch.device("cpu"), dtype=torch.float64)
+    whole.initialise(seed, range(architecture.partitionable))
+    return {name: parameter.detach().clone() for name, parameter in whole.network.named_parameters()}
+
+
+def cosine(lr: float, iterations: int) -> list[float]:
+    """The learning rate of each local iteration of a run."""
+    return [lr * 0.5 * (1 + math.cos(math.pi * done / iterations)) for done in range(iterations)]
+
+
+def sub_network(
+    architecture: Architecture, parameters: Mapping[str, Tensor], blocks: Sequence[int], scale: float
+) -> tuple[ResNet, dict[str, str]]:
+    """A sub-network with copies of its global parameters, and the global name of each of its parameters."""
+    places = [list(range(leading)) for leading in architecture.leading]
+    for block in blocks:
+        section, place = architecture.place(block)
+        places[section].append(place)
+    network = ResNet(architecture, [len(own) for own in places]).double()
+    names = {}
+    for name, parameter in network.named_parameters():
+        parts = name.split(".")
+        if parts[0] == "sections":
+            section, local = int(parts[1]), int(parts[2])
+            parts[2] = str(places[section][local])
+            if local >= architecture.leading[section]:
+                network.blocks(section)[local].scale = scale
+        names[name] = ".".join(parts)
+        parameter.data.copy_(parameters[names[name]])
+    return network, names
+
+
+def gradients_of(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of the loss on a batch, by the parameters' names."""
+    images, labels = batch
+    named = dict(network.named_parameters())
+    loss = functional.cross_entropy(network(images), labels)
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+@torch.no_grad()
+def update(
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    velocities: dict[str, Tensor],
+    *,
+    rate: float,
+    optim: OptimSettings,
+) -> None:
+    """Make a step of PyTorch's SGD, by the function behind the class, whose construction loads its compiler."""
+    names = list(parameters)
+    buffers = [velocities.get(name) for name in names]
+    sgd(
+        [parameters[name] for name in names],
+        [gradients[name] for name in names],
+        buffers,
+        foreach=False,
+        lr=rate,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        dampening=0.0,
+        nesterov=optim.nesterov,
+        maximize=False,
+    )
+    velocities.update({name: buffer for name, buffer in zip(names, buffers, strict=True) if buffer is not None})
+
+
+@dataclass
+class Oracle:
+    """The global network in training.
+
+    Attributes:
+        streams: each worker's training batches, in double precision.
+        rates: the learning rate of each local iteration of the run.
+        keep_momentum: whether a worker's momentum outlives a round, where it keeps the parameter.
+        scale: what partitioned blocks' outputs are multiplied by while they are trained.
+    """
+
+    architecture: Architecture
+    parameters: dict[str, Tensor]
+    streams: Sequence[Iterator[Batch]]
+    optim: OptimSettings
+    rates: list[float]
+    keep_momentum: bool = False
+    scale: float = 1.0
+    iterations: int = 0
+    velocities: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+
+    def round(self, partition: Partition, local_iterations: int) -> None:
+        """Train every worker's sub-network, then average each parameter over those that trained it."""
+        trained: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
+        rates = self.rates[self.iterations : self.iterations + local_iterations]
+        for worker, blocks in enumerate(partition):
+            for name, value in self._train_worker(worker, blocks, rates).items():
+                trained[name].append(value)
+        self.parameters = {name: torch.stack(values).mean(dim=0) for name, values in trained.items()}
+        self.iterations += local_iterations
+
+    def _train_worker(self, worker: int, blocks: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:
+        network, names = sub_network(self.architecture, self.parameters, blocks, self.scale)
+        parameters = {names[name]: parameter for name, parameter in network.named_parameters()}
+        kept = self.velocities[worker] if self.keep_momentum else {}
+        velocities = {name: kept[name] for name in parameters if name in kept}
+        for rate in rates:
+            gradients = gradients_of(network, next(self.streams[worker]))
+            update(
+                parameters, {names[name]: g for name, g in gradients.items()}, velocities, rate=rate, optim=self.optim
+            )
+        self.velocities[worker] = velocities
+        return {name: parameter.detach() for name, parameter in parameters.items()}

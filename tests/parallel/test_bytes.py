@@ -1,0 +1,88 @@
+"""Bytes are counted as they are sent, and are those that the exchange foresees, on every rank and in every round."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resist_hvd.comm.transport import BytesSent
+from resist_hvd.comm.world import World
+from resist_hvd.methods import data_parallel
+from resist_hvd.models import ModelSettings
+from resist_hvd.models.resnet import Block
+from resist_hvd.protocol.exchange import exchange, ring_bytes
+from resist_hvd.training.loop import train
+from resist_hvd.training.run import Run
+from resist_hvd.training.telemetry import Round
+
+from . import tiny
+
+ALL = ModelSettings(sections="2,2,5,2", width_factor=1 / 16, partition="all")
+
+
+def block_bytes(run: Run) -> tuple[int, ...]:
+    """The size of every partitionable block in bytes, whoever holds it."""
+    architecture = run.method.subnet.architecture
+    sizes = []
+    for block in range(architecture.partitionable):
+        section, _ = architecture.place(block)
+        sizes.append(sum(4 * p.numel() for p in Block(architecture, section, first=False).parameters()))
+    return tuple(sizes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="no-shared-blocks"),
+        pytest.param({"min_blocks": 3}, id="shared-blocks"),
+        pytest.param({"model": ALL, "min_blocks": 2}, id="blocks-of-several-sizes"),
+    ],
+)
+def test_a_round_of_resist(changes: dict[str, Any], world: World, folder: Path) -> None:
+    run = tiny.make_run(tiny.settings(world, **changes), world, folder)
+    sizes, trunk = block_bytes(run), ring_bytes(run.method.subnet.trunk.nbytes, world.size)
+    expected: list[tuple[int, int]] = []
+
+    def look(done: Round) -> None:
+        plan = exchange(done.partition, run.method.partition)
+        assert done.bytes_sent == BytesSent(trunk=trunk, blocks=plan.bytes_sent(world.rank, sizes))
+        expected.append((world.size * trunk, sum(plan.bytes_sent(rank, sizes) for rank in range(world.size))))
+
+    train(run, tiny.Watching(run, look))
+    # Evaluation, which lends every block to every rank, belongs to no round.
+    assert run.progress.bytes_sent == sum(map(sum, expected))
+    if world.is_first:
+        lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        assert [(line["bytes_trunk"], line["bytes_blocks"]) for line in lines] == expected
+        assert all(line["bytes_sent"] == line["bytes_trunk"] + line["bytes_blocks"] for line in lines)
+
+
+def test_a_round_of_local_sgd(world: World, folder: Path) -> None:
+    run = tiny.make_run(tiny.settings(world, method="local-sgd"), world, folder)
+    each = ring_bytes(run.method.subnet.parameters_flat.nbytes, world.size)
+
+    def look(done: Round) -> None:
+        assert done.bytes_sent == BytesSent(trunk=each)
+
+    train(run, tiny.Watching(run, look))
+    assert run.progress.bytes_sent == 3 * world.size * each
+
+
+def test_a_round_of_data_parallel_training(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_parallel, "BUCKET_BYTES", 4096)
+    run = tiny.make_run(tiny.settings(world, method="data-parallel"), world, folder)
+    each = ring_bytes(run.method.subnet.gradients_flat.nbytes, world.size)
+
+    def look(done: Round) -> None:
+        # Two local iterations; each bucket's share is rounded down to a byte.
+        assert 0 <= 2 * each - done.bytes_sent.trunk <= 2 * 100
+        assert done.bytes_sent.blocks == 0
+
+    train(run, tiny.Watching(run, look))
+
+
+def test_the_ensemble_sends_nothing(world: World, folder: Path) -> None:
+    run = tiny.make_run(tiny.settings(world, method="ensemble"), world, folder)
+    train(run, tiny.Watching(run))
+    assert run.progress.bytes_sent == 0

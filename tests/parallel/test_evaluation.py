@@ -1,0 +1,195 @@
+"""Evaluation and export, for which blocks go round, do what one process would that had the whole network."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from resist_hvd.comm.world import World
+from resist_hvd.data.source import Batch, DataSource, Shard
+from resist_hvd.models import Architecture, ModelSettings, ResNet
+from resist_hvd.models.resnet import Block, Norm
+from resist_hvd.training import evaluate as evaluation_module
+from resist_hvd.training.evaluate import Evaluation, evaluate
+from resist_hvd.training.export import export
+from resist_hvd.training.loop import LocalTraining, round_seed
+from resist_hvd.training.run import Run
+
+from . import tiny
+from .assembly import assemble
+
+EVERYTHING = Shard(rank=0, size=1)
+CASES = [
+    pytest.param({}, id="no-shared-blocks"),
+    pytest.param({"min_blocks": 3}, id="shared-blocks"),
+    pytest.param({"scale_activations": False}, id="not-scaled"),
+    pytest.param({"model": ModelSettings(sections="2,2,4", width_factor=1 / 16, partition="all")}, id="all-sections"),
+    pytest.param({"model": replace(tiny.MODEL, final_norm=False, block="bottleneck")}, id="bottleneck-no-final-norm"),
+    pytest.param({"method": "local-sgd"}, id="local-sgd"),
+]
+
+
+def trained(changes: dict[str, Any], world: World, folder: Path) -> Run:
+    """A run after its first round."""
+    run = tiny.make_run(tiny.settings(world, **changes), world, folder)
+    LocalTraining(run).train(2)
+    run.method.synchronise(round_seed(run, 1))
+    return run
+
+
+def whole_network(run: Run) -> ResNet:
+    """The global network with its scales, gathered from all workers, in one piece."""
+    parameters = assemble(run.method, run.world)
+    architecture = run.method.subnet.architecture
+    network = ResNet(architecture)
+    for name, parameter in network.named_parameters():
+        parameter.data.copy_(parameters.pop(name))
+    assert not parameters
+    if run.settings.method == "resist" and run.settings.scale_activations:
+        for section, blocks in enumerate(architecture.decks):
+            depth = max(-(-blocks // run.world.size), min(run.settings.min_blocks, blocks))
+            for block in network.blocks(section)[architecture.leading[section] :]:
+                block.scale = depth / blocks
+    return network
+
+
+def joined(batches: Any) -> Batch:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+@torch.no_grad()
+def plain_scores(network: ResNet, source: DataSource) -> tuple[Tensor, Tensor]:
+    """Scores and labels of the test set, each norm using the statistics of all calibration images in one batch."""
+    calibration, _ = joined(source.calibration(EVERYTHING))
+    images, labels = joined(source.test(EVERYTHING))
+    found: dict[Norm, tuple[Tensor, Tensor]] = {}
+
+    def note(norm: Norm, arguments: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(arguments[0], dim=(0, 2, 3), correction=0)
+        found[norm] = mean, variance
+
+    norms = [module for module in network.modules() if isinstance(module, Norm)]
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
+    network.train()
+    network(calibration)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        norm.set_statistics(*found[norm])
+    return network.eval()(images), labels
+
+
+def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
+    accuracy = 100 * (scores.argmax(dim=1) == labels).double().mean().item()
+    return Evaluation(accuracy=accuracy, loss=functional.cross_entropy(scores, labels).item())
+
+
+def assert_close(ours: Evaluation, theirs: Evaluation) -> None:
+    assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-9)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", CASES)
+def test_both_are_those_of_the_whole_network(changes: dict[str, Any], world: World, folder: Path) -> None:
+    run = trained(changes, world, folder)
+    expected, labels = plain_scores(whole_network(run), run.source)
+    assert_close(evaluate(run.method, run.source, world, run.autocast), evaluation_of(expected, labels))
+    assert export(folder, run.method, run.source, world, run.autocast) == ([folder] if world.is_first else [])
+    images, _ = joined(run.source.test(EVERYTHING))
+    model = ResNet.load(folder)
+    assert not model.training
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+    world.barrier()
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_exported_model_is_described(world: World, folder: Path) -> None:
+    run = trained({}, world, folder)
+    export(folder, run.method, run.source, world, run.autocast)
+    description = json.loads((folder / "model.json").read_text())
+    spec = run.source.spec
+    assert Architecture.from_json(description.pop("architecture")) == run.method.subnet.architecture
+    assert description == {
+        "classes": list(spec.classes),
+        "data": "noise",
+        "image_size": 8,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
+def test_any_number_of_ranks_finds_the_same(world: World, alone: World, folder: Path) -> None:
+    run = trained({"scale_activations": False}, world, folder)
+    ours = evaluate(run.method, run.source, world, run.autocast)
+    parameters = assemble(run.method, world)
+    solo = tiny.make_run(replace(run.settings, method="local-sgd"), alone, folder)
+    for name, parameter in solo.method.subnet.network.named_parameters():
+        parameter.data.copy_(parameters[name])
+    assert_close(ours, evaluate(solo.method, solo.source, alone, solo.autocast))
+
+
+def test_evaluation_leaves_training_as_it_was(world: World, folder: Path) -> None:
+    run = trained({}, world, folder)
+    subnet, stream = run.method.subnet, run.source.train()
+    before = subnet.parameters_flat.clone(), stream.state(), run.method.partition
+    first = evaluate(run.method, run.source, world, run.autocast)
+    assert torch.equal(subnet.parameters_flat, before[0])
+    assert (stream.state(), run.method.partition) == before[1:]
+    assert all(module.training for module in subnet.modules())
+    assert all(norm.running_mean is None for norm in subnet.modules() if isinstance(norm, Norm))
+    assert evaluate(run.method, run.source, world, run.autocast) == first
+
+
+def test_more_test_images_than_are_carried_at_once(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained({"data": replace(tiny.settings(world).data, test_batch_size=2)}, world, folder)
+    at_once = evaluate(run.method, run.source, world, run.autocast)
+    monkeypatch.setattr(evaluation_module, "TEST_IMAGES_AT_ONCE", 2)
+    assert_close(evaluate(run.method, run.source, world, run.autocast), at_once)
+
+
+@pytest.mark.world_size(3)
+def test_a_rank_without_images_still_lends_its_blocks(world: World, folder: Path) -> None:
+    few = replace(tiny.settings(world).data, calibration_images=2)
+    # Without the fourth section, which leaves one pixel of an image: the variance of two numbers may be almost nothing.
+    run = trained({"data": few, "model": replace(tiny.MODEL, sections="1,1,6")}, world, folder)
+    scores, labels = plain_scores(whole_network(run), run.source)
+    assert_close(evaluate(run.method, run.source, world, run.autocast), evaluation_of(scores, labels))
+
+
+def test_an_ensembles_predictions_are_averaged(world: World, folder: Path) -> None:
+    run = trained({"method": "ensemble", "min_blocks": 2}, world, folder)
+    ours = evaluate(run.method, run.source, world, run.autocast)
+    target = folder / "members" / str(world.rank)
+    assert export(folder, run.method, run.source, world, run.autocast) == [target]
+    images, labels = joined(run.source.test(EVERYTHING))
+    members = [ResNet.load(folder / "members" / str(rank)) for rank in range(world.size)]
+    stems = {member.state_dict()["stem.0.weight"].numpy().tobytes() for member in members}
+    assert len(stems) == world.size
+    with torch.no_grad():
+        probabilities = torch.stack([functional.softmax(member(images), dim=1) for member in members])
+    theirs = evaluation_of(probabilities.mean(dim=0).log(), labels)
+    # All members see all of the test set.
+    assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-9)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+def test_scales_are_folded_into_the_exported_weights(world: World, folder: Path) -> None:
+    run = trained({}, world, folder)
+    export(folder, run.method, run.source, world, run.autocast)
+    parameters = assemble(run.method, world)
+    exported = load_file(folder / "model.safetensors")
+    blocks = run.method.subnet.architecture.partitionable
+    scale = -(-blocks // world.size) / blocks
+    for block in range(blocks):
+        section, place = run.method.subnet.architecture.place(block)
+        name = f"sections.{section}.{place}.units.1.conv.weight"
+        torch.testing.assert_close(exported[name], parameters[name] * scale)
+        assert all(module.scale == 1.0 for module in ResNet.load(folder).modules() if isinstance(module, Block))

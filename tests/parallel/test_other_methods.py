@@ -1,0 +1,95 @@
+"""What ResIST is compared with does what it says, too: one worker, data-parallel training, the ensemble."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from resist_hvd.comm.world import World
+from resist_hvd.data.source import TrainStream
+from resist_hvd.methods import data_parallel
+from resist_hvd.models import ResNet
+from resist_hvd.training.loop import train
+from resist_hvd.training.optim import OptimSettings
+
+from . import tiny
+from .assembly import assemble, named_parameters
+from .oracle import Oracle, cosine, gradients_of, initial_parameters, sub_network, update
+
+TOLERANCE = 1e-12
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert (value - theirs[name]).abs().max().item() <= TOLERANCE, name
+
+
+def test_one_worker_is_plain_sgd(world: World, alone: World, folder: Path) -> None:
+    settings = tiny.settings(alone, momentum="keep")
+    stream = tiny.doubled(tiny.source(settings, rank=0, size=1)).train()
+    data = tiny.doubled(tiny.source(settings, rank=0, size=1))
+    run = tiny.make_run(settings, alone, folder / str(world.rank), data=data, dtype=torch.float64)
+    architecture = run.method.subnet.architecture
+    initial = initial_parameters(architecture, settings.seed)
+    network, names = sub_network(architecture, initial, run.method.blocks, scale=1.0)
+    assert all(name == own for own, name in names.items())
+    train_plainly(network, stream, settings.optim, cosine(settings.optim.lr, 6))
+    run.folder.mkdir()
+    train(run, tiny.Watching(run))
+    assert_equal(named_parameters(run.method), {name: value.detach() for name, value in network.named_parameters()})
+    assert run.method.transport.sent == type(run.method.transport.sent)()
+
+
+def train_plainly(network: ResNet, stream: TrainStream, optim: OptimSettings, rates: list[float]) -> None:
+    parameters, velocities = dict(network.named_parameters()), dict[str, Tensor]()
+    for rate in rates:
+        update(parameters, gradients_of(network, next(stream)), velocities, rate=rate, optim=optim)
+
+
+@pytest.mark.parametrize("bucket_bytes", [2**25, 4096])
+def test_data_parallel_follows_the_workers_average_gradient(
+    bucket_bytes: int, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batch norm sees each worker's own batch, so this is not the joint batch's gradient.
+    monkeypatch.setattr(data_parallel, "BUCKET_BYTES", bucket_bytes)
+    settings = tiny.settings(world, method="data-parallel")
+    data = tiny.doubled(tiny.source(settings, rank=world.rank, size=world.size))
+    run = tiny.make_run(settings, world, folder, data=data, dtype=torch.float64)
+    train(run, tiny.Watching(run))
+    ours = assemble(run.method, world)
+    if not world.is_first:
+        return
+    architecture = run.method.subnet.architecture
+    parameters = initial_parameters(architecture, settings.seed)
+    streams = [tiny.doubled(tiny.source(settings, rank=rank, size=world.size)).train() for rank in range(world.size)]
+    velocities: dict[str, Tensor] = {}
+    for rate in cosine(settings.optim.lr, 6):
+        network, _ = sub_network(architecture, parameters, range(architecture.partitionable), scale=1.0)
+        everyone = [gradients_of(network, next(stream)) for stream in streams]
+        mean = {name: torch.stack([gradients[name] for gradients in everyone]).mean(dim=0) for name in parameters}
+        update(parameters, mean, velocities, rate=rate, optim=settings.optim)
+    assert_equal(ours, parameters)
+
+
+def test_members_of_an_ensemble_never_mix(world: World, folder: Path) -> None:
+    settings = tiny.settings(world, method="ensemble", min_blocks=2)
+    data = tiny.doubled(tiny.source(settings, rank=world.rank, size=world.size))
+    run = tiny.make_run(settings, world, folder, data=data, dtype=torch.float64)
+    blocks = run.method.blocks
+    oracle = Oracle(
+        architecture=run.method.subnet.architecture,
+        parameters=named_parameters(run.method),
+        streams=[tiny.doubled(tiny.source(settings, rank=world.rank, size=world.size)).train()],
+        optim=settings.optim,
+        rates=cosine(settings.optim.lr, 6),
+        keep_momentum=True,
+    )
+    stems = world.gather_objects(oracle.parameters["stem.0.weight"].numpy().tobytes())
+    assert len(set(stems)) == world.size
+    train(run, tiny.Watching(run))
+    assert run.method.blocks == blocks
+    oracle.round([blocks], 6)
+    assert_equal(named_parameters(run.method), oracle.parameters)
+    assert run.progress.bytes_sent == 0

@@ -1,0 +1,222 @@
+"""A run that was stopped and goes on from its checkpoint equals the run that never stopped, bit for bit."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.errors import UserError
+from resist_hvd.methods.base import Method
+from resist_hvd.train import begin_files, make_run, open_folder
+from resist_hvd.training.checkpoint import complete, find_newest
+from resist_hvd.training.loop import train
+from resist_hvd.training.run import Run
+
+from . import tiny
+from .assembly import assemble, named_parameters
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run in its midst."""
+
+
+def run_of(settings: Settings, world: World, *, stop_before_batch: int | None = None) -> Run:
+    """The run that these settings ask for, at its beginning or where its checkpoint left off."""
+
+    def alter(images: torch.Tensor, batch: int) -> torch.Tensor:
+        if batch == stop_before_batch:
+            raise StoppedError
+        return images
+
+    folder, checkpoint = open_folder(settings, world)
+    data = tiny.Altered(tiny.source(settings, rank=world.rank, size=world.size), alter)
+    run = make_run(settings, world, data, folder, checkpoint)
+    begin_files(run, resumed=checkpoint is not None)
+    return run
+
+
+def finished(settings: Settings, world: World) -> Run:
+    run = run_of(settings, world)
+    train(run, tiny.Watching(run))
+    return run
+
+
+def stopped(settings: Settings, world: World, *, before_batch: int) -> None:
+    run = run_of(settings, world, stop_before_batch=before_batch)
+    with pytest.raises(StoppedError):
+        train(run, tiny.Watching(run))
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """A run's file of lines, without what no two runs have in common."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in lines]
+
+
+def assert_same_run(one: Run, other: Run, world: World) -> None:
+    assert torch.equal(one.method.subnet.parameters_flat, other.method.subnet.parameters_flat)
+    assert one.method.partition == other.method.partition
+    for name in ("round", "samples", "accuracy", "best_accuracy", "bytes_sent"):
+        assert getattr(one.progress, name) == getattr(other.progress, name)
+    if world.is_first:
+        for name in ("rounds.jsonl", "eval.jsonl"):
+            assert lines_of(one.folder / name) == lines_of(other.folder / name)
+
+
+CASES = [
+    pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
+    pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
+    pytest.param({"method": "data-parallel"}, id="data-parallel"),
+    pytest.param({"method": "ensemble", "min_blocks": 2}, id="ensemble"),
+    pytest.param({"min_blocks": 3, "warmup": 6}, id="in-mid-warm-up"),
+    pytest.param({"momentum": "keep", "warmup": 4}, id="as-the-warm-up-ends"),
+]
+
+
+def settings_of(changes: dict[str, Any], world: World, **more: Any) -> Settings:
+    """Four rounds of two local iterations; a checkpoint after the second, an evaluation after the third."""
+    changes = dict(changes)
+    warmup = changes.pop("warmup", 0)
+    settings = tiny.settings(world, iterations=8, checkpoint_every=2, evaluate_every=3, **changes)
+    return replace(settings, warmup_epochs=settings.epochs * warmup / 8, **more)
+
+
+@pytest.mark.parametrize("changes", CASES)
+def test_resuming_is_exact(changes: dict[str, Any], world: World, folder: Path) -> None:
+    settings = settings_of(changes, world)
+    whole = finished(replace(settings, output=folder / "whole"), world)
+    stopped(replace(settings, output=folder / "cut"), world, before_batch=7)
+    if world.is_first:
+        # The third round is on record, but not in a checkpoint.
+        assert len(lines_of(folder / "cut" / "rounds.jsonl")) == 3
+    world.barrier()
+    resumed = finished(replace(settings, output=folder / "cut", resume=True), world)
+    assert resumed.progress.round == 4
+    assert_same_run(whole, resumed, world)
+
+
+def test_two_runs_of_one_seed_are_the_same(world: World, folder: Path) -> None:
+    settings = settings_of({"min_blocks": 3}, world)
+    one = finished(replace(settings, output=folder / "one"), world)
+    other = finished(replace(settings, output=folder / "other"), world)
+    assert_same_run(one, other, world)
+    another = finished(replace(settings, output=folder / "another", seed=2), world)
+    assert not torch.equal(one.method.subnet.trunk, another.method.subnet.trunk)
+
+
+def test_the_checkpoint_before_a_damaged_one(world: World, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = replace(settings_of({}, world), checkpoint_every=1)
+    whole = finished(replace(settings, output=folder / "whole"), world)
+    stopped(replace(settings, output=folder / "cut"), world, before_batch=5)
+    if world.is_first:
+        newest, before = complete(folder / "cut" / "checkpoints")
+        assert (newest.name, before.name) == ("round-000002", "round-000001")
+        damaged = newest / "trunk.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    world.barrier()
+    capsys.readouterr()
+    resumed = finished(replace(settings, output=folder / "cut", resume=True), world)
+    if world.is_first:
+        said = capsys.readouterr()
+        assert "round-000002" in said.err
+        assert "round-000001 after round 1" in said.out
+    assert_same_run(whole, resumed, world)
+
+
+def test_finishing_twice_changes_nothing(world: World, folder: Path) -> None:
+    settings = replace(settings_of({}, world), output=folder)
+    first = finished(settings, world)
+    again = finished(replace(settings, resume=True), world)
+    assert_same_run(first, again, world)
+
+
+def test_a_folder_with_a_run_is_not_begun_anew(world: World, folder: Path) -> None:
+    settings = replace(settings_of({}, world), output=folder, max_rounds=1)
+    finished(settings, world)
+    with pytest.raises(UserError, match=r"already holds a run.*--resume") as caught:
+        run_of(settings, world)
+    assert caught.value.everywhere
+
+
+def test_nothing_to_resume_from(world: World, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(replace(settings_of({}, world), output=folder / "new", resume=True), world)
+    assert run.progress.round == 0
+    assert ("starting anew" in capsys.readouterr().out) == world.is_first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "local-sgd"}, "another method"),
+        ({"model": replace(tiny.MODEL, sections="1,1,7,1")}, "another model"),
+        ({"model": replace(tiny.MODEL, final_norm=False)}, "final_norm"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(
+    changes: dict[str, Any], words: str, world: World, folder: Path
+) -> None:
+    settings = replace(settings_of({}, world), output=folder, max_rounds=1)
+    finished(settings, world)
+    with pytest.raises(UserError, match=words) as caught:
+        run_of(replace(settings, resume=True, **changes), world)
+    assert caught.value.everywhere
+    assert "--config" in str(caught.value)
+
+
+def resume_on(world: World, settings: Settings, there: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Method, str]:
+    """Resume a run; return the method as it then stands, and what was said."""
+    capsys.readouterr()
+    run = run_of(replace(settings, output=there, resume=True), world)
+    assert run.progress.round == 1
+    return run.method, capsys.readouterr().out
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel"])
+def test_another_number_of_workers(
+    method: Any, world: World, alone: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of({"method": method, "momentum": "keep"}, world, max_rounds=1)
+    many = finished(replace(settings, output=folder / "many"), world)
+    whole = assemble(many.method, world)
+    # From many workers to one ...
+    if world.is_first:
+        one, said = resume_on(alone, settings, folder / "many", capsys)
+        assert f"dealt anew to 1 workers (it had {world.size})" in said
+        assert one.velocity.fresh
+        now = named_parameters(one)
+        assert now.keys() == whole.keys()
+        assert all(torch.equal(now[name], whole[name]) for name in whole)
+        newest, _ = find_newest(folder / "many")
+        assert newest is not None
+        assert newest.progress.samples == many.progress.samples
+        # ... and from one to many.
+        finished(replace(settings, output=folder / "one", max_rounds=1), alone)
+        shutil.rmtree(folder / "many")
+    world.barrier()
+    again, said = resume_on(world, settings, folder / "one", capsys)
+    assert (f"dealt anew to {world.size} workers (it had 1)" in said) == world.is_first
+    if world.is_first:
+        one, _ = resume_on(alone, settings, folder / "one", capsys)
+        whole = named_parameters(one)
+    whole = world.broadcast_object(whole)
+    now = assemble(again, world)
+    assert now.keys() == whole.keys()
+    assert all(torch.equal(now[name], whole[name]) for name in whole)
+
+
+@pytest.mark.world_size(2)
+def test_an_ensemble_keeps_its_members(world: World, alone: World, folder: Path) -> None:
+    settings = settings_of({"method": "ensemble", "min_blocks": 5}, world, output=folder, max_rounds=1)
+    if world.is_first:
+        finished(settings, alone)
+    world.barrier()
+    with pytest.raises(UserError, match=r"one a worker.*Resume on 1 workers") as caught:
+        run_of(replace(settings, resume=True), world)
+    assert caught.value.everywhere

@@ -1,0 +1,64 @@
+"""The warm-up by local SGD hands over to ResIST without losing anything."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resist_hvd.comm.world import World
+from resist_hvd.methods.resist import Resist, WarmUp
+from resist_hvd.training.evaluate import evaluate
+from resist_hvd.training.loop import train
+from resist_hvd.training.run import Run
+from resist_hvd.training.telemetry import Round
+
+from . import tiny
+from .assembly import assemble
+
+
+def warm_up(world: World, folder: Path, **changes: Any) -> Run:
+    """A run of three rounds, two of which are warm-up."""
+    settings = tiny.settings(world, **changes)
+    return tiny.make_run(replace(settings, warmup_epochs=settings.epochs / 2), world, folder)
+
+
+@pytest.mark.parametrize("min_blocks", [0, 3])
+def test_the_network_is_the_same_before_and_after(min_blocks: int, world: World, folder: Path) -> None:
+    run = warm_up(world, folder, min_blocks=min_blocks, max_rounds=1)
+    train(run, tiny.Watching(run))
+    before = run.method
+    assert before.successor(run.progress.samples) is None
+    after = before.successor(2 * run.progress.samples)
+    assert isinstance(after, Resist)
+    assert len(after.blocks) == max(-(-5 // world.size), min_blocks)
+    one, other = assemble(before, world), assemble(after, world)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    # It was trained with the scale that it is evaluated with from now on.
+    evaluations = [evaluate(method, run.source, world, run.autocast) for method in (before, after)]
+    assert evaluations[0].accuracy == pytest.approx(evaluations[1].accuracy)
+    assert evaluations[0].loss == pytest.approx(evaluations[1].loss, rel=1e-5)
+
+
+def test_it_hands_over_at_the_end_of_a_round(world: World, folder: Path) -> None:
+    run = warm_up(world, folder)
+    methods, depths = [], []
+
+    def look(done: Round) -> None:
+        methods.append(type(run.method))
+        depths.append(len(done.partition.held[0]))
+
+    train(run, tiny.Watching(run, look))
+    assert methods == [WarmUp, WarmUp, Resist]
+    assert depths == [5, 5, -(-5 // world.size)]
+    assert [run.progress.samples, run.progress.round] == [6 * tiny.BATCH * world.size, 3]
+
+
+def test_its_network_is_scaled_and_whole(world: World, folder: Path) -> None:
+    run = warm_up(world, folder)
+    assert run.method.blocks == (0, 1, 2, 3, 4)
+    assert {block.scale for block in run.method.subnet.slot_modules()} == {-(-5 // world.size) / 5}
+    unscaled = tiny.make_run(tiny.settings(world, method="local-sgd"), world, folder)
+    assert {block.scale for block in unscaled.method.subnet.slot_modules()} == {1.0}

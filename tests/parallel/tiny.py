@@ -1,0 +1,145 @@
+"""What these tests train: tiny networks, on a few images of noise."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.data.images import LabelledImages
+from resist_hvd.data.resident import ImageSet, ResidentSource
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import Batch, DataSource, Shard, TrainStream
+from resist_hvd.methods import registry
+from resist_hvd.models import ModelSettings
+from resist_hvd.seeds import derive
+from resist_hvd.training.optim import OptimSettings
+from resist_hvd.training.run import Run, method_setup
+from resist_hvd.training.telemetry import Round, Telemetry
+
+TRAIN_IMAGES = 64
+TEST_IMAGES = 18
+CLASSES = 4
+BATCH = 8
+SEED = 11
+MODEL = ModelSettings(sections="1,1,6,1", width_factor=1 / 16)
+
+
+def settings(world: World, *, iterations: int = 6, **changes: Any) -> Settings:
+    """Settings of a run of some local iterations, in rounds of 2."""
+    base = Settings(
+        local_iterations=2,
+        min_blocks=0,
+        # Batches and images are powers of 2: epochs are exact in binary, and so are the iterations made of them.
+        epochs=iterations * BATCH * world.size / TRAIN_IMAGES,
+        seed=SEED,
+        model=MODEL,
+        data=DataSettings(batch_size=BATCH, test_batch_size=16, calibration_images=12),
+        optim=OptimSettings(lr=0.1),
+    )
+    return replace(base, **changes)
+
+
+def image_set() -> ImageSet:
+    """Images of noise, 3 x 8 x 8, the same ones at every call."""
+    generator = torch.Generator().manual_seed(3)
+
+    def some(count: int, padding: int) -> LabelledImages:
+        pixels = torch.randint(0, 256, (count, 8, 8, 3), generator=generator, dtype=torch.uint8)
+        return LabelledImages.of(pixels, torch.arange(count) % CLASSES, padding=padding)
+
+    names = tuple(f"class {number}" for number in range(CLASSES))
+    return ImageSet(name="noise", classes=names, train=some(TRAIN_IMAGES, 1), test=some(TEST_IMAGES, 0), mirrored=True)
+
+
+def source(settings: Settings, *, rank: int, size: int) -> ResidentSource:
+    """The images as one worker sees them."""
+    shard = Shard(rank=rank, size=size)
+    return ResidentSource(image_set(), settings.data, shard=shard, seed=settings.seed, device=torch.device("cpu"))
+
+
+class Altered(DataSource):
+    """A source whose images pass through a function on their way.
+
+    Args:
+        source: where they come from.
+        alter: what is done to a batch of images, given the number of training batches before it (-1: no such batch).
+    """
+
+    def __init__(self, source: DataSource, alter: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        self.spec = source.spec
+        self._source = source
+        self._alter = alter
+        self._stream = AlteredStream(source.train(), alter)
+
+    def train(self) -> TrainStream:
+        return self._stream
+
+    def test(self, shard: Shard | None = None) -> Iterator[Batch]:
+        return ((self._alter(images, -1), labels) for images, labels in self._source.test(shard))
+
+    def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
+        return ((self._alter(images, -1), labels) for images, labels in self._source.calibration(shard))
+
+
+class AlteredStream(TrainStream):
+    """The training batches of an `Altered` source."""
+
+    def __init__(self, stream: TrainStream, alter: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        self._stream = stream
+        self._alter = alter
+        self._drawn = 0
+
+    def __next__(self) -> Batch:
+        images, labels = next(self._stream)
+        self._drawn += 1
+        return self._alter(images, self._drawn - 1), labels
+
+    def state(self) -> dict[str, Any]:
+        return self._stream.state()
+
+    def load_state(self, state: dict[str, Any]) -> str | None:
+        return self._stream.load_state(state)
+
+    @property
+    def samples_drawn(self) -> int:
+        return self._stream.samples_drawn
+
+
+def doubled(source: DataSource) -> Altered:
+    """The same images in double precision."""
+    return Altered(source, lambda images, _: images.double())
+
+
+def make_run(
+    settings: Settings,
+    world: World,
+    folder: Path,
+    *,
+    data: DataSource | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """A run at its beginning, on this world's share of the images."""
+    data = data or source(settings, rank=world.rank, size=world.size)
+    method = registry.make(
+        settings.method,
+        replace(method_setup(settings, data, world), dtype=dtype),
+        seed=world.broadcast_seed(derive(settings.seed, "round", 0)),
+        warmup_samples=round(settings.warmup_epochs * data.spec.train_size),
+    )
+    return Run(settings, world, data, method, folder)
+
+
+class Watching(Telemetry):
+    """Telemetry that prints nothing, and looks at the run after each synchronisation."""
+
+    def __init__(self, run: Run, look: Callable[[Round], None] = lambda _: None) -> None:
+        super().__init__(run, printer=lambda _: None)
+        self._look = look
+
+    def record(self, done: Round) -> None:
+        super().record(done)
+        self._look(done)

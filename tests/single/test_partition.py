@@ -1,0 +1,82 @@
+"""The deal: every property that the protocol relies on, over all small numbers of blocks, workers and depths."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resist_hvd.protocol.partition import deal, depth, holder_groups, replicate
+
+numbers = st.integers(1, 24)
+workers = st.integers(1, 9)
+least = st.integers(0, 26)
+seeds = st.integers(0, 2**62)
+
+
+@given(numbers, workers, least, seeds)
+def test_every_block_is_held_and_every_worker_holds_as_many_different_ones(n: int, s: int, m: int, seed: int) -> None:
+    partition = deal((n,), s, m, seed)
+    k = max(-(-n // s), min(m, n))
+    assert depth(n, s, m) == k
+    assert {block for held in partition.held for block in held} == set(range(n))
+    for held in partition.held:
+        assert len(held) == k
+        assert list(held) == sorted(set(held))
+
+
+@given(numbers, workers, least, seeds)
+def test_copies_differ_by_one_at_most_and_holders_are_neighbours(n: int, s: int, m: int, seed: int) -> None:
+    partition = deal((n,), s, m, seed)
+    copies, extra = divmod(s * depth(n, s, m), n)
+    counts = [len(holders) for holders in partition.holders]
+    assert sorted(counts) == [copies] * (n - extra) + [copies + 1] * extra
+    groups = holder_groups((n,), s, m)
+    assert len(groups) <= 2 * s
+    for holders in partition.holders:
+        runs = [{(start + step) % s for step in range(len(holders))} for start in range(s)]
+        assert set(holders) in runs
+        assert len(holders) == 1 or holders in groups
+
+
+@given(numbers, workers, seeds)
+def test_where_blocks_divide_it_is_the_papers_round_robin_deal(k: int, s: int, seed: int) -> None:
+    partition = deal((k * s,), s, 0, seed)
+    permutation = list(range(k * s))
+    random.Random(seed).shuffle(permutation)
+    assert partition.held == tuple(tuple(sorted(permutation[worker::s])) for worker in range(s))
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=4), workers, least, seeds)
+def test_decks_are_dealt_one_by_one(decks: list[int], s: int, m: int, seed: int) -> None:
+    partition = deal(decks, s, m, seed)
+    assert partition == deal(decks, s, m, seed)
+    first = 0
+    for blocks in decks:
+        for held in partition.held:
+            assert sum(first <= block < first + blocks for block in held) == depth(blocks, s, m)
+        first += blocks
+    assert partition.blocks == first
+
+
+@given(st.lists(numbers, min_size=1, max_size=3), workers, least)
+def test_all_groups_of_holders_are_known_beforehand_and_are_few(decks: list[int], s: int, m: int) -> None:
+    groups = holder_groups(decks, s, m)
+    dealt = {holders for seed in range(5) for holders in deal(decks, s, m, seed).holders}
+    assert {holders for holders in dealt if len(holders) > 1} <= set(groups)
+    assert len(groups) <= 2 * s * len(decks)
+    assert all(1 < len(group) <= s and list(group) == sorted(set(group)) for group in groups)
+    assert list(groups) == sorted(set(groups))
+
+
+@given(numbers, workers)
+def test_no_group_is_made_where_no_block_is_shared(k: int, s: int) -> None:
+    assert holder_groups((k * s,), s, 0) == ()
+
+
+def test_other_seeds_deal_otherwise() -> None:
+    assert len({deal((22,), 4, 5, seed).held for seed in range(50)}) == 50
+
+
+@given(numbers, workers)
+def test_replicated_blocks_are_held_by_all(n: int, s: int) -> None:
+    assert replicate((n,), s).holders == (tuple(range(s)),) * n

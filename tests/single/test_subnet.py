@@ -1,0 +1,172 @@
+"""A sub-network on flat storage is the network that its parameters say, and keeps all of them in two buffers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from resist_hvd.models import Architecture, ModelSettings, ResNet, SubNet
+from resist_hvd.models.subnet import make_block
+
+CPU = torch.device("cpu")
+CASES = [
+    pytest.param(ModelSettings(sections="1,2,6,1", width_factor=1 / 16), (0, 0, 3, 0), id="section3"),
+    pytest.param(ModelSettings(sections="2,3,4,2", width_factor=1 / 16, partition="all"), (1, 2, 1, 0), id="all"),
+    pytest.param(
+        ModelSettings(sections="1,1,4", width_factor=1 / 16, block="bottleneck", final_norm=False),
+        (0, 0, 3),
+        id="bottleneck",
+    ),
+]
+
+
+def make(settings: ModelSettings, depths: Sequence[int], dtype: torch.dtype = torch.float64, **options: Any) -> SubNet:
+    architecture = Architecture.of(settings, channels=3, classes=5)
+    subnet = SubNet(architecture, depths, device=CPU, dtype=dtype, **options)
+    subnet.initialise(1, range(sum(depths)))
+    return subnet
+
+
+def images(dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(6, 8, 8, 3, generator=generator, dtype=dtype).permute(0, 3, 1, 2)
+
+
+def addresses(tensor: Tensor) -> set[int]:
+    """The address of every number in a tensor."""
+    index = torch.zeros(tensor.shape, dtype=torch.int64)
+    for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        steps = torch.arange(size) * stride
+        index += steps.view(-1, *[1] * (tensor.dim() - dimension - 1))
+    return {tensor.data_ptr() + tensor.itemsize * step for step in index.flatten().tolist()}
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_parameters_fill_the_buffer_once(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    subnet = make(settings, depths)
+    for flat, views in (
+        (subnet.parameters_flat, list(subnet.parameters())),
+        (subnet.gradients_flat, [parameter.grad for parameter in subnet.parameters()]),
+    ):
+        assert flat.is_contiguous()
+        seen: set[int] = set()
+        for view in views:
+            assert view is not None
+            own = addresses(view)
+            assert not own & seen
+            seen |= own
+        assert seen == addresses(flat)
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_trunk_and_slots_are_slices_one_after_another(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    subnet = make(settings, depths)
+    for flat, pieces in (
+        (subnet.parameters_flat, [subnet.trunk, *subnet.slots]),
+        (subnet.gradients_flat, [subnet.trunk_gradients, *subnet.slot_gradients]),
+    ):
+        assert len(pieces) == 1 + sum(depths)
+        position = flat.data_ptr()
+        for piece in pieces:
+            assert (piece.dim(), piece.is_contiguous(), piece.data_ptr()) == (1, True, position)
+            position += piece.nbytes
+        assert position == flat.data_ptr() + flat.nbytes
+    modules = list(subnet.slot_modules())
+    assert len(modules) == len(subnet.slots)
+    for module, slot, gradients in zip(modules, subnet.slots, subnet.slot_gradients, strict=True):
+        assert set().union(*map(addresses, module.parameters())) == addresses(slot)
+        assert set().union(*(addresses(p.grad) for p in module.parameters())) == addresses(gradients)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_convolutions_are_in_channels_last_order(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    weights = [parameter for parameter in make(settings, depths).parameters() if parameter.dim() == 4]
+    for weight in weights:
+        for tensor in (weight, weight.grad):
+            assert tensor is not None
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+    # A weight with one pixel or one channel would be so in either order.
+    assert any(weight.shape[1] > 1 and weight.shape[2] > 1 for weight in weights)
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_scores_and_gradient_are_those_of_a_plain_network(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    subnet = make(settings, depths)
+    counts = [leading + slots for leading, slots in zip(subnet.architecture.leading, depths, strict=True)]
+    plain = ResNet(subnet.architecture, counts).double()
+    plain.load_state_dict(subnet.network.state_dict())
+    x, labels = images(), torch.arange(6) % 5
+    scores = subnet(x)
+    torch.testing.assert_close(scores, plain(x.contiguous()), rtol=1e-10, atol=1e-10)
+    torch.autograd.backward(functional.cross_entropy(scores, labels))
+    torch.autograd.backward(functional.cross_entropy(plain(x.contiguous()), labels))
+    gradients = {name: parameter.grad for name, parameter in subnet.network.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-10)
+        assert parameter.grad is not None
+        assert parameter.grad.any()
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_a_step_on_the_buffer_is_a_step_of_the_network(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    subnet = make(settings, depths)
+    before = {name: parameter.detach().clone() for name, parameter in subnet.named_parameters()}
+    torch.autograd.backward(subnet(images()).square().sum())
+    views = [parameter.data_ptr() for parameter in subnet.parameters()]
+    subnet.parameters_flat.sub_(subnet.gradients_flat, alpha=0.25)
+    assert [parameter.data_ptr() for parameter in subnet.parameters()] == views
+    for name, parameter in subnet.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.25 * parameter.grad)
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_gradients_add_up_in_the_buffer_until_it_is_zeroed(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    subnet = make(settings, depths)
+    torch.autograd.backward(subnet(images()).square().sum())
+    once = subnet.gradients_flat.clone()
+    torch.autograd.backward(subnet(images()).square().sum())
+    torch.testing.assert_close(subnet.gradients_flat, 2 * once)
+    subnet.gradients_flat.zero_()
+    torch.autograd.backward(subnet(images()).square().sum())
+    torch.testing.assert_close(subnet.gradients_flat, once)
+
+
+def test_cutting_a_buffer_alike() -> None:
+    subnet = make(*CASES[0].values)
+    other = torch.arange(subnet.parameters_flat.numel())
+    trunk, slots = subnet.cut(other)
+    assert torch.equal(torch.cat([trunk, *slots]), other)
+    assert [len(slot) for slot in slots] == [slot.numel() for slot in subnet.slots]
+    assert trunk.data_ptr() == other.data_ptr()
+
+
+def test_slots_are_scaled_and_no_other_block_is() -> None:
+    subnet = make(ModelSettings(sections="1,2,6,1", width_factor=1 / 16), (0, 0, 3, 0), scale=0.25)
+    scales = [[block.scale for block in subnet.network.blocks(section)] for section in range(4)]
+    assert scales == [[1.0], [1.0, 1.0], [1.0, 0.25, 0.25, 0.25], [1.0]]
+
+
+def test_a_block_without_its_branch_changes_nothing() -> None:
+    settings = ModelSettings(sections="1,1,3,1", width_factor=1 / 16)
+    with_blocks, without = make(settings, (0, 0, 2, 0), scale=0.0), make(settings, (0, 0, 0, 0))
+    assert torch.equal(with_blocks.trunk, without.trunk)
+    torch.testing.assert_close(with_blocks(images()), without(images()))
+
+
+def test_float32_is_the_default() -> None:
+    subnet = SubNet(Architecture.of(CASES[0].values[0], channels=3, classes=5), (0, 0, 3, 0), device=CPU)  # type: ignore[arg-type]
+    assert {p.dtype for p in subnet.parameters()} == {subnet.gradients_flat.dtype} == {torch.float32}
+
+
+def test_a_lent_block_computes_what_the_slot_it_is_filled_from_does() -> None:
+    subnet = make(*CASES[0].values)
+    block, flat = make_block(subnet.architecture, 2, CPU, torch.float64)
+    module = next(iter(subnet.slot_modules()))
+    assert {p.grad for p in block.parameters()} == {None}
+    flat.copy_(subnet.slots[0])
+    x = torch.randn(4, 16, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(block(x), module(x))
