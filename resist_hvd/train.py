@@ -101,6 +101,7 @@ def open_folder(settings: Settings, world: World) -> tuple[Path, Checkpoint | No
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "", str(folder))
     checkpoint = world.broadcast_object(checkpoint)
+    world.resumable = True
     failure.advise(
         f"Go on from {checkpoint.folder} with --resume --output {folder}."
         if checkpoint
@@ -135,7 +136,8 @@ def begin_files(run: Run, *, resumed: bool) -> None:
         if run.world.is_first:
             write_whole(run.folder / "config.yaml", to_yaml(run.settings))
             keep_lines_before(run.folder / "rounds.jsonl", round_number=run.progress.round, inclusive=False)
-            keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=resumed)
+            evaluated = resumed and run.progress.evaluated_round == run.progress.round
+            keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=evaluated)
 
 
 def headline(run: Run) -> str:

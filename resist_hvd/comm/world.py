@@ -31,6 +31,9 @@ class World:
         host: this host's name.
         device: what this worker computes on.
         position: what this worker is doing, in words; messages of failures say it.
+        can_stop: whether the run notices soon that it was told to stop, and stops by itself.
+        resumable: whether a run that ends now can go on with --resume.
+        stop_signal: the signal by which this rank was told to stop, 0 if it was not.
     """
 
     comm: Any
@@ -41,6 +44,9 @@ class World:
     host: str
     device: torch.device
     position: str = field(default="setting up")
+    can_stop: bool = False
+    resumable: bool = False
+    stop_signal: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -123,6 +129,15 @@ class World:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.comm.Barrier()
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """While a run asks after each round whether any rank was told to stop: have signals leave the end to it."""
+        self.can_stop = True
+        try:
+            yield
+        finally:
+            self.can_stop = False
 
     @contextmanager
     def agree(self, what: str) -> Iterator[None]:

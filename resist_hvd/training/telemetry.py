@@ -47,10 +47,14 @@ class Telemetry:
     Args:
         run: the run; its progress is kept here.
         printer: takes a line for the console.
+
+    Attributes:
+        stop_signal: the signal by which any rank was told to stop, 0 if none was: the same on all ranks.
     """
 
     def __init__(self, run: Run, printer: Callable[[str], None] = print_at_once) -> None:
         self.run = run
+        self.stop_signal = 0
         self._print = printer
         with run.world.agree("opening the run's files"), disk_errors(run.folder):
             self._board = open_board(run) if run.world.is_first else None
@@ -87,8 +91,10 @@ class Telemetry:
                 done.bytes_sent.trunk,
                 done.bytes_sent.blocks,
                 bad[0] if bad else -1,
+                world.stop_signal,
             ]
         )
+        self.stop_signal = int(everyone[:, 7].max())
         for rank, iteration in enumerate(everyone[:, 6].astype(int)):
             if iteration >= 0:
                 host = world.gather_objects(world.host)[rank]
@@ -110,14 +116,16 @@ class Telemetry:
         }
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Note an evaluation of the global model in the run's progress and files.
+        """Note an evaluation of the global model in the run's progress and files; all ranks must call it together.
 
         Raises:
             UserError: on every rank, where its loss is not finite.
         """
         run, progress = self.run, self.run.progress
+        self.stop_signal = int(run.world.gather([run.world.stop_signal]).max())
         if not math.isfinite(evaluation.loss):
             raise diverged("The loss on the test set", where=f"all ranks, after round {progress.round}")
+        progress.evaluated_round = progress.round
         progress.accuracy = evaluation.accuracy
         progress.best_accuracy = max(evaluation.accuracy, progress.best_accuracy or 0.0)
         epoch = progress.samples / run.source.spec.train_size

@@ -1,0 +1,89 @@
+"""What a signal asks of a run: to stop once a round is done, and at the second time at once.
+
+Python's own handlers wait until the main thread is back in the interpreter, which it never is while it waits in a
+library for a rank that has died. A thread that reads the wake-up descriptor answers all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+from resist_hvd.comm import last_words
+from resist_hvd.comm.world import World
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""The signals that stop a run: cancelled, Ctrl-C, and what a scheduler sends ahead of a limit."""
+
+AT_ONCE = 2.0
+"""Seconds within which signals count as one: launchers pass on to all ranks what a scheduler sends to them, too."""
+
+_wakeup = socket.socketpair()
+_wakeup[0].setblocking(False)
+
+
+def answer(world: World) -> None:
+    """Begin to answer signals for `world`; from the main thread."""
+    signal.set_wakeup_fd(_wakeup[0].fileno(), warn_on_full_buffer=False)
+    for number in STOPPING:
+        signal.signal(number, lambda *_: None)
+    threading.Thread(target=_answer_all, args=(world,), name="signals", daemon=True).start()
+
+
+def name_of(number: int) -> str:
+    """Return a signal's name as `kill` takes it: USR2."""
+    return signal.Signals(number).name.removeprefix("SIG")
+
+
+def _answer_all(world: World) -> None:
+    told_at = 0.0
+    while True:
+        for number in _wakeup[1].recv(64):
+            if number not in STOPPING:
+                continue
+            if last_words.ending.status is not None:  # a launcher ends the others once one rank has ended
+                last_words.ending.spoken.wait(timeout=1.0)
+                os._exit(last_words.ending.status)
+            if world.stop_signal == 0 and world.can_stop:
+                told_at = time.monotonic()
+                tell_to_stop(world, number)
+            elif world.stop_signal == 0 or time.monotonic() - told_at > AT_ONCE:
+                end_at_once(world, number)
+
+
+def tell_to_stop(world: World, number: int, cause: str = "") -> None:
+    """Have the run stop when its round is done: all ranks learn of it in the message that ends a round.
+
+    Args:
+        world: this rank's.
+        number: the signal.
+        cause: what sent it, if that is known.
+    """
+    world.stop_signal = number
+    if world.is_first:
+        last_words.write(
+            f"Told to stop by {name_of(number)}{cause} [{world.position}]: a checkpoint is written when the round is "
+            f"done, and the run ends. A second signal ends it at once. Until then: {last_words.advice()}\n"
+        )
+
+
+def end_at_once(world: World, number: int) -> None:
+    """End this rank; the lowest rank that lives says so, unless one that failed has spoken before.
+
+    Open MPI's launcher kills what has not ended a second after TERM, and all the rest as soon as one rank has ended: so
+    a rank that is not the first does not end before the first had time to speak.
+    """
+    again = world.stop_signal != 0
+    # A second signal asks for an end without a checkpoint. A first one, where there is nothing to save, for a stop.
+    status = 128 + number if again or not world.resumable else last_words.STOPPED
+    if not last_words.ending.begin(status):
+        return
+    patience = 0.1 if world.is_first else 0.6 + 0.05 * min(world.rank, 5)
+    cause = "a rank died (its launcher names it) or the job was cancelled" if world.size > 1 else "it was cancelled"
+    if again:
+        cause = f"the second signal after {name_of(world.stop_signal)}"
+    message = f"Told to stop by {name_of(number)}: {cause} [{last_words.whereabouts()}]. {last_words.advice()}"
+    last_words.end_now(message, status, patience)
