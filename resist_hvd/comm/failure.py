@@ -12,12 +12,24 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import NoReturn
 
 from resist_hvd.comm import last_words, signals
-from resist_hvd.comm.last_words import STOPPED, advice, advise, current_world, say, whereabouts
+from resist_hvd.comm.last_words import LOST, STOPPED, advice, advise, current_world, say, whereabouts
 from resist_hvd.comm.launch import launched_rank
+from resist_hvd.comm.launcher import watch_launcher
 from resist_hvd.comm.world import World
 from resist_hvd.errors import Stopped, UserError
 
-__all__ = ["INTERNAL_ERROR", "STOPPED", "advice", "advise", "leave", "printed_once", "run", "take_down", "watch"]
+__all__ = [
+    "INTERNAL_ERROR",
+    "LOST",
+    "STOPPED",
+    "advice",
+    "advise",
+    "leave",
+    "printed_once",
+    "run",
+    "take_down",
+    "watch",
+]
 
 INTERNAL_ERROR = 70
 """Exit status for a defect of ours, or of a library, after sysexits' EX_SOFTWARE."""
@@ -50,7 +62,7 @@ def run(program: Callable[[], None]) -> None:
         error.where = ", ".join(filter(None, (error.where, whereabouts())))
         take_down(str(error), error.exit_status)
     except KeyboardInterrupt:  # from before `watch`
-        leave(f"Told to stop by SIGINT. {advice()}" if launched_rank() == 0 else "", 128 + signal.SIGINT)
+        leave(f"Told to stop by INT. {advice()}" if launched_rank() == 0 else "", 128 + signal.SIGINT)
     except Exception as error:
         message = f"{type(error).__name__}: {error} [{whereabouts()}]. {advice()}"
         take_down(message, INTERNAL_ERROR, details=traceback.format_exc())
@@ -70,6 +82,7 @@ def watch(world: World) -> None:
     """
     last_words.joined(world)
     signals.answer(world)
+    watch_launcher(world)
 
 
 def leave(message: str, status: int) -> NoReturn:

@@ -6,10 +6,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from resist_hvd.comm.launch import host_name, launched_rank
 from resist_hvd.comm.world import World
+
+LOST = 69
+"""Exit status where a rank or the launcher was lost, after sysexits' EX_UNAVAILABLE: start it again."""
 
 STOPPED = 75
 """Exit status of a run that was told to stop and has everything saved, after sysexits' EX_TEMPFAIL: go on with it."""
@@ -50,12 +54,14 @@ class Ending:
     Attributes:
         status: the exit status, None as long as it goes on.
         spoken: set once there is nothing more to say.
+        before: called with the status when the end is decided on.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.status: int | None = None
         self.spoken = threading.Event()
+        self.before: Callable[[int], None] | None = None
 
     def begin(self, status: int) -> bool:
         """Decide on the end and its exit status; return whether nobody had before."""
@@ -63,7 +69,9 @@ class Ending:
             if self.status is not None:
                 return False
             self.status = status
-            return True
+        if self.before is not None:
+            self.before(status)
+        return True
 
 
 ending = Ending()

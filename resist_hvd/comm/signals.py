@@ -39,38 +39,41 @@ def name_of(number: int) -> str:
 
 
 def _answer_all(world: World) -> None:
-    told_at = 0.0
     while True:
         for number in _wakeup[1].recv(64):
-            if number not in STOPPING:
-                continue
-            if last_words.ending.status is not None:  # a launcher ends the others once one rank has ended
-                last_words.ending.spoken.wait(timeout=1.0)
-                os._exit(last_words.ending.status)
-            if world.stop_signal == 0 and world.can_stop:
-                told_at = time.monotonic()
-                tell_to_stop(world, number)
-            elif world.stop_signal == 0 or time.monotonic() - told_at > AT_ONCE:
-                end_at_once(world, number)
+            if number in STOPPING:
+                told(world, number)
 
 
-def tell_to_stop(world: World, number: int, cause: str = "") -> None:
-    """Have the run stop when its round is done: all ranks learn of it in the message that ends a round.
+def told(world: World, number: int, cause: str = "") -> None:
+    """Do what a signal asks for.
 
     Args:
         world: this rank's.
         number: the signal.
-        cause: what sent it, if that is known.
+        cause: what to call it; its name by default.
     """
-    world.stop_signal = number
+    cause = cause or name_of(number)
+    if last_words.ending.status is not None:  # a launcher ends the others once one rank has ended
+        last_words.ending.spoken.wait(timeout=1.0)
+        os._exit(last_words.ending.status)
+    if world.stop_signal == 0 and world.can_stop:
+        _stop_soon(world, number, cause)
+    elif world.stop_signal == 0 or time.monotonic() - world.stop_told_at > AT_ONCE:
+        _end_at_once(world, number, cause)
+
+
+def _stop_soon(world: World, number: int, cause: str) -> None:
+    """Have the run stop when its round is done: all ranks learn of it in the message that ends a round."""
+    world.stop_signal, world.stop_told_at = number, time.monotonic()
     if world.is_first:
         last_words.write(
-            f"Told to stop by {name_of(number)}{cause} [{world.position}]: a checkpoint is written when the round is "
-            f"done, and the run ends. A second signal ends it at once. Until then: {last_words.advice()}\n"
+            f"Told to stop by {cause} [{world.position}]: a checkpoint is written when the round is done, and the run "
+            f"ends. A second signal ends it at once. Until then: {last_words.advice()}\n"
         )
 
 
-def end_at_once(world: World, number: int) -> None:
+def _end_at_once(world: World, number: int, cause: str) -> None:
     """End this rank; the lowest rank that lives says so, unless one that failed has spoken before.
 
     Open MPI's launcher kills what has not ended a second after TERM, and all the rest as soon as one rank has ended: so
@@ -81,9 +84,10 @@ def end_at_once(world: World, number: int) -> None:
     status = 128 + number if again or not world.resumable else last_words.STOPPED
     if not last_words.ending.begin(status):
         return
-    patience = 0.1 if world.is_first else 0.6 + 0.05 * min(world.rank, 5)
-    cause = "a rank died (its launcher names it) or the job was cancelled" if world.size > 1 else "it was cancelled"
     if again:
-        cause = f"the second signal after {name_of(world.stop_signal)}"
-    message = f"Told to stop by {name_of(number)}: {cause} [{last_words.whereabouts()}]. {last_words.advice()}"
+        why = "the second signal"
+    else:
+        why = "a rank died (its launcher names it) or the job was cancelled" if world.size > 1 else "it was cancelled"
+    patience = 0.1 if world.is_first else 0.6 + 0.05 * min(world.rank, 5)
+    message = f"Told to stop by {cause}: {why} [{last_words.whereabouts()}]. {last_words.advice()}"
     last_words.end_now(message, status, patience)

@@ -58,6 +58,7 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
     world.position = f"round {progress.round + 1}, synchronising"
     run.method.synchronise(round_seed(run, progress.round + 1))
     synchronised = local.clock.lap()
+    world.activity.round_took(trained + synchronised)
 
     telemetry.record(
         Round(
@@ -130,6 +131,8 @@ class LocalTraining:
         self.run = run
         self.clock = Clock(run.world.device)
         self.rate = 0.0
+        # A network that is new to the compiler, or to the caches of libraries, may take its time.
+        run.world.activity.unhurried = True
         self.seconds_data = 0.0
         self._batches: TrainStream = run.source.train()
         self._optimizer = FlatSGD(
@@ -148,9 +151,13 @@ class LocalTraining:
     def step(self) -> torch.Tensor:
         """Make one local iteration: a batch, forward, backward, an update. Return its loss."""
         run, optim = self.run, self.run.settings.optim
+        activity = run.world.activity
+        activity.detail = "waiting for a batch"
+        activity.progress()
         began = perf_counter()
         images, labels = next(self._batches)
         self.seconds_data += perf_counter() - began
+        activity.detail = ""
         run.method.subnet.gradients_flat.zero_()
         with run.autocast():
             scores = self._forward(images)
