@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from resist_hvd.comm import last_words
+from resist_hvd.comm import last_words, undertaker
 from resist_hvd.comm.judging import Sight, limit_of, time_of, verdict
 from resist_hvd.comm.last_words import LOST
 from resist_hvd.comm.lifeline import Line, Meeting, open_server
@@ -202,11 +202,13 @@ class Watchdog:
         patience = 0.2 if self.world.is_first else 0.2 + 0.15 * min(self.world.rank, 8)
         for peer in self._peers.values():
             peer.line.send({"lost": True})
+        undertaker.call()
         last_words.end_now(f"{message}, says {here}. {last_words.advice()}", LOST, patience)
 
     def _follow(self) -> NoReturn:
         """End as rank 0 has decided, once it has said why."""
         if last_words.ending.begin(LOST):
+            undertaker.call()
             time.sleep(1.0)
             last_words.ending.spoken.set()
         else:

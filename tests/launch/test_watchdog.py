@@ -103,3 +103,16 @@ def test_slow_is_not_lost(tiny: list[str], tmp_path: Path, program: Callable[[st
     ended = runs.run(*flags, program=program(SLOW))
     assert ended.status == 0, ended
     assert ended.stderr == ""
+
+
+def test_launcher_that_cannot_end_is_ended(tiny: list[str], tmp_path: Path) -> None:
+    flags = [*tiny, *ENDLESS, "--watchdog=4", "--output", tmp_path / "run"]
+    with runs.started(*flags) as running:
+        running.wait_for(r"round +4/")
+        running.signalled()
+        # As if other hosts, which do not answer, had both the rank and the launcher wait.
+        running.process.send_signal(signal.SIGSTOP)
+        os.kill(running.rank(1), signal.SIGSTOP)
+        ended = running.end()
+    assert ended.status == -signal.SIGKILL
+    assert ended.seconds < 2 * runs.SOON
