@@ -173,8 +173,8 @@ class World:
             yield
         except UserError as caught:
             error = caught
-        seen = [None if error is None else (error.seen, error.where, error.mend), self.host]
-        everyone = self.gather_objects(seen)
+        report = None if error is None else (error.seen, error.where, error.mend)
+        everyone = self.gather_objects((report, self.host))
         failed = [(rank, report, host) for rank, (report, host) in enumerate(everyone) if report is not None]
         if failed:
             rank, (saw, where, mend), host = failed[0]
