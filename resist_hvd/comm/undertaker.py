@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 LAUNCHERS = ("mpirun", "orterun", "mpiexec", "orted")
-"""What Open MPI's launchers are called; other parents are left alone."""
+"""How the names of Open MPI's launchers begin (`orterun_wrapper` in its wheel); other parents are left alone."""
 
 GRACE = 10.0
 """Seconds that a launcher is given beyond what it leaves its ranks: it ends within three, if it can."""
@@ -27,7 +27,7 @@ KILL_TIMEOUT = "OMPI_MCA_odls_base_sigkill_timeout"
 def call() -> None:
     """Have the launcher of this rank ended, if it does not end by itself."""
     launcher = os.getppid()
-    if name_and_start(launcher)[0] in LAUNCHERS:
+    if name_and_start(launcher)[0].startswith(LAUNCHERS):
         subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(launcher), str(seconds_given())],
             stdin=subprocess.DEVNULL,
