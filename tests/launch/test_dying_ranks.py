@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def test_killed_rank_takes_the_others_with_it(rank: int, tiny: list[str], copy_o
     before = runs.contents(checkpoint)
     with runs.started(*tiny, *ENDLESS, "--resume", "--output", copy_of_cut) as running:
         running.wait_for(r"round +4/")
+        time.sleep(2.5)  # what ranks say of themselves is up to a second old
         running.signalled()
         os.kill(running.rank(rank), signal.SIGKILL)
         ended = running.end()

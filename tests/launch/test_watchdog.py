@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
     folder = tmp_path / "run"
     with runs.started(*tiny, *ENDLESS, "--watchdog=4", "--output", folder, ranks=ranks) as running:
         running.wait_for(r"round +4/")
+        time.sleep(2.5)  # what ranks say of themselves is up to a second old
         running.signalled()
         os.kill(running.rank(rank), signal.SIGSTOP)
         ended = running.end()
