@@ -1,7 +1,23 @@
-"""Pre-activation residual networks, whole and as a worker's sub-network on flat storage."""
+"""Pre-activation residual networks, whole and as a worker's sub-network on flat storage.
+
+What needs PyTorch is loaded when it is first asked for: a plan is made of numbers alone, and must not wait for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from resist_hvd.models.architecture import Architecture, ModelSettings
-from resist_hvd.models.resnet import ResNet
-from resist_hvd.models.subnet import SubNet
+
+if TYPE_CHECKING:
+    from resist_hvd.models.resnet import ResNet
+    from resist_hvd.models.subnet import SubNet
 
 __all__ = ["Architecture", "ModelSettings", "ResNet", "SubNet"]
+
+_WITH_PYTORCH = {"ResNet": "resist_hvd.models.resnet", "SubNet": "resist_hvd.models.subnet"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_PYTORCH:
+        return getattr(import_module(_WITH_PYTORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

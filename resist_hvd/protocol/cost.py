@@ -1,0 +1,392 @@
+"""What a round costs, for ResIST and for what it is compared with: bytes, arithmetic, memory and seconds.
+
+A round is the same work for every method: S workers make l steps of a batch each (for GPipe, l steps of S batches that
+all workers make together). Bytes are counted in two conventions.
+
+* Ours: payload that ranks hand over to be sent, summed over ranks; a collective by its algorithm's cost, for a ring
+  all-reduce of n bytes 2 (S - 1) / S n a rank (Patarasuk and Yuan 2009).
+* The paper's (Table 1): every number is counted once up and once down for each worker that holds it, 8 bytes in all.
+
+Seconds are those of the latency-bandwidth model (Hockney 1994): a message of n bytes takes alpha + n beta. A ring
+all-reduce takes 2 (S - 1) alpha + 2 (S - 1) / S n beta (Thakur, Rabenseifner and Gropp 2005).
+
+Workers are taken to be alike, links to carry both directions at once, and parameters to be single precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+from resist_hvd.protocol.partition import depth
+
+MethodCosted = Literal["resist", "local-sgd", "data-parallel", "gpipe", "federated-dropout"]
+FLOAT = 4
+"""Bytes of a number."""
+
+TRAINING = 3
+"""Passes a training step takes, in forward passes: the backward pass computes two gradients in each convolution."""
+
+
+class Part(Protocol):
+    """A part of a network: a stem, a block, or a head."""
+
+    @property
+    def parameters(self) -> int:
+        """How many it has."""
+
+    @property
+    def flops(self) -> int:
+        """Of one image's forward pass."""
+
+    @property
+    def kept(self) -> int:
+        """Numbers that the backward pass needs of one image."""
+
+    @property
+    def output(self) -> int:
+        """Numbers that it hands on of one image."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """A network, or a worker's share of it: parameters, and one image's forward FLOPs and numbers kept."""
+
+    parameters: int
+    flops: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """A global network in numbers.
+
+    Attributes:
+        parts: stem, blocks and head, in order.
+        decks: where the blocks that are dealt out stand among them, a range for each deck; a deck's blocks are alike.
+    """
+
+    parts: tuple[Part, ...]
+    decks: tuple[range, ...]
+
+    @cached_property
+    def whole(self) -> Load:
+        """All of it, as local SGD and data-parallel training have it on every worker."""
+        return _load(self.parts)
+
+    @cached_property
+    def trunk(self) -> Load:
+        """What ResIST's workers share."""
+        dealt = {place for deck in self.decks for place in deck}
+        return _load(part for place, part in enumerate(self.parts) if place not in dealt)
+
+    @property
+    def partitionable(self) -> int:
+        """N, the number of blocks that are dealt out."""
+        return sum(map(len, self.decks))
+
+    def block(self, deck: range) -> Part:
+        """Return a block of a deck."""
+        return self.parts[deck[0]]
+
+    def sub_network(self, workers: int, min_blocks: int) -> Load:
+        """Return the trunk and k blocks of each deck, as a worker of ResIST has them."""
+        loads = [self.trunk]
+        for deck in filter(None, self.decks):
+            block, k = self.block(deck), depth(len(deck), workers, min_blocks)
+            loads.append(Load(k * block.parameters, k * block.flops, k * block.kept))
+        return _load(loads)
+
+
+def _load(parts: Iterable[Part | Load]) -> Load:
+    parts = list(parts)
+    return Load(sum(p.parameters for p in parts), sum(p.flops for p in parts), sum(p.kept for p in parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A round's work.
+
+    Attributes:
+        workers: S.
+        batch: images of one worker's step.
+        local_iterations: l, steps of a round.
+        min_blocks: m, the fewest blocks of a deck that ResIST's sub-networks have.
+        micro_batches: into how many GPipe cuts a step's images; None for four times its stages, from where on its
+            authors found the pipeline's bubble negligible.
+    """
+
+    workers: int
+    batch: int
+    local_iterations: int
+    min_blocks: int = 0
+    micro_batches: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a worker computes on, and what joins them.
+
+    Attributes:
+        flops: arithmetic that a worker does in a second of training.
+        bandwidth: payload in bytes that a host's link carries in a second, each way.
+        latency: seconds until the first byte of a message arrives (alpha).
+        overhead: seconds that a synchronisation takes besides: agreeing on it, and starting it.
+        ranks_per_host: workers that share a host's link; they are numbered host by host.
+    """
+
+    flops: float
+    bandwidth: float
+    latency: float
+    overhead: float = 0.0
+    ranks_per_host: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a round costs.
+
+    Attributes:
+        bytes_sent: payload handed over to be sent, summed over ranks: our convention. For ResIST the expectation over
+            deals.
+        bytes_paper: in the paper's convention.
+        bytes_busiest: payload through the busiest host's link, in its busier direction.
+        flops: of the busiest worker.
+        memory: bytes of the busiest worker: parameters, gradients and momentum, and what a backward pass keeps.
+        seconds_compute: arithmetic, waiting in a pipeline's bubble included.
+        seconds_bandwidth: for payload, beyond what arithmetic hides.
+        seconds_latency: of messages and of starting synchronisations.
+    """
+
+    method: MethodCosted
+    bytes_sent: float
+    bytes_paper: float
+    bytes_busiest: float
+    flops: float
+    memory: float
+    seconds_compute: float
+    seconds_bandwidth: float
+    seconds_latency: float
+
+    @property
+    def seconds_sync(self) -> float:
+        """All that is not arithmetic."""
+        return self.seconds_bandwidth + self.seconds_latency
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole round."""
+        return self.seconds_compute + self.seconds_sync
+
+    @property
+    def bound(self) -> str:
+        """Which part is the largest: compute, bandwidth or latency."""
+        parts = {
+            "compute": self.seconds_compute,
+            "bandwidth": self.seconds_bandwidth,
+            "latency": self.seconds_latency,
+        }
+        return max(parts, key=lambda name: parts[name])
+
+
+def resist(network: Network, work: Work, machine: Machine) -> Cost:
+    """Return the cost of a round of ResIST (Algorithm 1 and section 2.5 of the paper).
+
+    The trunk of T bytes is averaged among all workers: 2 (S - 1) T in all. For a deck of N blocks of B bytes and depth
+    k, a block with c holders is averaged among them, 2 (c - 1) B; over all blocks, which have S k holders together,
+    2 B (S k - N). Then each worker lacks a block that it is dealt with probability 1 - k / N, since deals are
+    independent: S k (1 - k / N) blocks travel, in expectation.
+
+    In the paper's convention: 8 (S T + sum over workers of the parameters of their blocks).
+
+    Both of the trunk's average and the blocks' exchange use the link at the same time, so their bytes add. The busiest
+    rank is the one that receives the most blocks.
+    """
+    workers = work.workers
+    load = network.sub_network(workers, work.min_blocks)
+    trunk = FLOAT * network.trunk.parameters
+    sent, busiest = 2.0 * (workers - 1) * trunk, _ring(trunk, workers)
+    for deck in filter(None, network.decks):
+        size, blocks = FLOAT * network.block(deck).parameters, len(deck)
+        k = depth(blocks, workers, work.min_blocks)
+        averaged = 2.0 * size * (workers * k - blocks)
+        sent += averaged + size * workers * k * (1 - k / blocks)
+        busiest += (averaged / workers + size * most_received(blocks, k, workers)) * _leaving(workers, machine)
+    return _local("resist", load, work, machine, sent=sent, paper=8.0 * workers * load.parameters, busiest=busiest)
+
+
+def local_sgd(network: Network, work: Work, machine: Machine) -> Cost:
+    """Return the cost of a round of local SGD (Stich 2019), the paper's baseline (section 2.4).
+
+    All P parameters are averaged once a round: 2 (S - 1) P in all; in the paper's convention 8 S P.
+    """
+    load, workers = network.whole, work.workers
+    return _local(
+        "local-sgd",
+        load,
+        work,
+        machine,
+        sent=2.0 * (workers - 1) * FLOAT * load.parameters,
+        paper=8.0 * workers * load.parameters,
+        busiest=_ring(FLOAT * load.parameters, workers),
+    )
+
+
+def data_parallel(network: Network, work: Work, machine: Machine) -> Cost:
+    """Return the cost of a round of data-parallel training, as Horovod does it (Sergeev and Del Balso 2018).
+
+    All P gradients are averaged in each of l steps: l times local SGD's bytes. The average of what the backward pass
+    has computed goes on beside the rest of it: of a step's transfer, what exceeds two thirds of its arithmetic is seen.
+    """
+    once = local_sgd(network, work, machine)
+    steps = work.local_iterations
+    hidden = once.seconds_compute * (TRAINING - 1) / TRAINING
+    return Cost(
+        method="data-parallel",
+        bytes_sent=steps * once.bytes_sent,
+        bytes_paper=steps * once.bytes_paper,
+        bytes_busiest=steps * once.bytes_busiest,
+        flops=once.flops,
+        memory=once.memory,
+        seconds_compute=once.seconds_compute,
+        seconds_bandwidth=max(0.0, steps * once.seconds_bandwidth - hidden),
+        seconds_latency=steps * once.seconds_latency,
+    )
+
+
+def gpipe(network: Network, work: Work, machine: Machine) -> Cost:
+    """Return the cost of a round of pipelined model-parallel training by GPipe (Huang et al. 2019).
+
+    The network is cut into K = min(S, parts) stages of arithmetic as even as can be. A step's S batches pass through
+    them in M micro-batches. At each of the K - 1 cuts every image's activations go forward and as many gradients back:
+    2 x 4 x S x batch x (numbers at the cut) bytes a step; in the paper's convention, sent and received, twice that.
+
+    A step takes M + K - 1 turns of the slowest stage (section 2.3: the bubble's share is (K - 1) / (M + K - 1)). A
+    stage keeps its inputs alone and computes the rest again in the backward pass: 4 passes instead of 3. A transfer
+    goes on beside the next micro-batch's arithmetic.
+    """
+    stages = balanced_stages(network.parts, work.workers)
+    loads = [_load(stage) for stage in stages]
+    images = work.workers * work.batch
+    micro = min(work.micro_batches or 4 * len(stages), images)
+    slowest = max(load.flops for load in loads)
+    turns = work.local_iterations * (micro + len(stages) - 1)
+    cuts = [stage[-1].output for stage in stages[:-1]]
+    passing = 2.0 * FLOAT * images * work.local_iterations
+    compute = turns * (TRAINING + 1) * slowest * images / micro / machine.flops
+    # A stage in the middle sends on at one cut and back at the other.
+    through = [FLOAT * (left + right) for left, right in zip([0, *cuts], [*cuts, 0], strict=True)]
+    transfer = turns * max(through) * images / micro / machine.bandwidth
+    inputs = [network.parts[0].kept, *cuts]
+    memory = max(
+        3 * FLOAT * load.parameters + FLOAT * (images * entering + images / micro * load.kept)
+        for load, entering in zip(loads, inputs, strict=True)
+    )
+    return Cost(
+        method="gpipe",
+        bytes_sent=passing * sum(cuts),
+        bytes_paper=2 * passing * sum(cuts),
+        bytes_busiest=max(through) * images * work.local_iterations,
+        flops=(TRAINING + 1) * slowest * images * work.local_iterations,
+        memory=memory,
+        seconds_compute=compute,
+        seconds_bandwidth=max(0.0, transfer - compute),
+        seconds_latency=2 * turns * machine.latency if cuts else 0.0,
+    )
+
+
+def federated_dropout(thinned: Network, work: Work, machine: Machine) -> Cost:
+    """Return the cost of a round of federated dropout (Caldas et al. 2018), which the paper compares with in its A.7.
+
+    A server keeps the global network, sends each worker one with fewer filters in every layer, and takes it back after
+    l steps: 2 P' for each worker, P' being the thinned network's bytes, through the server's link, S P' each way. It
+    is the paper's convention as well.
+
+    Args:
+        thinned: the network that a worker trains.
+        work: the round.
+        machine: the server's link is like any other's.
+    """
+    load, workers = thinned.whole, work.workers
+    size = FLOAT * load.parameters
+    busiest = 2.0 * workers * size
+    cost = _local("federated-dropout", load, work, machine, sent=busiest, paper=busiest, busiest=busiest)
+    messages = 2 * machine.latency + machine.overhead
+    return Cost(**{**cost.__dict__, "seconds_latency": messages})
+
+
+def most_received(blocks: int, k: int, workers: int) -> float:
+    """Return the expected number of blocks that arrive at the worker at which the most do.
+
+    What a worker lacks of its k next blocks is hypergeometric: k draws of N, N - k of which it does not hold. Workers
+    are taken to be independent. They are not quite, of two without shared blocks both lack as many, so this is up to an
+    eighth too much.
+    """
+    total = math.comb(blocks, k)
+    at_most, expected = 0.0, 0.0
+    for missing in range(min(k, blocks - k) + 1):
+        at_most += math.comb(blocks - k, missing) * math.comb(k, k - missing) / total
+        expected += 1 - min(1.0, at_most) ** workers
+    return expected
+
+
+def balanced_stages(parts: Sequence[Part], workers: int) -> list[list[Part]]:
+    """Cut a network into at most so many runs of consecutive parts, so that the most arithmetic in one is the least."""
+    flops = [part.flops for part in parts]
+    low, high = max(flops), sum(flops)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cut(parts, middle)) <= workers:
+            high = middle
+        else:
+            low = middle + 1
+    return _cut(parts, low)
+
+
+def _cut(parts: Sequence[Part], limit: int) -> list[list[Part]]:
+    stages: list[list[Part]] = [[]]
+    used = 0
+    for part in parts:
+        if stages[-1] and used + part.flops > limit:
+            stages.append([])
+            used = 0
+        stages[-1].append(part)
+        used += part.flops
+    return stages
+
+
+def _ring(size: float, workers: int) -> float:
+    return 2.0 * size * (workers - 1) / workers
+
+
+def _leaving(workers: int, machine: Machine) -> float:
+    """Return how much goes through a host's link for each byte that every rank sends to a rank anywhere.
+
+    Ranks of a host share its link, and what stays on the host does not use it. (A ring through all ranks leaves each
+    host once, however many ranks it has.)
+    """
+    here = min(machine.ranks_per_host, workers)
+    return here * (workers - here) / (workers - 1) if workers > 1 else 0.0
+
+
+def _local(
+    method: MethodCosted, load: Load, work: Work, machine: Machine, *, sent: float, paper: float, busiest: float
+) -> Cost:
+    """Return the cost of l local steps on a worker's own network, followed by one synchronisation."""
+    alone = work.workers == 1
+    within = machine.ranks_per_host >= work.workers
+    flops = float(TRAINING * load.flops * work.batch * work.local_iterations)
+    return Cost(
+        method=method,
+        bytes_sent=sent,
+        bytes_paper=paper,
+        bytes_busiest=busiest,
+        flops=flops,
+        memory=3.0 * FLOAT * load.parameters + FLOAT * work.batch * load.kept,
+        seconds_compute=flops / machine.flops,
+        seconds_bandwidth=0.0 if alone or within else busiest / machine.bandwidth,
+        seconds_latency=0.0 if alone else 2 * (work.workers - 1) * machine.latency + machine.overhead,
+    )
