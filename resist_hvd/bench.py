@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from resist_hvd import flags
@@ -53,17 +52,7 @@ def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:
     if name not in BENCHMARKS:
         raise UserError(f"There is no benchmark {name!r}", mend=f"Give one of {', '.join(BENCHMARKS)}, and --help.")
     benchmark = BENCHMARKS[name]
-    parser = flags.make_parser(f"python -m resist_hvd.bench {name}", benchmark.settings.__doc__ or "")
-    flags.add_settings(parser, benchmark.settings)
-    given = flags.read_flags(parser, rest, benchmark.settings)
-    try:
-        values = parser.get_defaults()
-        values.update(given)
-        values = parser.instantiate(values)
-        names = [field.name for field in fields(benchmark.settings)]
-        return benchmark, benchmark.settings(**{name: values[name] for name in names})
-    except (ValueError, TypeError) as error:
-        raise flags.explain(error, benchmark.settings) from None
+    return benchmark, flags.parse_settings(f"python -m resist_hvd.bench {name}", benchmark.settings, rest)
 
 
 if __name__ == "__main__":

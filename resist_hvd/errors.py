@@ -1,5 +1,11 @@
 """The exceptions that are shown to a user as a sentence, without a traceback: a mistake to mend, a run told to stop."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """Something the user can mend: a wrong setting, a missing folder, a damaged checkpoint, an unsound launch.
@@ -37,3 +43,15 @@ class Stopped(Exception):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
+
+
+def run_alone(program: Callable[[], None]) -> None:
+    """Run the main function of a program that is one process, and end it as it deserves: a mistake is a sentence."""
+    try:
+        program()
+    except UserError as error:
+        print(f"resist_hvd: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # Who reads has seen enough, as `head` does; nothing is to be told on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

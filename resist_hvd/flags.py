@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from resist_hvd.errors import UserError
+
+T = TypeVar("T")
 
 SEE_HELP = "See --help for every setting."
 
@@ -103,6 +105,24 @@ def with_values(arguments: Sequence[str], settings: type[Any]) -> list[str]:
         alone = argument in switches and following.startswith("--")
         spelled.append(f"{argument}=true" if alone else argument)
     return spelled
+
+
+def parse_settings(prog: str, settings: type[T], arguments: Sequence[str]) -> T:
+    """Return the settings that flags give, for a program that has no recipes and no files of settings.
+
+    Raises:
+        UserError: a flag is unknown, or its value is wrong.
+    """
+    parser = make_parser(prog, settings.__doc__ or "")
+    add_settings(parser, settings)
+    given = read_flags(parser, arguments, settings)
+    try:
+        values = parser.get_defaults()
+        values.update(given)
+        values = parser.instantiate(values)
+        return settings(**{name: values[name] for name in get_type_hints(settings)})
+    except (ValueError, TypeError) as error:
+        raise explain(error, settings) from None
 
 
 def read_flags(parser: ArgumentParser, arguments: Sequence[str], settings: type[Any]) -> Namespace:

@@ -11,6 +11,8 @@ from resist_hvd.comm.world import World
 from resist_hvd.methods import data_parallel
 from resist_hvd.models import ModelSettings
 from resist_hvd.models.resnet import Block
+from resist_hvd.models.size import deck_ranges, part_sizes
+from resist_hvd.protocol import cost
 from resist_hvd.protocol.exchange import exchange, ring_bytes
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
@@ -56,6 +58,22 @@ def test_a_round_of_resist(changes: dict[str, Any], world: World, folder: Path) 
         lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
         assert [(line["bytes_trunk"], line["bytes_blocks"]) for line in lines] == expected
         assert all(line["bytes_sent"] == line["bytes_trunk"] + line["bytes_blocks"] for line in lines)
+
+
+@pytest.mark.parametrize("min_blocks", [0, 5])
+def test_a_run_sends_what_was_planned(min_blocks: int, world: World, folder: Path) -> None:
+    # A plan knows no seed: deals differ from what is to be expected of them by less, the more rounds there are.
+    model = ModelSettings(sections="1,1,9,2", width_factor=1 / 16)
+    settings = tiny.settings(world, iterations=120, local_iterations=1, min_blocks=min_blocks, model=model)
+    run = tiny.make_run(settings, world, folder)
+    train(run, tiny.Watching(run))
+    architecture = run.method.subnet.architecture
+    network = cost.Network(part_sizes(architecture, image_size=8), deck_ranges(architecture))
+    work = cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1, min_blocks=min_blocks)
+    planned = cost.resist(network, work, cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0))
+    assert run.progress.round == 120
+    assert run.progress.bytes_sent == pytest.approx(120 * planned.bytes_sent, rel=0.01)
+    assert run.method.subnet.parameters_flat.numel() == network.sub_network(world.size, min_blocks).parameters
 
 
 def test_a_round_of_local_sgd(world: World, folder: Path) -> None:

@@ -1,0 +1,185 @@
+"""The plan that a user reads: its numbers, its files, what it says of wrong settings, and that it answers at once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resist_hvd import flags, plan
+from resist_hvd.errors import UserError
+from resist_hvd.planning import units
+from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
+from resist_hvd.planning.measured import measured_rates
+from resist_hvd.planning.settings import PlanSettings
+from resist_hvd.protocol.cost import TRAINING
+
+TABLE_1 = ["--model.final_norm", "false", "--min_blocks", "4", "--workers", "2,4,8"]
+
+
+def settings(*arguments: str) -> PlanSettings:
+    return flags.parse_settings("plan", PlanSettings, arguments)
+
+
+def run_plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    plan.main()
+
+
+def test_the_plan_reproduces_table_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "plan.json"
+    run_plan(monkeypatch, *TABLE_1, "--json", str(path))
+    runs = json.loads(path.read_text())["runs"]
+    volumes = {(run["method"], run["workers"]): run["round"]["bytes_paper"] / 1e9 for run in runs}
+    local_sgd = [volumes["local-sgd", workers] for workers in (2, 4, 8)]
+    assert [round(volume, 3) for volume in local_sgd] == [0.662, 1.325, 2.649]
+    assert [volumes["resist", workers] for workers in (2, 4, 8)] == pytest.approx([0.454, 0.720, 1.289], abs=6e-4)
+    printed = capsys.readouterr().out
+    assert all(figure in printed for figure in ("455 MB", "720 MB", "1.29 GB", "662 MB", "1.32 GB", "2.65 GB"))
+
+
+def test_it_loads_neither_pytorch_nor_mpi(tmp_path: Path) -> None:
+    # What takes seconds to load; with it, no answer could come at once.
+    program = "import sys; from resist_hvd import plan; plan.main(); print(*sorted(sys.modules), file=sys.stderr)"
+    command = [sys.executable, "-c", program, "--workers", "2,4096", "--json", str(tmp_path / "plan.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.split())
+    assert "resist_hvd.plan" in loaded
+    assert not loaded & {"torch", "horovod", "mpi4py", "matplotlib", "numpy"}
+
+
+def test_the_picture_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plan.png"
+    run_plan(monkeypatch, "--workers", "4", "--plot", str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_seconds_of_a_run_are_those_of_its_rounds() -> None:
+    planner = Planner(settings("--epochs", "16", "--workers", "4"))
+    once = planner.round("resist", 4)
+    run = planner.run("resist", 4)
+    # 16 x 50,000 images are 1,563 steps of 4 x 128: 31 rounds of 50, and one of 13.
+    assert (run.iterations, run.rounds) == (1563, 32)
+    assert run.seconds == pytest.approx(1563 / 50 * once.seconds_compute + 32 * once.seconds_sync)
+    assert run.bytes_sent == 32 * once.bytes_sent
+    steps = planner.run("data-parallel", 4)
+    assert steps.bytes_sent == pytest.approx(1563 / 50 * steps.round.bytes_sent)
+
+
+def test_a_warm_up_costs_what_local_sgd_does() -> None:
+    cold, warm = (Planner(settings("--epochs", "90", "--warmup_epochs", epochs)) for epochs in ("0", "30"))
+    rounds = cold.run("resist", 4).rounds
+    ours, whole = cold.round("resist", 4).bytes_sent, cold.round("local-sgd", 4).bytes_sent
+    warming = -(-30 * 50_000 // (4 * 128 * 50))
+    assert warm.run("resist", 4).bytes_sent == warming * whole + (rounds - warming) * ours
+    assert warm.run("resist", 4).seconds > cold.run("resist", 4).seconds
+
+
+def test_how_far_it_pays() -> None:
+    short = Planner(settings()).stops_paying()
+    runs = Planner(settings()).run("resist", 2 * short.workers).rounds
+    assert runs < FEWEST_ROUNDS
+    assert f"{runs} rounds" in short.reason
+    slow = Planner(settings("--epochs", "1e6", "--latency", "10ms", "--bandwidth", "100gbit")).stops_paying()
+    assert "10% shorter" in slow.reason
+    assert 2 < slow.workers < SCALE[-1]
+    assert Planner(settings("--epochs", "1e6")).stops_paying().workers == SCALE[-1]
+
+
+def test_what_to_take() -> None:
+    planner = Planner(settings("--bandwidth", "1gbit"))
+    advice = planner.advise(4)
+    assert advice.local_iterations is not None
+    once = planner.round("resist", 4, local_iterations=advice.local_iterations)
+    less = planner.round("resist", 4, local_iterations=advice.local_iterations - 1)
+    assert once.seconds_sync / once.seconds <= 0.2 < less.seconds_sync / less.seconds
+    fastest = planner.run("resist", 4, min_blocks=5).seconds
+    assert advice.depth_seconds <= 1.1 * fastest < planner.run("resist", 4, min_blocks=advice.depth + 1).seconds
+    assert Planner(settings("--bandwidth", "1mbit")).advise(4).local_iterations is None
+
+
+def write_run(folder: Path, **changes: Any) -> str:
+    folder.mkdir()
+    model = {"name": "preact_resnet101", "sections": None, "width_factor": 1.0, **changes.pop("model", {})}
+    config = {"method": "resist", "min_blocks": 5, "model": model, "data": {"batch_size": 64}, **changes}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    line = {"partition": [[0], [1], [2], [3]], "seconds_compute": 9.0, "seconds_data": 1.0, "iterations": 5}
+    (folder / "rounds.jsonl").write_text(f"{json.dumps(line)}\n" * 3 + '{"partition": [[0')
+    return str(folder)
+
+
+def test_a_runs_pace_is_taken_for_the_plans(tmp_path: Path) -> None:
+    asked = settings("--measured", write_run(tmp_path / "run"))
+    rates = measured_rates(asked)
+    load = asked.network().sub_network(4, 5)
+    assert rates == {"resist": TRAINING * load.flops * 64 / 2.0}
+    planner = Planner(asked, rates)
+    assert planner.rate("resist") == planner.rate("local-sgd") == rates["resist"]
+    both = settings("--measured", f"{tmp_path / 'run'},{write_run(tmp_path / 'other', method='local-sgd')}")
+    planner = Planner(both, measured_rates(both))
+    assert planner.rate("local-sgd") == planner.rate("gpipe") == TRAINING * both.network().whole.flops * 64 / 2.0
+
+
+def test_wrong_runs_are_told(tmp_path: Path) -> None:
+    def refusal(folder: str) -> str:
+        with pytest.raises(UserError) as caught:
+            measured_rates(settings("--measured", folder))
+        return str(caught.value)
+
+    mend = "Give --measured the folder of a run of the planned network, by resist or local-sgd."
+    assert refusal(str(tmp_path)) == f"There is no config.yaml of a run here [{tmp_path}]. {mend}"
+    ensemble = write_run(tmp_path / "ensemble", method="ensemble")
+    assert refusal(ensemble) == f"The run's method is ensemble [{ensemble}]. {mend}"
+    deep = write_run(tmp_path / "deep", model={"name": "preact_resnet152"})
+    assert refusal(deep).endswith("Plan with --model.sections 3,4,36,3.")
+    thin = write_run(tmp_path / "thin", model={"width_factor": 0.5})
+    assert refusal(thin).endswith("Plan with --model.width_factor 0.5.")
+    empty = write_run(tmp_path / "empty")
+    (Path(empty) / "rounds.jsonl").write_text("")
+    assert refusal(empty) == f"There is no finished round here [{empty}]. {mend}"
+
+
+WRONG = {
+    "--workers two": "--workers is 'two'. Give numbers from 1 to 4096, like 2,4,8.",
+    "--workers 0": "--workers is '0'. Give numbers from 1 to 4096, like 2,4,8.",
+    "--bandwidth fast": "--bandwidth is 'fast'. Give a number and a unit, like 10gbit.",
+    "--bandwidth 0gbit": "--bandwidth is '0gbit'. Give a number and a unit, like 10gbit.",
+    "--latency 3": "--latency is '3'. Give a number and a unit, like 50us.",
+    "--compute_rate 6tbit": "--compute_rate is '6tbit'. Give a number and a unit, like 6tflop.",
+    "--efficiency 1.5": "--efficiency is 1.5. Give a share above 0, at most 1.",
+    "--epochs 0": "--epochs is 0.0. Give a number above 0.",
+    "--image_size 0": "--image_size is 0. Give 1 or more.",
+    "--plot plan.gif": "--plot is 'plan.gif'. Give a file that ends in .png, .svg or .pdf.",
+    "--dataset mnist": "--dataset is 'mnist'. Give one of cifar10, cifar100, svhn, imagenet, digits.",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_settings_are_told(wrong: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings(*wrong.split())
+    assert str(caught.value) == WRONG[wrong]
+
+
+def test_a_file_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "missing" / "plan.json"
+    with pytest.raises(SystemExit) as ended:
+        run_plan(monkeypatch, "--json", str(path))
+    assert ended.value.code == 2
+    told = "resist_hvd: Cannot write the plan: No such file or directory"
+    assert capsys.readouterr().err == f"{told} [{path}]. Give a file that can be written.\n"
+
+
+def test_quantities() -> None:
+    def rate(text: str) -> float:
+        return units.quantity(text, units.RATES, setting="bandwidth", example="10gbit")
+
+    assert [rate("10gbit"), rate("1.25 GByte/s"), rate("100Mbit"), rate("8bit")] == [1.25e9, 1.25e9, 12.5e6, 1.0]
+    read = [units.scaled(value, "B") for value in (0, 12, 999.4, 999.6, 1.2949e9, 3.5e18)]
+    assert read == ["0 B", "12.0 B", "999 B", "1.00 kB", "1.29 GB", "3500 PB"]
+    spans = [units.duration(seconds) for seconds in (0.00321, 41, 750, 15120, 267840)]
+    assert spans == ["3.21 ms", "41.0 s", "12.5 min", "4.20 h", "3.10 d"]
