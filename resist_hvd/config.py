@@ -76,6 +76,9 @@ class Settings:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
 
+    trace: bool = False
+    """Write what every rank did in the first five rounds into trace.json, for Perfetto or chrome://tracing."""
+
     output: Path | None = None
     """The run's folder. Default: a new one under runs/."""
 

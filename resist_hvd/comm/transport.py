@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import horovod.torch as hvd
@@ -47,6 +48,8 @@ class BytesSent:
 class PendingAverage:
     """An all-reduce under way: of `flat` itself, or of the copy in host memory that stands in for it."""
 
+    name: str
+    began: float
     handles: list[int]
     flat: Tensor
     buffer: Tensor
@@ -57,6 +60,8 @@ class Transport:
 
     Payload is counted as it is handed over to be sent by this rank, a collective by its algorithm's cost: ring
     all-reduce, 2 (S - 1) / S of the buffer.
+
+    Seconds that this rank waits for averages among all are the stopwatch's `trunk`, those of blocks its `blocks`.
 
     Args:
         world: all workers.
@@ -95,23 +100,27 @@ class Transport:
         """
         if self.world.size == 1:
             return None
+        began = perf_counter()
         self.sent += BytesSent(trunk=ring_bytes(flat.nbytes, self.world.size))
         buffer = self._outgoing(name, 0, flat) if self._stages_collectives else flat
         pieces = [buffer] if buffer.is_cuda else torch.split(buffer, PIECE_BYTES // buffer.itemsize)
         handles = [
             hvd.allreduce_async_(piece, name=f"{name}.{number}", op=hvd.Average) for number, piece in enumerate(pieces)
         ]
-        return PendingAverage(handles, flat, buffer)
+        return PendingAverage(name, began, handles, flat, buffer)
 
     def finish(self, pending: PendingAverage | None) -> None:
         """Wait until an average has arrived in its buffer."""
         if pending is None:
             return
-        with self.world.activity.waiting():
-            for handle in pending.handles:
-                hvd.synchronize(handle)
-        if pending.buffer is not pending.flat:
-            pending.flat.copy_(pending.buffer)
+        watch = self.world.stopwatch
+        with watch.measure("trunk", f"wait for {pending.name}"):
+            with self.world.activity.waiting():
+                for handle in pending.handles:
+                    hvd.synchronize(handle)
+            if pending.buffer is not pending.flat:
+                pending.flat.copy_(pending.buffer)
+        watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
 
     def broadcast(self, flat: Tensor, root: int) -> None:
         """Fill `flat` on every rank with that of rank `root`."""
@@ -133,6 +142,10 @@ class Transport:
             held: by block number, the buffers of the blocks this rank holds; averages arrive in them.
             arriving: by block number, the buffers for the blocks this rank receives.
         """
+        with self.world.stopwatch.measure("blocks"):
+            self._exchange(plan, held, arriving)
+
+    def _exchange(self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor]) -> None:
         rank = self.world.rank
         averages = [average for average in plan.averages if rank in average.holders]
         outgoing = [transfer for transfer in plan.transfers if transfer.source == rank]

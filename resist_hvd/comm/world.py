@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from resist_hvd.comm.activity import Activity
 from resist_hvd.comm.launch import host_name
 from resist_hvd.errors import UserError
+from resist_hvd.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class World:
         resumable: whether a run that ends now can go on with --resume.
         stop_signal, stop_told_at: the signal by which this rank was told to stop, 0 if it was not; and when, on the
             monotonic clock.
+        stopwatch: where this worker's seconds go.
     """
 
     comm: Any
@@ -50,6 +52,7 @@ class World:
     resumable: bool = False
     stop_signal: int = 0
     stop_told_at: float = 0.0
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def is_first(self) -> bool:

@@ -40,7 +40,8 @@ def train(run: Run, telemetry: Telemetry) -> None:
             if is_due(settings.evaluate_every, run) and not telemetry.stop_signal:
                 evaluate_run(run, telemetry)
             if is_due(settings.checkpoint_every, run) or telemetry.stop_signal:
-                save(run)
+                with world.stopwatch.measure("checkpoint"):
+                    save(run)
             if telemetry.stop_signal:
                 raise Stopped(stop_sentence(run, telemetry.stop_signal))
             local.clock.lap()
@@ -49,14 +50,16 @@ def train(run: Run, telemetry: Telemetry) -> None:
 def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
     """Make one round: local training, a synchronisation, and its account."""
     progress, world = run.progress, run.world
-    partition, sent = run.method.partition, run.method.transport.sent
+    watch = world.stopwatch
+    partition, sent, seconds = run.method.partition, run.method.transport.sent, watch.seconds.copy()
 
     world.position = f"round {progress.round + 1}, local training"
     losses = local.train(run.iterations_of_round())
     trained = local.clock.lap()
 
     world.position = f"round {progress.round + 1}, synchronising"
-    run.method.synchronise(round_seed(run, progress.round + 1))
+    with watch.measure("synchronise"):
+        run.method.synchronise(round_seed(run, progress.round + 1))
     synchronised = local.clock.lap()
     world.activity.round_took(trained + synchronised)
 
@@ -66,9 +69,11 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
             iterations=len(losses),
             losses=losses,
             lr=local.rate,
-            seconds_data=local.seconds_data,
-            seconds_compute=trained - local.seconds_data,
+            seconds_data=(data := watch.seconds["data"] - seconds["data"]),
+            seconds_compute=trained - data,
             seconds_sync=synchronised,
+            seconds_trunk=watch.seconds["trunk"] - seconds["trunk"],
+            seconds_blocks=watch.seconds["blocks"] - seconds["blocks"],
             bytes_sent=run.method.transport.sent - sent,
             partition=partition,
         )
@@ -78,7 +83,8 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
 def evaluate_run(run: Run, telemetry: Telemetry) -> None:
     """Evaluate the global network as it stands, and note it."""
     run.world.position = f"round {run.progress.round}, evaluating"
-    telemetry.evaluated(evaluate(run.method, run.source, run.world, run.autocast))
+    with run.world.stopwatch.measure("evaluate"):
+        telemetry.evaluated(evaluate(run.method, run.source, run.world, run.autocast))
 
 
 def is_due(every: int, run: Run) -> bool:
@@ -133,7 +139,6 @@ class LocalTraining:
         self.rate = 0.0
         # A network that is new to the compiler, or to the caches of libraries, may take its time.
         run.world.activity.unhurried = True
-        self.seconds_data = 0.0
         self._batches: TrainStream = run.source.train()
         self._optimizer = FlatSGD(
             subnet.parameters_flat, subnet.gradients_flat, run.method.velocity.buffer, run.settings.optim
@@ -143,21 +148,23 @@ class LocalTraining:
 
     def train(self, iterations: int) -> torch.Tensor:
         """Make local iterations; return each one's loss [iterations]."""
-        self.seconds_data = 0.0
         for iteration in range(iterations):
             self._losses[iteration] = self.step()
         return self._losses[:iterations]
 
     def step(self) -> torch.Tensor:
         """Make one local iteration: a batch, forward, backward, an update. Return its loss."""
+        world = self.run.world
+        world.activity.detail = "waiting for a batch"
+        world.activity.progress()
+        with world.stopwatch.measure("data"):
+            images, labels = next(self._batches)
+        world.activity.detail = ""
+        with world.stopwatch.measure("compute"):
+            return self._train_on(images, labels)
+
+    def _train_on(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         run, optim = self.run, self.run.settings.optim
-        activity = run.world.activity
-        activity.detail = "waiting for a batch"
-        activity.progress()
-        began = perf_counter()
-        images, labels = next(self._batches)
-        self.seconds_data += perf_counter() - began
-        activity.detail = ""
         run.method.subnet.gradients_flat.zero_()
         with run.autocast():
             scores = self._forward(images)

@@ -21,11 +21,16 @@ from resist_hvd.training.display import Bar, Lines
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.evaluate import Evaluation
 from resist_hvd.training.run import Run
+from resist_hvd.training.trace import trace_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One rank's account of a round: seconds, and bytes of payload it sent in the synchronisation at its end."""
+    """One rank's account of a round: seconds, and bytes of payload it sent in the synchronisation at its end.
+
+    Of the synchronisation's seconds some are the exchange of blocks, and some the wait for the trunk's average after
+    it. Data-parallel training waits for averages in its steps: its `seconds_trunk` are of `seconds_compute`.
+    """
 
     number: int
     iterations: int
@@ -34,8 +39,14 @@ class Round:
     seconds_data: float
     seconds_compute: float
     seconds_sync: float
+    seconds_trunk: float
+    seconds_blocks: float
     bytes_sent: BytesSent
     partition: Partition
+
+
+RANK_COLUMNS = {"seconds_compute": 1, "seconds_data": 2, "seconds_sync": 3, "seconds_trunk": 8, "seconds_blocks": 9}
+"""What a round's line says of each rank, and where the gathered accounts have it."""
 
 
 class Telemetry:
@@ -59,6 +70,7 @@ class Telemetry:
             self.display = Bar() if run.world.is_first and person_watches() else Lines()
         with run.world.agree("opening the run's files"), disk_errors(run.folder):
             self._board = open_board(run) if run.world.is_first else None
+        self._trace = trace_of(run)
 
     def record(self, done: Round) -> None:
         """Add a round to the run's progress and files; all ranks must call it together.
@@ -73,12 +85,15 @@ class Telemetry:
             setattr(progress, name, getattr(progress, name) + account[name])
             progress.seconds += account[name]
         progress.bytes_sent += account["bytes_sent"]
-        self._append("rounds.jsonl", {**account, "partition": done.partition.held})
+        ranks = account.pop("ranks")
+        self._append("rounds.jsonl", {**account, "partition": done.partition.held, "ranks": ranks})
         if run.world.is_first:
             self.display.round(
                 self._line(account), done=progress.round, total=run.rounds(), loss=figure(account["loss"])
             )
             self._to_board({name: account[name] for name in ("loss", "lr", "bytes_sent", "seconds_sync")})
+        if self._trace is not None:
+            self._trace.round_done()
 
     def _gather(self, done: Round) -> dict[str, Any]:
         """Return the round's account over all ranks: seconds and loss averaged, bytes summed."""
@@ -95,6 +110,8 @@ class Telemetry:
                 done.bytes_sent.blocks,
                 bad[0] if bad else -1,
                 world.stop_signal,
+                done.seconds_trunk,
+                done.seconds_blocks,
             ]
         )
         self.stop_signal = int(everyone[:, 7].max())
@@ -116,6 +133,7 @@ class Telemetry:
             "bytes_sent": trunk + blocks,
             "bytes_trunk": trunk,
             "bytes_blocks": blocks,
+            "ranks": {name: everyone[:, column].round(6).tolist() for name, column in RANK_COLUMNS.items()},
         }
 
     def evaluated(self, evaluation: Evaluation) -> None:
@@ -196,7 +214,9 @@ class Telemetry:
                     self._board.add_scalar(name, value, self.run.progress.round)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Let go of the files; all ranks must call it together."""
+        if self._trace is not None:
+            self._trace.write()
         if self._board is not None:
             with disk_errors(self.run.folder / "tensorboard"):
                 self._board.close()

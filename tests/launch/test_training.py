@@ -20,7 +20,8 @@ from . import runs
 from .conftest import CLASSES
 
 ROUND = (
-    "round iterations loss lr seconds_compute seconds_data seconds_sync bytes_sent bytes_trunk bytes_blocks partition"
+    "round iterations loss lr seconds_compute seconds_data seconds_sync bytes_sent bytes_trunk bytes_blocks partition "
+    "ranks"
 )
 EVALUATION = "round epoch samples seconds bytes_sent accuracy loss"
 SUMMARY = (

@@ -27,6 +27,7 @@ ROUND = [
     "bytes_trunk",
     "bytes_blocks",
     "partition",
+    "ranks",
 ]
 EVALUATION = ["round", "epoch", "samples", "seconds", "bytes_sent", "accuracy", "loss"]
 SUMMARY = [
