@@ -1,0 +1,102 @@
+"""`python -m resist_hvd.report RUN...`: what runs did, as one page, pictures, and a table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from resist_hvd import __version__, drawing, flags
+from resist_hvd.drawing import Theme
+from resist_hvd.errors import UserError, run_alone
+from resist_hvd.reporting import results
+from resist_hvd.reporting.figures import Figure, figures
+from resist_hvd.reporting.page import Drawn, page
+from resist_hvd.reporting.reading import RunRecord, read_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Show what runs did: give their folders, then flags.
+
+    Runs that are unfinished, damaged, or of an older version are reported as far as they go.
+    """
+
+    output: Path | None = None
+    """The folder for report.html and the pictures. Default: report in the folder of the first run."""
+
+    title: str = "ResIST: what runs did"
+    """The page's heading."""
+
+
+def main() -> None:
+    """Make the report that the arguments ask for."""
+    run_alone(run_from_flags)
+
+
+def run_from_flags() -> None:
+    """Read the runs, print the table, and write the page and the pictures."""
+    arguments = sys.argv[1:]
+    count = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    settings = flags.parse_settings("python -m resist_hvd.report RUN...", ReportSettings, arguments[count:])
+    if count == 0:
+        raise UserError("There is no run to report", mend="Give the folders of runs before any flag.")
+    runs = read_runs([Path(argument) for argument in arguments[:count]])
+    show(runs, Console(width=None if sys.stdout.isatty() else 170))
+    folder = settings.output or runs[0].folder / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(runs, settings.title, folder)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write the report: {error.strerror}",
+            where=str(folder),
+            mend="Give an --output that can be written.",
+        ) from None
+    print(f"Written: {folder / 'report.html'}")
+
+
+def show(runs: list[RunRecord], console: Console) -> None:
+    """Print the table of results, and what is missing."""
+    table = Table()
+    for place, column in enumerate(results.COLUMNS):
+        table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
+    for row in results.rows(runs):
+        table.add_row(*row.cells, style="italic dim" if row.is_paper else None)
+    console.print(table)
+    if results.has_papers_rows(runs):
+        console.print(results.PAPERS_NOTE)
+    for run in runs:
+        for sentence in run.missing:
+            console.print(f"{run.label}: {sentence}", markup=False)
+
+
+def write(runs: list[RunRecord], title: str, folder: Path) -> None:
+    """Write the page, and every picture as a PNG file beside it."""
+    pictures = []
+    for figure in figures(runs):
+        render(figure, drawing.LIGHT, folder / f"{figure.name}.png")
+        light, dark = (render(figure, theme) for theme in (drawing.LIGHT, drawing.DARK))
+        pictures.append(Drawn(figure, light, dark))
+    (folder / "report.html").write_text(page(title, runs, pictures, __version__))
+
+
+def render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:
+    """Draw a picture; return it as SVG, or write it as PNG where a path is given."""
+    plt = drawing.pyplot(theme)
+    drawn = figure.draw(theme)
+    buffer = BytesIO()
+    if path is None:
+        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    else:
+        drawn.savefig(path, dpi=160)
+    plt.close(drawn)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""A report's pictures, each drawn for a page of one brightness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from resist_hvd import drawing
+from resist_hvd.drawing import Theme
+from resist_hvd.planning.units import scaled
+from resist_hvd.reporting.phases import seconds_of_ranks
+from resist_hvd.reporting.reading import RunRecord
+
+WIDTH = 11.0
+MOST_ROUNDS = 60
+"""So many rounds of a deal are shown, so that each can be told from the next."""
+
+MOST_RANKS = 32
+"""So many ranks of a run have bars of their own."""
+
+
+class Figure(NamedTuple):
+    """A picture of a report.
+
+    Attributes:
+        name: its file's, without an ending.
+        title: what it shows.
+        caption: how to read it.
+        draw: draws it in a theme, and returns matplotlib's figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Theme], Any]
+
+
+def figures(runs: list[RunRecord]) -> list[Figure]:
+    """Return the pictures that these runs give."""
+    made = []
+    if any(run.evaluations for run in runs):
+        made.append(
+            Figure(
+                "accuracy",
+                "Accuracy",
+                "On the test set, of the global network, against rounds, seconds of training, and payload sent by all "
+                "workers together.",
+                lambda theme: accuracy(runs, theme),
+            )
+        )
+    if any(run.rounds for run in runs):
+        made.append(
+            Figure(
+                "loss",
+                "Training loss",
+                "The mean over a round's iterations and all workers: faint, each round's; bold, a running mean. "
+                "Workers of ResIST train shallow sub-networks, so its loss is not that of the global network.",
+                lambda theme: loss(runs, theme),
+            )
+        )
+        made.append(
+            Figure(
+                "time",
+                "Where a round's time went",
+                "The mean round of every rank. Waiting is for the slowest rank to come to the synchronisation; blocks "
+                "and trunk are what synchronising took besides, the trunk's average being under way while blocks are "
+                "exchanged.",
+                lambda theme: time(runs, theme),
+            )
+        )
+    for number, run in enumerate(runs):
+        if _is_dealt(run):
+            shown = min(len(run.rounds), MOST_ROUNDS)
+            made.append(
+                Figure(
+                    f"deal-{number + 1}",
+                    f"The deal: {run.label}",
+                    f"Left: who held which block in the first {shown} rounds, in the workers' colours; a block with "
+                    "several holders is divided among them. Right: in how many of all rounds a worker held a block.",
+                    lambda theme, run=run: deal(run, theme),  # type: ignore[misc]
+                )
+            )
+    if any(run.summary.get("peak_memory_bytes") for run in runs):
+        made.append(
+            Figure(
+                "memory",
+                "Memory",
+                "The most that each rank had, in a whole run: on a GPU PyTorch's, else the process's, libraries and "
+                "images included.",
+                lambda theme: memory(runs, theme),
+            )
+        )
+    return made
+
+
+def accuracy(runs: list[RunRecord], theme: Theme) -> Any:
+    """Draw accuracy against rounds, seconds and bytes."""
+    plt = drawing.pyplot(theme)
+    figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 3.7), sharey=True, layout="constrained")
+    for axes, name, label, unit in zip(
+        panels, ("round", "seconds", "bytes_sent"), ("rounds", "seconds", "sent, GB"), (1, 1, 1e9), strict=True
+    ):
+        for number, run in enumerate(runs):
+            if run.evaluations:
+                x = [line[name] / unit for line in run.evaluations]
+                y = [line["accuracy"] for line in run.evaluations]
+                axes.plot(x, y, color=drawing.colour(number), label=run.label, marker="o", markersize=4)
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+    panels[0].set_ylabel("accuracy, %")
+    _legend(figure, panels[0], runs)
+    return figure
+
+
+def loss(runs: list[RunRecord], theme: Theme) -> Any:
+    """Draw the training loss against rounds and seconds."""
+    plt = drawing.pyplot(theme)
+    figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True, layout="constrained")
+    for number, run in enumerate(runs):
+        if not run.rounds:
+            continue
+        values = [line["loss"] for line in run.rounds]
+        seconds, passed = [], 0.0
+        for line in run.rounds:
+            passed += line["seconds_compute"] + line["seconds_data"] + line["seconds_sync"]
+            seconds.append(passed)
+        rounds = [line["round"] + 1 for line in run.rounds]
+        for axes, x in zip(panels, (rounds, seconds), strict=True):
+            axes.plot(x, values, color=drawing.colour(number), alpha=0.25, linewidth=1)
+            axes.plot(x, running_mean(values), color=drawing.colour(number), label=run.label)
+    for axes, label in zip(panels, ("rounds", "seconds"), strict=True):
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+    panels[0].set_ylabel("loss")
+    _legend(figure, panels[0], runs)
+    return figure
+
+
+def running_mean(values: list[float]) -> list[float]:
+    """Return values smoothed over a twentieth of them."""
+    half = len(values) // 40
+    windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def time(runs: list[RunRecord], theme: Theme) -> Any:
+    """Draw where a round's time went, a bar a rank."""
+    plt = drawing.pyplot(theme)
+    bars, ticks, y = [], [], 0.0
+    heads = []
+    for number, run in enumerate(runs):
+        ranks = seconds_of_ranks(run)
+        if not ranks:
+            continue
+        heads.append((y, number, run.label))
+        y += 1
+        for rank, phases in enumerate(ranks[:MOST_RANKS]):
+            bars.append((y, phases))
+            ticks.append((y, f"rank {rank}" if len(ranks) > 1 or "waiting" in phases else "mean rank"))
+            y += 1
+        y += 0.4
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.27 * y), layout="constrained")
+    for phase in (*drawing.PHASES, "synchronising"):
+        drawn = [(place, phases) for place, phases in bars if phases.get(phase)]
+        if drawn:
+            before = [_before(phases, phase) for _, phases in drawn]
+            colour = drawing.PHASES.get(phase, drawing.PHASES["trunk"])
+            widths = [phases[phase] for _, phases in drawn]
+            axes.barh([place for place, _ in drawn], widths, left=before, color=colour, label=phase, height=0.78)
+    for place, number, label in heads:
+        axes.text(0, place, label, color=drawing.colour(number), weight="bold", va="center")
+    axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
+    axes.set_ylim(y - 0.7, -0.7)
+    axes.set_xlabel("seconds a round")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper right", ncols=6)
+    return figure
+
+
+def _before(phases: dict[str, float], phase: str) -> float:
+    order = [name for name in (*drawing.PHASES, "synchronising") if name in phases]
+    return sum(phases[name] for name in order[: order.index(phase)])
+
+
+def deal(run: RunRecord, theme: Theme) -> Any:
+    """Draw who held which block over the rounds."""
+    plt = drawing.pyplot(theme)
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+    from matplotlib.patches import Patch
+
+    dealt = [line["partition"] for line in run.rounds if line.get("partition")]
+    workers = len(dealt[-1])
+    dealt = [held for held in dealt if len(held) == workers]
+    blocks = 1 + max(max(map(max, filter(None, held)), default=0) for held in dealt)
+    turbo = plt.get_cmap("turbo")
+    few = workers <= len(drawing.COLOURS)
+    colours = [to_rgb(drawing.colour(rank)) if few else turbo((rank + 0.5) / workers)[:3] for rank in range(workers)]
+    figure, (left, right) = plt.subplots(
+        1,
+        2,
+        figsize=(WIDTH, min(9.0, 1.3 + 0.26 * blocks)),
+        width_ratios=(3.2, 1),
+        layout="constrained",
+    )
+    shown = dealt[:MOST_ROUNDS]
+    tiles = mosaic(shown, blocks, colours, to_rgb(theme.paper))
+    left.imshow(tiles, aspect="auto", extent=(-0.5, len(shown) - 0.5, blocks - 0.5, -0.5), interpolation="none")
+    left.set(xlabel="round", ylabel="block")
+    left.grid(visible=False)
+    if workers <= 16:
+        patches = [Patch(color=colours[rank], label=f"worker {rank}") for rank in range(workers)]
+        figure.legend(handles=patches, loc="outside upper left", ncols=8)
+    counts = [[sum(block in held[rank] for held in dealt) for rank in range(workers)] for block in range(blocks)]
+    shades = LinearSegmentedColormap.from_list("held", [to_rgb(theme.paper), to_rgb(drawing.COLOURS[0])])
+    image = right.imshow(counts, aspect="auto", cmap=shades, vmin=0, interpolation="nearest")
+    right.set(xlabel="worker", yticks=[], title=f"of {len(dealt)} rounds")
+    right.grid(visible=False)
+    if workers <= 16:
+        right.set_xticks(range(workers))
+    bar = figure.colorbar(image, ax=right, fraction=0.06)
+    bar.outline.set_visible(False)
+    return figure
+
+
+Colour = tuple[float, float, float]
+TILE_WIDTH, TILE_HEIGHT = 8, 24
+
+
+def mosaic(dealt: list[list[list[int]]], blocks: int, colours: list[Colour], gap: Colour) -> list[list[Colour]]:
+    """Return a picture of deals, row by row: a tile for each block in each round, divided among its holders.
+
+    Args:
+        dealt: for each round each worker's blocks.
+        blocks: how many blocks there are.
+        colours: the workers'.
+        gap: the colour between tiles.
+    """
+    rows = [[gap] * (TILE_WIDTH * len(dealt)) for _ in range(TILE_HEIGHT * blocks)]
+    for column, held in enumerate(dealt):
+        holders: list[list[int]] = [[] for _ in range(blocks)]
+        for rank, theirs in enumerate(held):
+            for block in theirs:
+                holders[block].append(rank)
+        for block, ranks in enumerate(holders):
+            for line in range(TILE_HEIGHT - 3) if ranks else ():
+                colour = colours[ranks[line * len(ranks) // (TILE_HEIGHT - 3)]]
+                left = TILE_WIDTH * column
+                rows[TILE_HEIGHT * block + 1 + line][left : left + TILE_WIDTH - 1] = [colour] * (TILE_WIDTH - 1)
+    return rows
+
+
+def memory(runs: list[RunRecord], theme: Theme) -> Any:
+    """Draw every rank's peak memory."""
+    plt = drawing.pyplot(theme)
+    known = [(number, run) for number, run in enumerate(runs) if run.summary.get("peak_memory_bytes")]
+    most = max(len(run.summary["peak_memory_bytes"][:MOST_RANKS]) for _, run in known)
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
+    width = 0.8 / len(known)
+    for place, (number, run) in enumerate(known):
+        values = run.summary["peak_memory_bytes"][:MOST_RANKS]
+        x = [rank - 0.4 + (place + 0.5) * width for rank in range(len(values))]
+        bars = axes.bar(
+            x, [value / 1e9 for value in values], 0.92 * width, color=drawing.colour(number), label=run.label
+        )
+        if most * len(known) <= 16:
+            axes.bar_label(bars, [scaled(value, "B") for value in values], fontsize=8, padding=2, color=theme.ink)
+    axes.set_xticks(range(most), [f"rank {rank}" for rank in range(most)])
+    axes.set_ylabel("peak memory, GB")
+    axes.grid(visible=False, axis="x")
+    axes.margins(y=0.15)
+    _legend(figure, axes, runs)
+    return figure
+
+
+def _legend(figure: Any, axes: Any, runs: list[RunRecord]) -> None:
+    """Put the legend above the panels, where there is more than one run."""
+    if len(runs) > 1:
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=4)
+
+
+def _is_dealt(run: RunRecord) -> bool:
+    """Return whether a run's blocks move from worker to worker."""
+    partitions = [line["partition"] for line in run.rounds if line.get("partition")]
+    return len(partitions) > 1 and any(partition != partitions[0] for partition in partitions)

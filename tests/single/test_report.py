@@ -1,0 +1,223 @@
+"""What a report says of runs: whole ones, and those that are unfinished, damaged, of different lengths, or older."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resist_hvd import report
+from resist_hvd.errors import UserError
+from resist_hvd.reporting import results
+from resist_hvd.reporting.figures import figures, mosaic, running_mean
+from resist_hvd.reporting.paper import papers_row
+from resist_hvd.reporting.phases import PHASES, seconds_of_ranks
+from resist_hvd.reporting.reading import read_run, read_runs
+
+from .report_runs import write_run
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """Change every line of a run's file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
+
+
+def make_report(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    report.main()
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_lacks_nothing(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    assert run.missing == []
+    assert (run.method, run.workers, run.data, run.finished) == ("resist", 4, "digits", True)
+    assert (len(run.rounds), len(run.evaluations)) == (8, 4)
+    assert run.bytes_sent == 8 * 10**6
+    assert run.seconds == pytest.approx(8 * (2.5 + 1.0 + 2.75))
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "summary.json").unlink()
+    (folder / "eval.jsonl").unlink()
+    with (folder / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 8, "iterations": 5, "lo')
+    run = read_run(folder)
+    assert run.missing == [
+        "It has not ended, or was cut: there is no summary.json; figures are those so far.",
+        "1 of 9 lines of rounds.jsonl cannot be read and were left out.",
+        "There is no eval.jsonl.",
+        "It has not been evaluated.",
+    ]
+    assert (len(run.rounds), run.workers, run.method) == (8, 4, "resist")
+    (row,) = results.rows([run])
+    assert row.cells[:6] == ("run (unfinished)", "resist", "4", "8", results.UNKNOWN, results.UNKNOWN)
+
+
+def test_damage_is_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").write_text("method: [resist")
+    (folder / "summary.json").write_text("[]")
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    lines[3] = lines[3].replace('"loss": 0.5', '"loss": null')
+    del lines[5]
+    lines.append(lines[0])
+    (folder / "rounds.jsonl").write_text("\n".join([*lines, "\x00\x00", "7"]))
+    run = read_run(folder)
+    assert run.missing == [
+        "config.yaml is damaged and was left out.",
+        "summary.json is damaged and was left out.",
+        "3 of 10 lines of rounds.jsonl cannot be read and were left out.",
+        "1 lines of rounds.jsonl are repeated; the last of each counts.",
+        "2 of 8 rounds are missing: sums are too small.",
+    ]
+    assert [line["round"] for line in run.rounds] == [0, 1, 2, 4, 6, 7]
+    assert run.method == "unknown method"
+    assert figures([run])
+
+
+def test_an_older_run_has_means(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rewrite(folder / "rounds.jsonl", lambda line: {k: v for k, v in line.items() if k != "ranks"})
+    run = read_run(folder)
+    assert run.missing == ["It does not say each rank's seconds, as an older version's: means over ranks are shown."]
+    assert seconds_of_ranks(run) == [pytest.approx({"compute": 2.5, "data": 1.0, "synchronising": 2.75})]
+
+
+def test_a_run_that_went_on_in_a_newer_version(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rewrite(folder / "rounds.jsonl", lambda line: {**line, "ranks": line["ranks"] if line["round"] > 2 else None})
+    run = read_run(folder)
+    assert run.missing == ["3 rounds do not say each rank's seconds and are left out of that picture."]
+    assert len(seconds_of_ranks(run)) == 4
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / place / "run") for place in ("first", "second")]
+    assert [run.label for run in read_runs(folders)] == ["first/run", "second/run"]
+
+
+def test_what_is_no_run_is_told(tmp_path: Path) -> None:
+    mend = "Give the folder that --output named in training."
+    with pytest.raises(UserError) as caught:
+        read_run(tmp_path)
+    assert str(caught.value) == f"There is nothing of a run here [{tmp_path}]. {mend}"
+    with pytest.raises(UserError) as caught:
+        read_run(tmp_path / "missing")
+    assert str(caught.value) == f"There is no such folder [{tmp_path / 'missing'}]. {mend}"
+
+
+# -- where time went ---------------------------------------------------------------------------------------------------
+
+
+def test_early_ranks_wait_for_the_slowest(tmp_path: Path) -> None:
+    ranks = seconds_of_ranks(read_run(write_run(tmp_path / "run")))
+    for rank, phases in enumerate(ranks):
+        expected = {"compute": 1.0 + rank, "data": 1.0, "blocks": 0.75, "trunk": 0.5, "waiting": 3.0 - rank}
+        assert phases == pytest.approx(expected)
+    # All come to the end of a round together.
+    assert len({round(sum(phases.values()), 6) for phases in ranks}) == 1
+
+
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+def test_no_second_is_lost_or_counted_twice(method: str, tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", method=method))
+    ranks = seconds_of_ranks(run)
+    assert [list(phases) for phases in ranks] == [list(PHASES)] * 4
+    line = run.rounds[0]["ranks"]
+    for rank, phases in enumerate(ranks):
+        whole = sum(line[f"seconds_{name}"][rank] for name in ("compute", "data", "sync"))
+        assert sum(phases.values()) == pytest.approx(whole)
+
+
+# -- the paper's row ---------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_row_stands_beside_its_like(tmp_path: Path) -> None:
+    papers = {"sections": None, "width_factor": 1.0}
+    run = read_run(write_run(tmp_path / "run", name="cifar100", model=papers))
+    paper = papers_row(run)
+    assert paper is not None
+    assert (paper.accuracy, paper.seconds, paper.gigabytes) == (71.30, 1545, 0.720)
+    ours, theirs = results.rows([run])
+    assert (ours.is_paper, theirs.is_paper) == (False, True)
+    assert theirs.cells[0] == "the paper, Tables 1, 2, 4"
+    assert {"71.30 %", "25.8 min", "0.720 GB*"} <= set(theirs.cells)
+    assert len(ours.cells) == len(theirs.cells) == len(results.COLUMNS)
+
+    folder = read_run(write_run(tmp_path / "folder", name="folder", root="/data/CIFAR-10/", model=papers))
+    assert papers_row(folder) == (92.35, 1532, 0.720, "Tables 1, 2, 4")
+    for other in ({"workers": 3}, {"model": {**papers, "width_factor": 0.5}}, {"model": {"sections": "1,1,9,1"}}):
+        changed = {"name": "cifar100", "model": papers, **other}
+        assert papers_row(read_run(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), **changed))) is None
+
+
+# -- page and pictures -------------------------------------------------------------------------------------------------
+
+
+def test_the_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [write_run(tmp_path / "ours"), write_run(tmp_path / "theirs <b>", method="local-sgd", rounds=5)]
+    out = tmp_path / "report"
+    make_report(monkeypatch, *runs, "--output", out, "--title", "A & B")
+    printed = capsys.readouterr().out
+    assert "57.00 %" in printed or "58.00 %" in printed
+    assert f"Written: {out / 'report.html'}" in printed
+    names = {"accuracy", "loss", "time", "deal-1", "memory"}
+    assert {path.stem for path in out.glob("*.png")} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+    html = (out / "report.html").read_text()
+    assert html.count("<img ") == len(names)
+    assert "A &amp; B" in html
+    assert "theirs &lt;b&gt;" in html
+    assert "theirs <b>" not in html
+    # Nothing is fetched: whatever has an address has its content in it.
+    assert set(re.findall(r'(?:src|srcset|href)="(.{5})', html)) == {"data:"}
+    assert "<script" not in html
+
+
+def test_the_report_goes_into_the_first_runs_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = write_run(tmp_path / "run")
+    (run / "rounds.jsonl").unlink()
+    make_report(monkeypatch, run)
+    html = (run / "report" / "report.html").read_text()
+    assert "There is no rounds.jsonl." in html
+    assert {path.stem for path in (run / "report").glob("*.png")} == {"accuracy", "memory"}
+
+
+def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    told = {
+        (): "There is no run to report. Give the folders of runs before any flag.",
+        (str(write_run(tmp_path / "run")), "--output", str(file)): "Cannot write the report: File exists "
+        f"[{file}]. Give an --output that can be written.",
+        (str(tmp_path / "run"), "--titel", "x"): "There is no flag --titel. Perhaps you mean --title; see --help.",
+    }
+    for arguments, message in told.items():
+        with pytest.raises(SystemExit) as ended:
+            make_report(monkeypatch, *arguments)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"resist_hvd: {message}\n"
+
+
+def test_a_mosaic_divides_a_tile_among_holders() -> None:
+    red, blue, gap = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)
+    tiles = mosaic([[[0, 1], [1]]], 2, [red, blue], gap)
+    upper, lower = ({tiles[row][0] for row in range(first, first + 24)} for first in (0, 24))
+    assert upper == {red, gap}
+    assert lower == {red, blue, gap}
+    assert all(row[-1] == gap for row in tiles)
+
+
+def test_a_running_mean_keeps_the_mean_of_a_constant() -> None:
+    assert running_mean([2.0] * 100) == [2.0] * 100
+    assert running_mean([]) == []
+    assert running_mean([1.0, 3.0]) == [1.0, 3.0]
