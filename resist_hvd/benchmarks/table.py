@@ -1,12 +1,17 @@
-"""What all benchmarks print: a row a candidate, with median, spread and the ratio to the first row."""
+"""What all benchmarks print: a row a candidate, with medians, spreads, and ratios to the first row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
+
+T = TypeVar("T")
+Column = tuple[str, Callable[[T], str]]
+"""A heading, and what stands below it for a candidate."""
 
 
 def paired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> float:
@@ -14,15 +19,34 @@ def paired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> float
     return median(a / b for a, b in zip(candidate, baseline, strict=True))
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return a median, and the least and the most in brackets."""
+    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
 def show(title: str, seconds: Mapping[str, Sequence[float]], note: str = "") -> None:
     """Print a table of seconds, the first row being what the others are compared with."""
-    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
-    table.add_column("")
-    for heading in ("median ms", "min ms", "max ms", "ratio"):
-        table.add_column(heading, justify="right")
     baseline = next(iter(seconds.values()))
-    for name, values in seconds.items():
-        numbers = [f"{1e3 * value:.2f}" for value in (median(values), min(values), max(values))]
-        table.add_row(name, *numbers, f"{paired_ratio(values, baseline):.3f}")
+
+    def milliseconds(pick: Callable[[Sequence[float]], float]) -> Callable[[Sequence[float]], str]:
+        return lambda values: f"{1e3 * pick(values):.2f}"
+
+    columns: list[Column[Sequence[float]]] = [
+        ("median ms", milliseconds(median)),
+        ("min ms", milliseconds(min)),
+        ("max ms", milliseconds(max)),
+        ("ratio", lambda values: f"{paired_ratio(values, baseline):.3f}"),
+    ]
+    print_rows(title, seconds, columns, note, width=110)
+
+
+def print_rows(title: str, rows: Mapping[str, T], columns: Sequence[Column[T]], note: str, *, width: int = 150) -> None:
+    """Print a table with a row a candidate."""
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for name, values in rows.items():
+        table.add_row(name, *(cell(values) for _, cell in columns))
     # Open MPI gives every rank a terminal of its own, whatever its own output is: no colours, so files stay readable.
-    Console(width=110, force_terminal=False, color_system=None).print(table)
+    Console(width=width, force_terminal=False, color_system=None).print(table)

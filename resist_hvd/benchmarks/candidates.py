@@ -1,0 +1,217 @@
+"""What `bench compare` compares: our methods through our loop, and PyTorch's own, all on one network and its images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from resist_hvd.benchmarks import rivals
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import DataSource
+from resist_hvd.methods import registry
+from resist_hvd.methods.base import Method
+from resist_hvd.methods.settings import MethodName
+from resist_hvd.models import ModelSettings, ResNet
+from resist_hvd.seeds import derive
+from resist_hvd.training.loop import LocalTraining
+from resist_hvd.training.optim import OptimSettings, learning_rate
+from resist_hvd.training.run import Run, method_setup
+
+OURS: dict[str, MethodName] = {"resist": "resist", "local-sgd": "local-sgd", "data-parallel": "data-parallel"}
+THEIRS: dict[str, type[rivals.Rival]] = {
+    "pytorch-ddp": rivals.DataParallelRival,
+    "pytorch-post-local-sgd": rivals.PostLocalSGDRival,
+}
+PROBE_STEPS = 3
+"""Steps of a PyTorch loop without communication, by which its own is told from its arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Train by ResIST, local SGD, data-parallel (Horovod), and PyTorch's DDP and PostLocalSGDOptimizer, in turn."""
+
+    candidates: str = ",".join((*OURS, *THEIRS))
+    """What to compare, with commas between."""
+
+    local_iterations: int = 10
+    """l, the local iterations of a round."""
+
+    rounds: int = 4
+    """Timed rounds of each measurement, after one that is not; each begins anew from the same weights and images."""
+
+    repeats: int = 3
+    """How often each is measured, in turn."""
+
+    min_blocks: int = 5
+    """m, the fewest partitionable blocks a sub-network has."""
+
+    seed: int = 1
+    """Partitions, weights and images come from it."""
+
+    evaluate: bool = True
+    """Evaluate what each has trained, once."""
+
+    interface: str | None = None
+    """The network interface for PyTorch's collectives; Open MPI's is chosen by its own options."""
+
+    json: Path | None = None
+    """Write every measurement into this file as JSON."""
+
+    model: ModelSettings = field(default_factory=lambda: ModelSettings(sections="1,1,13,1", width_factor=0.25))
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("local_iterations", "rounds", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; give 1 or more")
+        unknown = set(self.names) - {*OURS, *THEIRS}
+        if unknown or not self.names:
+            raise ValueError(f"--candidates is {self.candidates!r}; give some of {', '.join((*OURS, *THEIRS))}")
+
+    @property
+    def names(self) -> list[str]:
+        """The candidates' names."""
+        return [name for name in self.candidates.split(",") if name]
+
+
+class Candidate(ABC):
+    """A way of training, from its first weights on."""
+
+    sent: int
+
+    @abstractmethod
+    def round(self) -> float:
+        """Make l steps and what ends a round; return this rank's seconds of communication."""
+
+    @abstractmethod
+    def trained(self) -> Method:
+        """Return a method that holds what was trained, to be evaluated."""
+
+
+class Ours(Candidate):
+    """One of our methods, through the loop that trains by it."""
+
+    def __init__(self, name: MethodName, settings: CompareSettings, world: World, source: DataSource) -> None:
+        self._run = make_run(name, settings, world, source)
+        self._local = LocalTraining(self._run)
+        self._settings = settings
+        self._rounds = 0
+
+    def round(self) -> float:
+        """Make l steps, and synchronise."""
+        self._rounds += 1
+        world, method = self._run.world, self._run.method
+        waited = world.stopwatch.seconds["trunk"]
+        self._local.train(self._settings.local_iterations)
+        finish(world)
+        waited = world.stopwatch.seconds["trunk"] - waited
+        began = perf_counter()
+        method.synchronise(world.broadcast_seed(derive(self._settings.seed, "round", self._rounds)))
+        finish(world)
+        return waited + perf_counter() - began
+
+    @property
+    def sent(self) -> int:  # type: ignore[override]
+        """Payload that this rank has handed over."""
+        sent = self._run.method.transport.sent
+        return sent.trunk + sent.blocks
+
+    def trained(self) -> Method:
+        """Return the method."""
+        return self._run.method
+
+
+class Theirs(Candidate):
+    """One of PyTorch's own."""
+
+    def __init__(self, kind: type[rivals.Rival], settings: CompareSettings, world: World, source: DataSource) -> None:
+        self._settings, self._world = settings, world
+        # Our method lends its first weights, and takes the last ones to be evaluated.
+        self._run = make_run("local-sgd", settings, world, source)
+        self._network = ResNet(self._run.method.subnet.architecture).to(world.device)
+        if source.spec.channels > 1:
+            self._network = self._network.to(memory_format=torch.channels_last)
+        copy_parameters(self._run.method.subnet.network, self._network)
+        self._batches = source.train()
+        self._arithmetic = self._probe()
+        self._rival = kind(self._network, world, settings.optim, settings.local_iterations)
+
+    def _probe(self) -> float:
+        """Return the seconds of a step without communication; weights and images are then what they were."""
+        state = self._batches.state()
+        optimizer = rivals.sgd(self._network, self._settings.optim)
+        seconds = []
+        for _ in range(PROBE_STEPS):
+            began = perf_counter()
+            rivals.train_step(self._network, optimizer, self._batches, rate=0.0)
+            finish(self._world)
+            seconds.append(perf_counter() - began)
+        self._network.zero_grad()
+        self._batches.load_state(state)
+        return median(seconds)
+
+    def round(self) -> float:
+        """Make l steps; what they take beyond arithmetic is communication."""
+        steps, run = self._settings.local_iterations, self._run
+        began = perf_counter()
+        for _ in range(steps):
+            self._rival.step(self._batches, learning_rate(self._settings.optim, run.progress.samples / run.target))
+            run.progress.samples += run.batch
+        finish(self._world)
+        return max(0.0, perf_counter() - began - steps * self._arithmetic)
+
+    @property
+    def sent(self) -> int:  # type: ignore[override]
+        """Payload that this rank has handed over."""
+        return self._rival.sent
+
+    def trained(self) -> Method:
+        """Return our method with their weights."""
+        copy_parameters(self._network, self._run.method.subnet.network)
+        return self._run.method
+
+
+def make(name: str, settings: CompareSettings, world: World, source: DataSource) -> Candidate:
+    """Return a candidate at its beginning; all ranks make it together."""
+    if name in OURS:
+        return Ours(OURS[name], settings, world, source)
+    return Theirs(THEIRS[name], settings, world, source)
+
+
+def make_run(name: MethodName, settings: CompareSettings, world: World, source: DataSource) -> Run:
+    """Return a run of a method, as long as a measurement is."""
+    images = (settings.rounds + 1) * settings.local_iterations * settings.data.batch_size * world.size
+    training = Settings(
+        method=name,
+        local_iterations=settings.local_iterations,
+        min_blocks=settings.min_blocks,
+        seed=settings.seed,
+        epochs=images / source.spec.train_size,
+        model=settings.model,
+        data=settings.data,
+        optim=settings.optim,
+    )
+    seed = world.broadcast_seed(derive(settings.seed, "round", 0))
+    method = registry.make(name, method_setup(training, source, world), seed=seed)
+    return Run(training, world, source, method, Path())
+
+
+def copy_parameters(origin: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Give a network the parameters of another of the same shape."""
+    with torch.no_grad():
+        for there, here in zip(target.parameters(), origin.parameters(), strict=True):
+            there.copy_(here)
+
+
+def finish(world: World) -> None:
+    """Wait until the device has done what it was given."""
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)

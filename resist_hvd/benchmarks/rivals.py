@@ -1,0 +1,171 @@
+"""PyTorch's own ways of training on several workers, written as its documentation writes them.
+
+They know nothing of our methods, transport or flat storage; only the network, its first weights and images are ours.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fcntl import ioctl
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, post_localSGD_hook
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.distributed.optim import PostLocalSGDOptimizer
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from resist_hvd.comm.world import World
+from resist_hvd.data.source import TrainStream
+from resist_hvd.errors import UserError
+from resist_hvd.protocol.exchange import ring_bytes
+from resist_hvd.training.optim import OptimSettings
+
+
+class Rival(ABC):
+    """A PyTorch training loop.
+
+    Attributes:
+        network: the whole network, this worker's.
+        sent: payload in bytes that this rank has handed over to be sent, a collective as a ring all-reduce.
+    """
+
+    def __init__(self, network: nn.Module, world: World, optim: OptimSettings, local_iterations: int) -> None:
+        self.network = network
+        self.world = world
+        self.optim = optim
+        self.local_iterations = local_iterations
+        self.sent = 0
+        devices = [world.device] if world.device.type == "cuda" else None
+        self.model = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+        self.optimizer = self.make_optimizer(sgd(network, optim))
+
+    @abstractmethod
+    def make_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the optimizer to step, made of a plain one; and set the model up for it."""
+
+    def step(self, batches: TrainStream, rate: float) -> None:
+        """Make one training step."""
+        train_step(self.model, self.optimizer, batches, rate)
+
+
+class DataParallelRival(Rival):
+    """DistributedDataParallel: gradients are averaged in buckets beside the backward pass."""
+
+    def make_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the plain optimizer; the model averages gradients itself, and counts them."""
+        # PyTorch compares a hook's annotations with its own classes, so this one has none.
+        self.model.register_comm_hook(None, lambda _, bucket: self._average(bucket))
+        return optimizer
+
+    def _average(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        self.sent += ring_bytes(bucket.buffer().nbytes, self.world.size)
+        return default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+
+class PostLocalSGDRival(Rival):
+    """PostLocalSGDOptimizer, with no warm-up and no gradients averaged: parameters are, after each l steps."""
+
+    def make_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the optimizer that averages parameters each l steps."""
+        state = post_localSGD_hook.PostLocalSGDState(  # type: ignore[no-untyped-call]
+            process_group=None, subgroup=None, start_localSGD_iter=0, post_local_gradient_allreduce=False
+        )
+        self.model.register_comm_hook(state, post_localSGD_hook.post_localSGD_hook)
+        averager = PeriodicModelAverager(period=self.local_iterations, warmup_steps=0)
+        # It averages where its count of steps divides: counted from 1, that is at each round's end.
+        averager.step = 1
+        return PostLocalSGDOptimizer(optim=optimizer, averager=averager)
+
+    def step(self, batches: TrainStream, rate: float) -> None:
+        """Make one training step; where it ended a round, count what was averaged."""
+        super().step(batches, rate)
+        averager = self.optimizer.averager  # type: ignore[attr-defined]
+        if (averager.step - 1) % self.local_iterations == 0:
+            size = sum(parameter.nbytes for parameter in self.network.parameters())
+            self.sent += ring_bytes(size, self.world.size)
+
+
+def sgd(network: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
+    """Return PyTorch's own optimizer with a run's settings."""
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: TrainStream, rate: float) -> None:
+    """Make one training step at a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    images, labels = next(batches)
+    optimizer.zero_grad()
+    loss = functional.cross_entropy(model(images), labels)
+    torch.autograd.backward(loss)
+    optimizer.step()
+
+
+@contextmanager
+def process_group(world: World, interface: str | None) -> Iterator[str]:
+    """Have PyTorch's processes know one another, over NCCL where each rank has a GPU of its own, else over Gloo.
+
+    Args:
+        world: all ranks, which enter this together.
+        interface: the network interface to use; None for the loopback where all ranks are on one host, else for that
+            of the host's own name.
+
+    Yields:
+        the backend's name.
+
+    Raises:
+        UserError: there is no such interface here, or it has no address.
+    """
+    one_host = world.local_size == world.size
+    interface = interface or ("lo" if one_host else None)
+    with world.agree("finding the network interface"):
+        address = address_of(interface) if interface else socket.gethostbyname(socket.gethostname())
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        where = world.broadcast_object((address, free.getsockname()[1]))
+    own_gpu = world.device.type == "cuda" and world.local_size <= torch.cuda.device_count()
+    backend = "nccl" if own_gpu else "gloo"
+    dist.init_process_group(backend, init_method="tcp://{}:{}".format(*where), rank=world.rank, world_size=world.size)
+    try:
+        yield backend
+    finally:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def address_of(interface: str) -> str:
+    """Return an interface's IPv4 address (netdevice(7)).
+
+    Raises:
+        UserError: there is no such interface, or it has no address.
+    """
+    siocgifaddr = 0x8915
+    request: Any = struct.pack("256s", interface[:15].encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = ioctl(any_socket.fileno(), siocgifaddr, request)
+        except OSError:
+            names = ", ".join(name for _, name in socket.if_nameindex())
+            raise UserError(
+                f"--interface is {interface!r}, which is not here or has no IPv4 address",
+                mend=f"Give one of {names}.",
+            ) from None
+    return socket.inet_ntoa(answer[20:24])

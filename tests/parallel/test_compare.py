@@ -1,0 +1,110 @@
+"""What is compared does the same work: the same images, first weights and arithmetic, and it counts its bytes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resist_hvd import data
+from resist_hvd.benchmarks import compare
+from resist_hvd.benchmarks.candidates import CompareSettings, make
+from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
+from resist_hvd.benchmarks.rivals import address_of, process_group
+from resist_hvd.comm.world import World
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import Shard
+from resist_hvd.errors import UserError
+from resist_hvd.models import ModelSettings
+from resist_hvd.protocol.exchange import ring_bytes
+from resist_hvd.training.optim import OptimSettings
+
+SETTINGS = CompareSettings(
+    local_iterations=2,
+    rounds=2,
+    repeats=1,
+    min_blocks=3,
+    model=ModelSettings(sections="1,1,6,1", width_factor=1 / 16),
+    data=DataSettings(batch_size=8, image_size=16),
+    optim=OptimSettings(lr=0.05),
+)
+
+
+def trained(name: str, world: World, momentum: float) -> tuple[torch.Tensor, int]:
+    """The weights that a candidate has after two rounds, and the bytes it counted."""
+    settings = replace(SETTINGS, optim=replace(SETTINGS.optim, momentum=momentum))
+    shard = Shard(rank=world.rank, size=world.size)
+    source = data.load(settings.data, shard=shard, seed=settings.seed, device=world.device)
+    candidate = make(name, settings, world, source)
+    for _ in range(2):
+        assert candidate.round() >= 0
+    return candidate.trained().subnet.parameters_flat.clone(), candidate.sent
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "averages", "momentum"),
+    # Ours restarts momentum after each average, PyTorch's keeps it.
+    [("data-parallel", "pytorch-ddp", 4, 0.9), ("local-sgd", "pytorch-post-local-sgd", 2, 0.0)],
+)
+def test_pytorchs_own_ends_where_ours_does(
+    ours: str, theirs: str, averages: int, momentum: float, world: World
+) -> None:
+    with process_group(world, None) as backend:
+        assert backend == "gloo"
+        (mine, counted), (pytorchs, bytes_of_theirs) = (trained(name, world, momentum) for name in (ours, theirs))
+    torch.testing.assert_close(pytorchs, mine, rtol=2e-3, atol=2e-4)
+    expected = averages * ring_bytes(mine.nbytes, world.size)
+    assert counted == pytest.approx(expected, abs=100)
+    assert bytes_of_theirs == pytest.approx(expected, abs=100)
+
+
+def test_a_comparison(world: World, folder: Path, capsys: Any) -> None:
+    path = folder / "compared.json"
+    ratio = compare.run(replace(SETTINGS, json=path), world)
+    assert ratio > 0
+    if not world.is_first:
+        return
+    printed = capsys.readouterr().out
+    measured = json.loads(path.read_text())["measured"]
+    assert list(measured) == SETTINGS.names
+    for name, (once,) in measured.items():
+        assert name in printed
+        assert 0 <= once["seconds_communication"] <= once["seconds_step"]
+        assert 0 < once["accuracy"] < 100
+        assert (once["bytes_counted"] > 0) == (world.size > 1)
+    if world.size > 1:
+        assert measured["resist"][0]["bytes_counted"] < measured["local-sgd"][0]["bytes_counted"]
+        # Gloo's messages go through the loopback; what MPI shares in memory goes nowhere.
+        ddp = measured["pytorch-ddp"][0]
+        assert ddp["bytes_loopback"] > ddp["bytes_counted"]
+
+
+def test_an_interface_that_is_not_there(world: World) -> None:
+    with pytest.raises(UserError, match=r"--interface is 'eth-none', which is not here or has no IPv4 address"):
+        address_of("eth-none")
+    assert address_of("lo") == "127.0.0.1"
+
+
+def test_the_kernels_count_of_bytes() -> None:
+    columns = (
+        "bytes packets errs drop fifo frame compressed multicast bytes packets errs drop fifo colls carrier compressed"
+    )
+    rows = {"lo": (100, 100), "eth0": (200, 300), "eth1": (0, 50)}
+    lines = [f"  {name}: {received} 1 0 0 0 0 0 0 {sent} 1 0 0 0 0 0 0" for name, (received, sent) in rows.items()]
+    table = "\n".join(["Inter-| Receive | Transmit", f" face |{columns}", *lines])
+    assert sent_by_host(table) == (350, 100)
+    now = sent_by_host()
+    assert now.since(now) == (0, 0)
+
+
+def test_peak_memory_is_what_is_above_before(world: World) -> None:
+    peak = PeakMemory(world.device)
+    if peak.above() is None:
+        pytest.skip("this kernel does not set a process's peak anew")
+    block = torch.ones(8 * 2**20)
+    del block
+    grown = peak.above()
+    assert grown is not None
+    assert grown == pytest.approx(32 * 2**20, rel=0.25)

@@ -1,0 +1,35 @@
+"""What can be asked of `bench compare`, and what is said of what cannot."""
+
+import pytest
+
+from resist_hvd import bench
+from resist_hvd.errors import UserError
+
+ALL = "resist, local-sgd, data-parallel, pytorch-ddp, pytorch-post-local-sgd"
+
+
+def test_a_choice_of_candidates() -> None:
+    _, settings = bench.parse(["compare", "--candidates", "resist,pytorch-ddp", "--optim.lr=0.2"])
+    assert settings.names == ["resist", "pytorch-ddp"]
+    assert settings.optim.lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--candidates", "resist,sgd"], f"--candidates is 'resist,sgd'. Give some of {ALL}."),
+        (["--candidates="], f"--candidates is ''. Give some of {ALL}."),
+        (["--repeats", "0"], "--repeats is 0. Give 1 or more."),
+        (["--batch_size", "8"], "There is no flag --batch_size. Perhaps you mean --data.batch_size; see --help."),
+    ],
+)
+def test_what_is_wrong_is_told(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        bench.parse(["compare", *flags])
+    assert str(caught.value) == message
+
+
+def test_every_benchmark_is_parsed() -> None:
+    for name in bench.BENCHMARKS:
+        _, settings = bench.parse([name, "--repeats", "2"])
+        assert settings.repeats == 2
