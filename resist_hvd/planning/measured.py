@@ -20,6 +20,8 @@ COMPARED = ("name", "sections", "block", "stem", "width_factor", "final_norm", "
 def measured_rates(settings: PlanSettings) -> dict[MethodCosted, float]:
     """Return the FLOP/s of a worker in each run that `--measured` names, by the run's method; data loading included.
 
+    A round lasts as long as its slowest worker takes, so that one's pace counts.
+
     Raises:
         UserError: a folder holds no such run, or one of another network.
     """
@@ -67,7 +69,7 @@ def _rate(folder: Path, config: dict[str, Any], settings: PlanSettings) -> float
         for text in (folder / "rounds.jsonl").read_text().splitlines():
             line = json.loads(text)
             workers = len(line["partition"])
-            paces.append((line["seconds_compute"] + line["seconds_data"]) / line["iterations"])
+            paces.append(slowest(line) / line["iterations"])
     except (OSError, ValueError, KeyError, TypeError):
         # A last line that was cut short; those before it are good.
         pass
@@ -79,3 +81,10 @@ def _rate(folder: Path, config: dict[str, Any], settings: PlanSettings) -> float
     batch = int((config.get("data") or {}).get("batch_size", settings.batch_size))
     # The first rounds warm caches up; a median does not mind them.
     return TRAINING * load.flops * batch / median(paces)
+
+
+def slowest(line: dict[str, Any]) -> float:
+    """Return the seconds of a round's local training by the slowest rank, which all wait for; else the mean."""
+    ranks = line.get("ranks") or {}
+    columns = [ranks.get(name) or [line[name]] for name in ("seconds_compute", "seconds_data")]
+    return float(max(map(sum, zip(*columns, strict=True))))

@@ -124,6 +124,16 @@ def test_a_runs_pace_is_taken_for_the_plans(tmp_path: Path) -> None:
     assert planner.rate("local-sgd") == planner.rate("gpipe") == TRAINING * both.network().whole.flops * 64 / 2.0
 
 
+def test_the_slowest_ranks_pace_counts(tmp_path: Path) -> None:
+    folder = Path(write_run(tmp_path / "run"))
+    ranks = {"seconds_compute": [7.0, 9.0, 9.0, 11.0], "seconds_data": [1.0, 2.0, 0.5, 0.5]}
+    lines = [json.loads(text) | {"ranks": ranks} for text in (folder / "rounds.jsonl").read_text().splitlines()[:3]]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = settings("--measured", str(folder))
+    load = asked.network().sub_network(4, 5)
+    assert measured_rates(asked) == {"resist": TRAINING * load.flops * 64 / (11.5 / 5)}
+
+
 def test_wrong_runs_are_told(tmp_path: Path) -> None:
     def refusal(folder: str) -> str:
         with pytest.raises(UserError) as caught:
