@@ -17,8 +17,8 @@ from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
 from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
-from resist_hvd.planning.units import scaled
 from resist_hvd.training.evaluate import evaluate
+from resist_hvd.units import scaled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from resist_hvd import units
 from resist_hvd.models.architecture import Architecture, ModelSettings
 from resist_hvd.models.size import deck_ranges, part_sizes
-from resist_hvd.planning import units
 from resist_hvd.protocol.cost import Machine, Network, Work
 
 

@@ -15,8 +15,8 @@ from resist_hvd.planning.forecast import (
     Planner,
 )
 from resist_hvd.planning.settings import ASSUMED_RATE
-from resist_hvd.planning.units import duration, scaled
 from resist_hvd.protocol.partition import depth
+from resist_hvd.units import duration, scaled
 
 
 def show(planner: Planner, console: Console) -> None:

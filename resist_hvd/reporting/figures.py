@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from resist_hvd import drawing
 from resist_hvd.drawing import Theme
-from resist_hvd.planning.units import scaled
 from resist_hvd.reporting.phases import seconds_of_ranks
 from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.units import scaled
 
 WIDTH = 11.0
 MOST_ROUNDS = 60

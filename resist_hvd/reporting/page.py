@@ -9,10 +9,10 @@ from importlib import resources
 from typing import NamedTuple
 
 from resist_hvd import drawing
-from resist_hvd.planning.units import duration, scaled
 from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import Figure
 from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.units import duration, scaled
 
 STYLE = resources.files("resist_hvd.reporting").joinpath("page.css").read_text()
 

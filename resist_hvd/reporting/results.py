@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from resist_hvd.planning.units import duration, scaled
 from resist_hvd.reporting.paper import papers_row
 from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.units import duration, scaled
 
 COLUMNS = (
     "run",

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from resist_hvd import flags, plan
+from resist_hvd import flags, plan, units
 from resist_hvd.errors import UserError
-from resist_hvd.planning import units
 from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
 from resist_hvd.planning.measured import measured_rates
 from resist_hvd.planning.settings import PlanSettings
