@@ -20,6 +20,9 @@ ROUND_NUMBERS = ("round", "iterations", "loss", "seconds_compute", "seconds_data
 EVALUATION_NUMBERS = ("round", "seconds", "bytes_sent", "accuracy")
 RANK_NUMBERS = ("seconds_compute", "seconds_data", "seconds_sync", "seconds_trunk", "seconds_blocks")
 
+MOST_BLOCKS = 10_000
+"""No network has more; a block of a higher number is damage, and would need a picture of that height."""
+
 Line = dict[str, Any]
 
 
@@ -147,7 +150,7 @@ def _lines(run: RunRecord, name: str, numbers: tuple[str, ...]) -> list[Line]:
     for text in texts:
         try:
             line = json.loads(text)
-            sound = all(math.isfinite(line[number]) for number in numbers)
+            sound = all(is_number(line[number]) for number in numbers) and line["round"] == int(line["round"])
         except (ValueError, KeyError, TypeError):
             sound = False
         if not sound:
@@ -163,7 +166,16 @@ def _lines(run: RunRecord, name: str, numbers: tuple[str, ...]) -> list[Line]:
 
 
 def _check(run: RunRecord) -> None:
-    """Say what a run's lines lack."""
+    """Say what a run's lines lack, and leave out what is not what it should be."""
+    for name, sound in SUMMARY_VALUES.items():
+        if name in run.summary and not sound(run.summary[name]):
+            del run.summary[name]
+            run.missing.append(f"{name} in summary.json is damaged and was left out.")
+    misdealt = [line for line in run.rounds if "partition" in line and not is_partition(line["partition"])]
+    for line in misdealt:
+        del line["partition"]
+    if misdealt:
+        run.missing.append(f"{len(misdealt)} rounds do not say rightly who held which block.")
     if run.rounds:
         numbers = {line["round"] for line in run.rounds}
         lacking = run.rounds[-1]["round"] + 1 - len(numbers)
@@ -180,11 +192,35 @@ def _check(run: RunRecord) -> None:
         run.missing.append("It has not been evaluated.")
 
 
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number, none below zero."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def is_partition(value: object) -> bool:
+    """Return whether a value says for each worker which blocks it held."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(held, list) for held in value)
+        and all(isinstance(block, int) and 0 <= block < MOST_BLOCKS for held in value for block in held)
+    )
+
+
+SUMMARY_VALUES: dict[str, Callable[[Any], bool]] = {
+    "workers": lambda value: isinstance(value, int) and value > 0,
+    "parameters_global": lambda value: is_number(value) and value > 0,
+    "parameters_worker": is_number,
+    "peak_memory_bytes": lambda value: isinstance(value, list) and all(map(is_number, value)),
+}
+"""What a report takes from a summary, and whether it is what it should be."""
+
+
 def has_ranks(line: Line) -> bool:
     """Return whether a round's line says each rank's seconds, as many as there are workers."""
     ranks = line.get("ranks")
     if not isinstance(ranks, dict):
         return False
     values = [ranks.get(name) for name in RANK_NUMBERS]
-    lengths = {len(value) if isinstance(value, list) else 0 for value in values}
+    lengths = {len(value) if isinstance(value, list) and all(map(is_number, value)) else 0 for value in values}
     return len(lengths) == 1 and 0 not in lengths

@@ -4,14 +4,18 @@ import json
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resist_hvd import report
 from resist_hvd.errors import UserError
 from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import figures, mosaic, running_mean
+from resist_hvd.reporting.page import page
 from resist_hvd.reporting.paper import papers_row
 from resist_hvd.reporting.phases import PHASES, seconds_of_ranks
 from resist_hvd.reporting.reading import read_run, read_runs
@@ -96,6 +100,34 @@ def test_a_run_that_went_on_in_a_newer_version(tmp_path: Path) -> None:
     run = read_run(folder)
     assert run.missing == ["3 rounds do not say each rank's seconds and are left out of that picture."]
     assert len(seconds_of_ranks(run)) == 4
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.data())
+def test_whatever_stands_in_its_files_a_run_is_reported(choice: st.DataObject) -> None:
+    with TemporaryDirectory() as parent:
+        folder = write_run(Path(parent) / "run", rounds=3)
+        for name in choice.draw(
+            st.sets(st.sampled_from(["config.yaml", "summary.json", "rounds.jsonl", "eval.jsonl"]))
+        ):
+            lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+            damaged = choice.draw(st.sampled_from(lines))
+            place = damaged["ranks"] if "ranks" in damaged and choice.draw(st.booleans()) else damaged
+            place[choice.draw(st.sampled_from(sorted(place)))] = choice.draw(JSON)
+            (folder / name).write_text("\n".join(map(json.dumps, lines)))
+        run = read_run(folder)
+        table = results.rows([run])
+        assert len(table[0].cells) == len(results.COLUMNS)
+        for phases in seconds_of_ranks(run):
+            assert min(phases.values()) >= 0
+        assert "<table>" in page("title", [run], [], "0")
+        figures([run])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

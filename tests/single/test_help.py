@@ -1,0 +1,29 @@
+"""The help of every program says what each of its flags is, in lines that fit."""
+
+import re
+from typing import Any
+
+import pytest
+
+from resist_hvd import bench, flags
+from resist_hvd.planning.settings import PlanSettings
+from resist_hvd.report import ReportSettings
+
+PROGRAMS: dict[str, type[Any]] = {
+    "plan": PlanSettings,
+    "report": ReportSettings,
+    **{f"bench {name}": benchmark.settings for name, benchmark in bench.BENCHMARKS.items()},
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_flag_has_its_text(program: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        flags.parse_settings(program, PROGRAMS[program], ["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"typing|Literal|NoneType|<class '|null", text)
+    assert max(map(len, text.splitlines())) <= 80
+    for name in flags.field_types(PROGRAMS[program]):
+        assert re.search(rf"^  --{re.escape(name)} \S+\s+\w", text, re.MULTILINE), f"--{name} has no text"
