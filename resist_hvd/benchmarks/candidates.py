@@ -35,7 +35,10 @@ PROBE_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings:
-    """Train by ResIST, local SGD, data-parallel (Horovod), and PyTorch's DDP and PostLocalSGDOptimizer, in turn."""
+    """Train by ResIST and by what one would use instead, in turn.
+
+    Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel and its PostLocalSGDOptimizer.
+    """
 
     candidates: str = ",".join((*OURS, *THEIRS))
     """What to compare, with commas between."""

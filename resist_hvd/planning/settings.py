@@ -35,7 +35,10 @@ ASSUMED_RATE = "6tflop"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """Say what a run will cost by ResIST, and by what else could train the same network, before it is paid for."""
+    """Say what a run will cost, before it is paid for.
+
+    By ResIST, local SGD, data-parallel training, GPipe and federated dropout.
+    """
 
     workers: str = "2,4,8"
     """S, one number or several with commas between them."""

@@ -36,7 +36,7 @@ def _of_round(line: Line, method: str) -> list[dict[str, float]]:
     for compute, data, sync, trunk, blocks in accounts:
         if method == "data-parallel":
             # Its averages are waited for within the steps; who is waited for there cannot be told.
-            found.append(dict(zip(PHASES, (compute - trunk, data, 0.0, trunk + sync, 0.0), strict=True)))
+            found.append(dict(zip(PHASES, (max(0.0, compute - trunk), data, 0.0, trunk + sync, 0.0), strict=True)))
             continue
         waiting = min(last - compute - data, sync)
         # It waits in the first thing that needs the slowest: agreeing on the next deal, then blocks, then the trunk.
