@@ -26,18 +26,28 @@ def spread(values: Sequence[float]) -> str:
 
 def show(title: str, seconds: Mapping[str, Sequence[float]], note: str = "") -> None:
     """Print a table of seconds, the first row being what the others are compared with."""
-    baseline = next(iter(seconds.values()))
+    milliseconds = {name: [1e3 * value for value in values] for name, values in seconds.items()}
+    _show_figures(title, milliseconds, unit="ms", decimals=2, note=note)
 
-    def milliseconds(pick: Callable[[Sequence[float]], float]) -> Callable[[Sequence[float]], str]:
-        return lambda values: f"{1e3 * pick(values):.2f}"
+
+def show_rates(title: str, rates: Mapping[str, Sequence[float]], unit: str, note: str = "") -> None:
+    """Print a table of what is the better the more it is, the first row being what the others are compared with."""
+    _show_figures(title, rates, unit=unit, decimals=0, note=note)
+
+
+def _show_figures(title: str, figures: Mapping[str, Sequence[float]], *, unit: str, decimals: int, note: str) -> None:
+    baseline = next(iter(figures.values()))
+
+    def number(pick: Callable[[Sequence[float]], float]) -> Callable[[Sequence[float]], str]:
+        return lambda values: f"{pick(values):.{decimals}f}"
 
     columns: list[Column[Sequence[float]]] = [
-        ("median ms", milliseconds(median)),
-        ("min ms", milliseconds(min)),
-        ("max ms", milliseconds(max)),
+        (f"median {unit}", number(median)),
+        (f"min {unit}", number(min)),
+        (f"max {unit}", number(max)),
         ("ratio", lambda values: f"{paired_ratio(values, baseline):.3f}"),
     ]
-    print_rows(title, seconds, columns, note, width=110)
+    print_rows(title, figures, columns, note, width=110)
 
 
 def print_rows(title: str, rows: Mapping[str, T], columns: Sequence[Column[T]], note: str, *, width: int = 150) -> None:
