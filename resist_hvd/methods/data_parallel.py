@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from resist_hvd.comm.transport import PendingAverage
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.replicated import Replicated
-
-BUCKET_BYTES = 32 * 2**20
-"""Gradients are averaged in contiguous buckets of about this size, in bytes: few calls, yet most of them early."""
+from resist_hvd.protocol.cost import BUCKET_BYTES
 
 
 class DataParallel(Replicated):
