@@ -136,16 +136,22 @@ class Theirs(Candidate):
     """One of PyTorch's own."""
 
     def __init__(self, kind: type[rivals.Rival], settings: CompareSettings, world: World, source: DataSource) -> None:
-        self._settings, self._world = settings, world
-        # Our method lends its first weights, and takes the last ones to be evaluated.
-        self._run = make_run("local-sgd", settings, world, source)
-        self._network = ResNet(self._run.method.subnet.architecture).to(world.device)
+        self._settings, self._world, self._source = settings, world, source
+        # Our method lends its first weights, and is gone before anything is measured.
+        lender = self._method_of_ours()
+        self._length = lender.target
+        self._samples, self._batch = 0, lender.batch
+        self._network = ResNet(lender.method.subnet.architecture).to(world.device)
         if source.spec.channels > 1:
             self._network = self._network.to(memory_format=torch.channels_last)
-        copy_parameters(self._run.method.subnet.network, self._network)
+        copy_parameters(lender.method.subnet.network, self._network)
+        del lender
         self._batches = source.train()
         self._arithmetic = self._probe()
         self._rival = kind(self._network, world, settings.optim, settings.local_iterations)
+
+    def _method_of_ours(self) -> Run:
+        return make_run("local-sgd", self._settings, self._world, self._source)
 
     def _probe(self) -> float:
         """Return the seconds of a step without communication; weights and images are then what they were."""
@@ -163,11 +169,11 @@ class Theirs(Candidate):
 
     def round(self) -> float:
         """Make l steps; what they take beyond arithmetic is communication."""
-        steps, run = self._settings.local_iterations, self._run
+        steps = self._settings.local_iterations
         began = perf_counter()
         for _ in range(steps):
-            self._rival.step(self._batches, learning_rate(self._settings.optim, run.progress.samples / run.target))
-            run.progress.samples += run.batch
+            self._rival.step(self._batches, learning_rate(self._settings.optim, self._samples / self._length))
+            self._samples += self._batch
         finish(self._world)
         return max(0.0, perf_counter() - began - steps * self._arithmetic)
 
@@ -178,8 +184,9 @@ class Theirs(Candidate):
 
     def trained(self) -> Method:
         """Return our method with their weights."""
-        copy_parameters(self._network, self._run.method.subnet.network)
-        return self._run.method
+        method = self._method_of_ours().method
+        copy_parameters(self._network, method.subnet.network)
+        return method
 
 
 def make(name: str, settings: CompareSettings, world: World, source: DataSource) -> Candidate:

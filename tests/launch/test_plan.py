@@ -8,7 +8,7 @@ import pytest
 
 from . import runs
 
-NETWORK = ["--model.sections=1,1,9,2", "--model.width_factor=0.0625", "--local_iterations=1", "--epochs=60"]
+NETWORK = ["--model.sections=1,1,9,2", "--model.width_factor=0.0625", "--local_iterations=1", "--epochs=30"]
 
 
 @pytest.mark.slow
@@ -26,5 +26,5 @@ def test_eight_ranks_send_what_was_planned(min_blocks: int, images: Path, tmp_pa
     assert ended.status == 0, ended
     planned = next(run for run in json.loads((tmp_path / "plan.json").read_text())["runs"] if run["method"] == "resist")
 
-    assert summary["rounds"] == planned["rounds"] == 120
+    assert summary["rounds"] == planned["rounds"] == 60
     assert summary["bytes_sent"] == pytest.approx(planned["bytes_sent"], rel=0.01)

@@ -64,15 +64,15 @@ def test_a_round_of_resist(changes: dict[str, Any], world: World, folder: Path) 
 def test_a_run_sends_what_was_planned(min_blocks: int, world: World, folder: Path) -> None:
     # A plan knows no seed: deals differ from what is to be expected of them by less, the more rounds there are.
     model = ModelSettings(sections="1,1,9,2", width_factor=1 / 16)
-    settings = tiny.settings(world, iterations=120, local_iterations=1, min_blocks=min_blocks, model=model)
+    settings = tiny.settings(world, iterations=60, local_iterations=1, min_blocks=min_blocks, model=model)
     run = tiny.make_run(settings, world, folder)
     train(run, tiny.Watching(run))
     architecture = run.method.subnet.architecture
     network = cost.Network(part_sizes(architecture, image_size=8), deck_ranges(architecture))
     work = cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1, min_blocks=min_blocks)
     planned = cost.resist(network, work, cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0))
-    assert run.progress.round == 120
-    assert run.progress.bytes_sent == pytest.approx(120 * planned.bytes_sent, rel=0.01)
+    assert run.progress.round == 60
+    assert run.progress.bytes_sent == pytest.approx(60 * planned.bytes_sent, rel=0.01)
     assert run.method.subnet.parameters_flat.numel() == network.sub_network(world.size, min_blocks).parameters
 
 
