@@ -20,21 +20,22 @@ def clock_offsets(world: World) -> list[float]:
     """
     cell = np.zeros(1)
     offsets = np.zeros(world.size)
-    for rank in range(1, world.size):
-        if world.rank == rank:
-            for _ in range(EXCHANGES):
-                world.comm.Recv(cell, source=0)
-                cell[0] = perf_counter()
-                world.comm.Send(cell, dest=0)
-        elif world.is_first:
-            soonest = np.inf
-            for _ in range(EXCHANGES):
-                asked = perf_counter()
-                world.comm.Send(cell, dest=rank)
-                world.comm.Recv(cell, source=rank)
-                answered = perf_counter()
-                if answered - asked < soonest:
-                    soonest = answered - asked
-                    offsets[rank] = cell[0] - (asked + answered) / 2
-    world.comm.Bcast(offsets, root=0)
+    with world.activity.waiting():
+        for rank in range(1, world.size):
+            if world.rank == rank:
+                for _ in range(EXCHANGES):
+                    world.comm.Recv(cell, source=0)
+                    cell[0] = perf_counter()
+                    world.comm.Send(cell, dest=0)
+            elif world.is_first:
+                soonest = np.inf
+                for _ in range(EXCHANGES):
+                    asked = perf_counter()
+                    world.comm.Send(cell, dest=rank)
+                    world.comm.Recv(cell, source=rank)
+                    answered = perf_counter()
+                    if answered - asked < soonest:
+                        soonest = answered - asked
+                        offsets[rank] = cell[0] - (asked + answered) / 2
+        world.comm.Bcast(offsets, root=0)
     return [float(offset) for offset in offsets]
