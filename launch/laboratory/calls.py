@@ -1,8 +1,8 @@
 """Running a program on a host, from this machine or from another host: as ssh does, without keys and without a network.
 
 A caller connects to the host's socket, which lies in the lab's folder, hands over its standard streams and says what
-to run. The host's first process runs it, passes signals on, and answers with its status. If the caller dies, the program
-is told to end by TERM. Messages are lines of JSON; the first carries the three streams.
+to run. The host's first process runs it, passes signals on, and answers with its status. If the caller dies, the
+program is told to end by TERM. Messages are lines of JSON; the first carries the three streams.
 """
 
 import json

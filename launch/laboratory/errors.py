@@ -2,7 +2,6 @@
 
 import shlex
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 
