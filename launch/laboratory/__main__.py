@@ -33,7 +33,13 @@ def parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", parents=[common, installing], help="make a lab")
     up.add_argument("--hosts", type=int, default=2, help="how many: n1, n2 ... besides the host `head` (default: 2)")
     up.add_argument("--bandwidth", default="1gbit", help="of each link: 100mbit, 10gbit, none (default: 1gbit)")
-    up.add_argument("--share", action="append", default=[], metavar="DIR", help="a folder below /tmp for all hosts")
+    up.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder below /tmp that all hosts shall see; this one and the project's they do",
+    )
 
     run = commands.add_parser("run", parents=[common], help="run a program on the head, or ranks on all hosts")
     run.add_argument("-np", type=int, metavar="N", help="run it by mpirun as N ranks, shared out among n1, n2 ...")

@@ -196,7 +196,9 @@ class Server:
             )
             self._running[caller.program.pid] = caller
         except (OSError, subprocess.SubprocessError) as error:
-            self._answer(caller, {"error": str(error)})
+            unseen = isinstance(error, FileNotFoundError) and error.filename == request["folder"]
+            why = f"the folder {request['folder']} is not seen there: `launch/lab up --share DIR` would share it"
+            self._answer(caller, {"error": why if unseen else str(error)})
         finally:
             for stream in caller.streams:
                 os.close(stream)

@@ -49,15 +49,12 @@ def make(name: str, *, hosts: int, bandwidth: str, shares: list[str]) -> Lab:
 
 
 def _visible(shares: list[str]) -> list[str]:
-    """Return the folders to share, and the project's where a host would not see it otherwise."""
-    hidden = [str(LAUNCH.parent)] if LAUNCH.is_relative_to("/tmp") else []
-    found = []
-    for share in [*hidden, *shares]:
-        path = Path(share).resolve()
-        if not path.is_dir():
-            raise LabError(f"there is no folder {share} to share", mend="Make it first.")
-        found.append(str(path))
-    return found
+    """Return the folders to share: those asked for, and this one and the project's where hosts would not see them."""
+    found = {Path(share).resolve() for share in shares}
+    if missing := sorted(str(path) for path in found if not path.is_dir()):
+        raise LabError(f"there is no folder {missing[0]} to share", mend="Make it first.")
+    found |= {path for path in (LAUNCH.parent, Path.cwd()) if Path("/tmp") in path.parents}
+    return sorted(str(path) for path in found)
 
 
 def _start(lab: Lab) -> None:
