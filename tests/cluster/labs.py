@@ -164,7 +164,7 @@ def wait_until(happened: Callable[[], bool], tell: Callable[[], str], seconds: f
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, tell()
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 @contextmanager

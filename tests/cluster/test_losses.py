@@ -1,4 +1,4 @@
-"""A rank is killed, a host cut off, a rank paused: the others name it and end, nothing is left, and a restart goes on."""
+"""A rank is killed or paused, a host cut off: the others name it and end, nothing is left, and a restart goes on."""
 
 import json
 import re

@@ -7,8 +7,8 @@ import pytest
 from . import labs
 
 SHORT, LONG = 4, 24
-"""Rounds of two runs that differ in nothing else: their starts and evaluations send the same, so that what one sent more
-than the other is what its further rounds did."""
+"""Rounds of two runs that differ in nothing else: their starts and evaluations send the same, so that what one sent
+more than the other is what its further rounds did."""
 
 SETTINGS = (*labs.TINY, "--model.width_factor=0.5", "--local_iterations=1")
 
