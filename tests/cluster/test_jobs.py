@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
 from . import labs
 
-LENGTH = ("--max_rounds=60", "--checkpoint_every=20")
+LENGTH = ("--max_rounds=30", "--checkpoint_every=10")
 ACROSS = ("--nodes=2", "--ntasks-per-node=2")
 
 
@@ -23,10 +24,10 @@ def rounds_of(lab: labs.Lab, job: int) -> list[int]:
 def await_round(lab: labs.Lab, job: int, start: int) -> None:
     """Wait until a job's ranks, started for the `start`th time, have done a round."""
 
-    def trains() -> bool:
-        return "round " in lab.log(job).rpartition(f"start {start} of job")[2]
-
-    labs.wait_until(lambda: f"start {start} of job" in lab.log(job) and trains(), lambda: lab.log(job))
+    pattern = rf"start {start} of job.*^round +\d+/"
+    labs.wait_until(
+        lambda: re.search(pattern, lab.log(job), re.MULTILINE | re.DOTALL) is not None, lambda: lab.log(job)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def unstopped(slurm_lab: labs.Lab) -> int:
 def test_job_trains_on_two_hosts_by_what_the_site_s_srun_has(slurm_lab: labs.Lab, unstopped: int) -> None:
     assert "4 ranks by srun on n[1-2]" in slurm_lab.log(unstopped)
     summary = json.loads((slurm_lab.folder / f"runs/resist-hvd-{unstopped}/summary.json").read_text())
-    assert (summary["workers"], summary["rounds"]) == (4, 60)
-    assert rounds_of(slurm_lab, unstopped) == list(range(60))
+    assert (summary["workers"], summary["rounds"]) == (4, 30)
+    assert rounds_of(slurm_lab, unstopped) == list(range(30))
 
 
 def test_stopped_and_preempted_job_ends_with_the_same_model(slurm_lab: labs.Lab, unstopped: int) -> None:
@@ -55,7 +56,7 @@ def test_stopped_and_preempted_job_ends_with_the_same_model(slurm_lab: labs.Lab,
     ended = slurm_lab.await_job(job, "COMPLETED")
     assert ended["Restarts"] == "2"
     assert "the time limit is near: the ranks are told to write a checkpoint" in slurm_lab.log(job)
-    assert rounds_of(slurm_lab, job) == list(range(60))
+    assert rounds_of(slurm_lab, job) == list(range(30))
     assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
     slurm_lab.assert_empty()
 
@@ -73,4 +74,4 @@ def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
     slurm_lab.ask("scancel", str(job))
     labs.wait_until(lambda: not any(slurm_lab.processes().values()), lambda: str(slurm_lab.processes()))
     assert slurm_lab.job(job)["JobState"] == "CANCELLED"
-    assert slurm_lab.log(job).count("start") == 1
+    assert "start 2 of job" not in slurm_lab.log(job)
