@@ -82,7 +82,7 @@ def call(path: Path, command: list[str], environment: dict[str, str], folder: st
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    answer = json.loads(text) if text else {"error": "its host ended"}
+    answer: dict[str, Any] = json.loads(text) if text else {"error": "its host ended"}
     if "error" in answer:
         raise LabError(f"{command[0]} on {path.stem}: {answer['error']}", mend="`launch/lab ps` shows what runs where.")
     status: int = answer["status"]

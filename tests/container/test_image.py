@@ -107,8 +107,7 @@ def test_quickstart_runs_in_the_image_as_its_own_user(builder: Builder, containe
     assert float(accuracy[1]) > 95
     launched = inside("horovodrun", "-np", "8", "python", "-m", "resist_hvd.train", "--max_rounds", "2")
     assert "resist on 8 workers (cpu)" in launched, launched
-    healthy = inside("python", "-m", "resist_hvd.doctor")
-    assert healthy
+    assert inside("python", "-m", "resist_hvd.doctor", "--quick")
 
 
 @pytest.mark.slow
@@ -117,7 +116,7 @@ def test_image_says_who_runs_how_it_starts_and_how_its_health_is_checked(builder
     image = json.loads(builder.run("inspect", "--type", "image", "localhost/resist_hvd"))
     configuration = image["Docker"]["config"]
     assert configuration["User"] == "1001"
-    assert configuration["Healthcheck"]["Test"] == ["CMD", "python", "-m", "resist_hvd.doctor"]
+    assert configuration["Healthcheck"]["Test"] == ["CMD", "python", "-m", "resist_hvd.doctor", "--quick"]
     assert configuration["Cmd"] == ["horovodrun", "-np", "4", "python", "-m", "resist_hvd.train"]
     # What is not named in .dockerignore stays outside.
     found = builder.run("run", "--isolation", "chroot", container, "--", "ls", "-A", "/opt/resist_hvd").split()
