@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     installing.add_argument("--install", action="store_true", help="install the Debian packages that are missing")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    commands.add_parser("packages", parents=[installing], help="say which Debian packages are missing")
     up = commands.add_parser("up", parents=[common, installing], help="make a lab")
     up.add_argument("--hosts", type=int, default=2, help="how many: n1, n2 ... besides the host `head` (default: 2)")
     up.add_argument("--bandwidth", default="1gbit", help="of each link: 100mbit, 10gbit, none (default: 1gbit)")
@@ -82,6 +83,13 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nlaunch/lab: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def check_packages(given: argparse.Namespace) -> int:
+    """See that all Debian packages are there."""
+    packages.require(packages.FOR_HOSTS | packages.FOR_SLURM, install=given.install)
+    print("all packages are there")
+    return 0
 
 
 def up(given: argparse.Namespace) -> int:
@@ -209,6 +217,7 @@ def residents(everyone: list[Process]) -> list[Process]:
 
 
 COMMANDS = {
+    "packages": check_packages,
     "up": up,
     "down": down,
     "slurm": start_slurm,

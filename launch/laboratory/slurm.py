@@ -87,8 +87,10 @@ def _daemon(lab: Lab, host: str, *command: str) -> None:
     """Run a command on a host as root; daemons return when they run."""
     status = calls.call(lab.folder / f"{host}.socket", list(command), programs.environment(lab, None), "/")
     if status != 0:
-        logs = lab.folder / "slurm"
-        raise LabError(f"{command[0]} on {host} ended with status {status}", mend=f"Its log may say why: {logs}/*.log.")
+        raise LabError(
+            f"{command[0]} on {host} ended with status {status}",
+            mend=f"{lab.folder}/slurm/*.log may say why; `launch/lab down` removes the lab.",
+        )
 
 
 def _await_idle(lab: Lab) -> None:
