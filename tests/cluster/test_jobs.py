@@ -1,0 +1,77 @@
+"""Jobs under a real SLURM on two hosts: to their end, stopped and requeued, preempted, by srun and by mpirun."""
+
+import hashlib
+import json
+import re
+
+import pytest
+
+from . import labs
+
+LENGTH = ("--max_rounds=30", "--checkpoint_every=10")
+ACROSS = ("--nodes=2", "--ntasks-per-node=2")
+
+
+def model_of(lab: labs.Lab, job: int) -> str:
+    return hashlib.sha256((lab.folder / f"runs/resist-hvd-{job}/model.safetensors").read_bytes()).hexdigest()
+
+
+def rounds_of(lab: labs.Lab, job: int) -> list[int]:
+    lines = (lab.folder / f"runs/resist-hvd-{job}/rounds.jsonl").read_text().splitlines()
+    return [json.loads(line)["round"] for line in lines]
+
+
+def await_round(lab: labs.Lab, job: int, start: int) -> None:
+    """Wait until a job's ranks, started for the `start`th time, have done a round."""
+
+    pattern = rf"start {start} of job.*^round +\d+/"
+    labs.wait_until(
+        lambda: re.search(pattern, lab.log(job), re.MULTILINE | re.DOTALL) is not None, lambda: lab.log(job)
+    )
+
+
+@pytest.fixture(scope="module")
+def unstopped(slurm_lab: labs.Lab) -> int:
+    """A job that has run from its beginning to its end."""
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS)
+    slurm_lab.await_job(job, "COMPLETED")
+    return job
+
+
+def test_job_trains_on_two_hosts_by_what_the_site_s_srun_has(slurm_lab: labs.Lab, unstopped: int) -> None:
+    assert "4 ranks by srun on n[1-2]" in slurm_lab.log(unstopped)
+    summary = json.loads((slurm_lab.folder / f"runs/resist-hvd-{unstopped}/summary.json").read_text())
+    assert (summary["workers"], summary["rounds"]) == (4, 30)
+    assert rounds_of(slurm_lab, unstopped) == list(range(30))
+
+
+def test_stopped_and_preempted_job_ends_with_the_same_model(slurm_lab: labs.Lab, unstopped: int) -> None:
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS)
+    await_round(slurm_lab, job, start=1)
+    slurm_lab.ask("scancel", "--batch", "--signal=USR2", str(job))
+    await_round(slurm_lab, job, start=2)
+    # A job that goes before takes its hosts.
+    slurm_lab.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    await_round(slurm_lab, job, start=3)
+    ended = slurm_lab.await_job(job, "COMPLETED")
+    assert ended["Restarts"] == "2"
+    assert "the time limit is near: the ranks are told to write a checkpoint" in slurm_lab.log(job)
+    assert rounds_of(slurm_lab, job) == list(range(30))
+    assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
+    slurm_lab.assert_empty()
+
+
+def test_mpirun_in_the_allocation_gives_the_same_model(slurm_lab: labs.Lab, unstopped: int) -> None:
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS, RESIST_HVD_LAUNCHER="mpirun")
+    slurm_lab.await_job(job, "COMPLETED")
+    assert "4 ranks by mpirun on n[1-2]" in slurm_lab.log(job)
+    assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
+
+
+def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
+    job = slurm_lab.submit("quickstart.sbatch", *labs.TINY)
+    await_round(slurm_lab, job, start=1)
+    slurm_lab.ask("scancel", str(job))
+    labs.wait_until(lambda: not any(slurm_lab.processes().values()), lambda: str(slurm_lab.processes()))
+    assert slurm_lab.job(job)["JobState"] == "CANCELLED"
+    assert "start 2 of job" not in slurm_lab.log(job)

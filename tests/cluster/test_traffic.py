@@ -1,0 +1,32 @@
+"""What the kernel counts on the links of four hosts is what a run's own account says it sent."""
+
+import json
+
+import pytest
+
+from . import labs
+
+SHORT, LONG = 2, 10
+"""Rounds of two runs that differ in nothing else: their starts and evaluations send the same, so that what one sent
+more than the other is what its further rounds did."""
+
+SETTINGS = (*labs.TINY, "--model.width_factor=0.25", "--local_iterations=1")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", ["resist", "local-sgd"])
+def test_links_carry_what_rounds_say_within_five_per_cent(lab_of_four: labs.Lab, method: str) -> None:
+    lab = lab_of_four
+    counted = {}
+    for rounds in (SHORT, LONG):
+        before = lab.sent_payload()
+        output = lab.folder / f"run-{rounds}"
+        lab.train(*SETTINGS, f"--method={method}", f"--max_rounds={rounds}", "--output", output)
+        counted[rounds] = lab.sent_payload() - before
+    lines = [json.loads(line) for line in (lab.folder / f"run-{LONG}/rounds.jsonl").read_text().splitlines()]
+    said = sum(line["bytes_sent"] for line in lines[SHORT:])
+    assert len(lines) == LONG
+    assert said > 10_000_000, "too little is sent to tell it from what else there is"
+    print(f"{method}: {said:,} bytes by rounds.jsonl, {counted[LONG] - counted[SHORT]:,} on the links")
+    # Headers of Ethernet, IP and TCP are taken off; MPI's and the daemons' own stay, and are what the margin is for.
+    assert counted[LONG] - counted[SHORT] == pytest.approx(said, rel=0.05)

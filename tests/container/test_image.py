@@ -1,0 +1,124 @@
+"""The Dockerfile, built without a Docker engine on a bare Debian, and the demonstration run in the image.
+
+Takes some ten minutes, 30 GB of disk, root, and the packages buildah and debootstrap: `launch/test --only container`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "localhost/bare-debian"
+SUITE = "bookworm"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+NEEDED_GIB = 30
+
+
+@dataclass
+class Builder:
+    """Buildah, with a storage of its own.
+
+    Attributes:
+        folder: its storage, and files of the test.
+    """
+
+    folder: Path
+
+    def run(self, *words: str | Path, limit: float = 3000) -> str:
+        """Run a command of buildah and return both its outputs; it must succeed."""
+        storage = ("--root", self.folder / "storage", "--runroot", self.folder / "run", "--storage-driver", "overlay")
+        done = subprocess.run(
+            ["buildah", *map(str, (*storage, *words))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        return done.stdout
+
+
+def reason_to_skip(folder: Path) -> str:
+    if os.geteuid() != 0:
+        return "chroot isolation and debootstrap need root"
+    if missing := [program for program in ("buildah", "debootstrap") if shutil.which(program) is None]:
+        return f"these Debian packages are missing: {' '.join(missing)}"
+    free = shutil.disk_usage(folder).free / 2**30
+    return f"{free:.0f} GiB are free, {NEEDED_GIB} needed" if free < NEEDED_GIB else ""
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    """Buildah with a bare Debian in its storage, which trusts whom this machine trusts."""
+    folder = tmp_path_factory.mktemp("image")
+    if reason := reason_to_skip(folder):
+        pytest.skip(reason)
+    builder = Builder(folder)
+    try:
+        tree = folder / "tree"
+        debootstrap = ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, tree]
+        subprocess.run(debootstrap, check=True, capture_output=True, timeout=600)
+        lines = ["FROM scratch", "ADD tree /", 'CMD ["bash"]']
+        if Path(CERTIFICATES).exists():
+            # Behind a proxy with a certificate of its own, pip and uv must be told of it.
+            shutil.copy(CERTIFICATES, tree / CERTIFICATES.lstrip("/"))
+            lines.insert(2, f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES}")
+        (folder / "Base").write_text("\n".join(lines) + "\n")
+        (folder / ".dockerignore").write_text("storage\nrun\n")
+        builder.run("bud", "--isolation", "chroot", "--file", folder / "Base", "--tag", BASE, folder)
+        shutil.rmtree(tree)
+        yield builder
+    finally:
+        subprocess.run(["umount", folder / "storage/overlay"], check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def container(builder: Builder) -> str:
+    """A container of the image that the Dockerfile describes."""
+    flags = ("--isolation", "chroot", "--format", "docker", "--build-arg", f"BASE_IMAGE={BASE}")
+    builder.run("bud", *flags, "--tag", "localhost/resist_hvd", ROOT)
+    return builder.run("from", "--isolation", "chroot", "localhost/resist_hvd").split()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_quickstart_runs_in_the_image_as_its_own_user(builder: Builder, container: str) -> None:
+    def inside(*command: str) -> str:
+        return builder.run("run", "--isolation", "chroot", container, "--", *command)
+
+    assert inside("id", "-u").strip() == "1001"
+    said = inside("launch/quickstart", "--output", "/tmp/run")
+    assert "/opt/resist_hvd/.venv is complete: nothing to do" in said, said
+    assert "resist on 4 workers (cpu)" in said, said
+    accuracy = re.search(r"accuracy (\d+\.\d+) % after 90 rounds", said)
+    assert accuracy is not None, said
+    assert float(accuracy[1]) > 95
+    launched = inside("horovodrun", "-np", "8", "python", "-m", "resist_hvd.train", "--max_rounds", "2")
+    assert "resist on 8 workers (cpu)" in launched, launched
+    assert inside("python", "-m", "resist_hvd.doctor", "--quick")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_image_says_who_runs_how_it_starts_and_how_its_health_is_checked(builder: Builder, container: str) -> None:
+    image = json.loads(builder.run("inspect", "--type", "image", "localhost/resist_hvd"))
+    configuration = image["Docker"]["config"]
+    assert configuration["User"] == "1001"
+    assert configuration["Healthcheck"]["Test"] == ["CMD", "python", "-m", "resist_hvd.doctor", "--quick"]
+    assert configuration["Cmd"] == ["horovodrun", "-np", "4", "python", "-m", "resist_hvd.train"]
+    # What is not named in .dockerignore stays outside.
+    found = builder.run("run", "--isolation", "chroot", container, "--", "ls", "-A", "/opt/resist_hvd").split()
+    allowed = {".venv", "LICENSE", "README.md", "launch", "pyproject.toml", "resist_hvd", "runs", "slurm"}
+    assert set(found) <= allowed
