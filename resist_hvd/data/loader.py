@@ -1,7 +1,7 @@
 """What decodes image files into batches, and what it is told to decode.
 
 A loader keeps no position and draws nothing at random: what a batch is made of is a function of the number of its first
-sample (`TrainingPlan`), so any loader can begin anywhere, and all make the same batches but for the last bit of decoding.
+sample (`TrainingPlan`). So any loader can begin anywhere, and all make the same batches but for roundings in decoding.
 """
 
 from abc import ABC, abstractmethod
@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.order import EpochOrder, sample_words
 from resist_hvd.data.source import Batch, Shard
 from resist_hvd.data.windows import WORDS_PER_WINDOW, Draws
+
+BATCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What `DataSettings.image_type` names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Draws:
             least_area: the smallest share of an image that a window covers.
             may_mirror: whether half of the images are mirrored.
         """
-        uniform = (words >> np.uint64(11)) * 2.0**-53  # all doubles of one spacing from 0 up to 1
+        uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # evenly spaced from 0 up to 1
         areas = least_area + (1 - least_area) * uniform[:, :TRIES]
         low, high = (math.log(ratio) for ratio in RATIOS)
         ratios = np.exp(low + (high - low) * uniform[:, TRIES : 2 * TRIES])
