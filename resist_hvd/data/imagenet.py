@@ -91,7 +91,7 @@ def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenF
     Raises:
         UserError: it is DALI, which is not installed.
     """
-    installed = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    installed = dali_is_installed()
     if settings.loader == "dali" and not installed:
         raise UserError(
             "--data.loader is dali, but NVIDIA DALI is not installed",
@@ -105,6 +105,11 @@ def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenF
     from resist_hvd.data.dali import DaliLoader
 
     return DaliLoader(settings, mean=MEAN, std=STD, device=device, broken=broken)
+
+
+def dali_is_installed() -> bool:
+    """Whether NVIDIA DALI can be imported."""
+    return all(importlib.util.find_spec(name) is not None for name in ("nvidia", "nvidia.dali"))
 
 
 class LoaderStream(NumberedStream):

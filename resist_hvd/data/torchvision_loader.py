@@ -154,7 +154,7 @@ def recoloured(picture: Tensor, factors: NDArray[np.float64]) -> Tensor:
     pixels = picture.float()
     grey = (pixels * torch.tensor(GREY_WEIGHTS).view(3, 1, 1)).sum(dim=0, keepdim=True)
     saturated = torch.lerp(grey, pixels, saturation)
-    changed = brightness * (contrast * saturated + (1 - contrast) * MIDDLE_GREY)
+    changed: Tensor = brightness * (contrast * saturated + (1 - contrast) * MIDDLE_GREY)
     return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 
