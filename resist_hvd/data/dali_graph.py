@@ -115,7 +115,7 @@ def evaluation_pipeline(
     with pipeline:
         (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
         encoded = fn.io.file.read(path)
-        sides = fn.peek_image_shape(encoded, dtype=types.INT64)[:2]
+        sides = sides_of(encoded)
         scaled = sides * shorter_side // fn.reductions.min(sides)
         images = fn.decoders.image(encoded, **means.decoding())
         images = fn.resize(
@@ -133,9 +133,14 @@ def evaluation_pipeline(
     return pipeline
 
 
+def sides_of(encoded: Node) -> Node:
+    """Height and width of an image as it is stored, int64 [2]."""
+    return fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
+
+
 def random_window(encoded: Node, widths_squared: Node, heights_squared: Node, places: Node) -> tuple[Node, Node]:
     """The corner and the shape (rows first, int64 [2] each) of the windows that `random_windows` gives."""
-    sides = fn.cast(fn.peek_image_shape(encoded, dtype=types.INT64)[:2], dtype=types.FLOAT64)
+    sides = fn.cast(sides_of(encoded), dtype=types.FLOAT64)
     height, width = sides[0], sides[1]
     area = height * width
     widths = dali_math.floor(dali_math.sqrt(area * widths_squared) + 0.5)
