@@ -147,7 +147,7 @@ class DaliLoader(ImageLoader):
 
     def _inputs(self, index: ImageIndex, work: Work) -> tuple[Any, ...]:
         """What a pipeline is given of a batch."""
-        paths = [np.frombuffer(index.encoded_path(image), dtype=np.uint8) for image in work.images.tolist()]
+        paths = index.encoded_paths(work.images)
         draws = work.draws
         if draws is None:
             return (paths,)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resist_hvd.data.ahead import Ahead
 from resist_hvd.data.broken import BrokenFiles
 from resist_hvd.data.index import ImageIndex, class_folders, index_images
 from resist_hvd.data.loader import ImageLoader, TrainingPlan
@@ -120,21 +121,23 @@ class LoaderStream(NumberedStream):
         self._index = index
         self._loader = loader
         self._plan = plan
-        self._batches: Iterator[Batch] = iter(())
+        self._batches: Ahead[Batch] | None = None
         self._next_of_batches = -1
 
     def batch(self, samples_drawn: int) -> Batch:
         """This worker's batch once all workers have drawn so many samples."""
-        if samples_drawn != self._next_of_batches:
-            self._batches = self._loader.train(self._index, self._plan, samples_drawn)
+        if self._batches is None or samples_drawn != self._next_of_batches:
+            self.close()
+            self._batches = Ahead(self._loader.train(self._index, self._plan, samples_drawn))
         batch = next(self._batches)
         self._next_of_batches = self._plan.after(samples_drawn)
         return batch
 
     def close(self) -> None:
         """Stop making batches in advance."""
-        self._batches = iter(())
-        self._next_of_batches = -1
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
 
 
 class StreamedSource(DataSource):

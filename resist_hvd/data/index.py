@@ -46,6 +46,20 @@ class ImageIndex:
         start = int(self.ends[image - 1]) if image else 0
         return os.fsencode(self.folder) + b"/" + self.names[start : int(self.ends[image])]
 
+    def encoded_paths(self, images: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The whole paths of some images [B], as the system spells them: uint8 [B, length], of one length.
+
+        Shorter ones have more slashes before the class, which mean no more than one.
+        """
+        names = np.frombuffer(self.names, dtype=np.uint8)
+        ends = self.ends[images]
+        lengths = ends - np.where(images > 0, self.ends[images - 1], 0)
+        columns = np.arange(-lengths.max(), 0)
+        padding = columns < -lengths[:, None]
+        below = np.where(padding, ord("/"), names[np.where(padding, 0, ends[:, None] + columns)])
+        folder = np.frombuffer(os.fsencode(self.folder) + b"/", dtype=np.uint8)
+        return np.hstack([np.broadcast_to(folder, (len(images), len(folder))), below.astype(np.uint8)])
+
     def path(self, image: int) -> Path:
         """The image file's whole path."""
         return Path(os.fsdecode(self.encoded_path(image)))

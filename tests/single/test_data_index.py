@@ -1,8 +1,10 @@
 """The index of a tree of class folders: which files, in which order, of which classes."""
 
+import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resist_hvd.data.index import class_folders, index_images
@@ -31,6 +33,17 @@ def test_hidden_files_and_what_is_no_image_are_passed_over(tmp_path: Path) -> No
     root = touch(tmp_path, "a/1.JPEG", "a/._1.JPEG", "a/.DS_Store", "a/list.txt", ".cache/1.JPEG", "synsets.txt")
     assert class_folders(root) == ("a",)
     assert len(index_images(root, ("a",))) == 1
+
+
+def test_paths_of_one_length_name_the_same_files(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a/1.jpg", "a/much-longer-than-others.jpg", "bb/2.jpg", "bb/ä.JPEG")
+    index = index_images(root, class_folders(root))
+    for images in ([0, 1, 2, 3], [3, 0], [2], [1, 1, 0]):
+        paths = [row.tobytes() for row in index.encoded_paths(np.array(images))]
+        assert len({len(path) for path in paths}) == 1
+        for path, image in zip(paths, images, strict=True):
+            assert os.path.samefile(path, index.path(image))
+            assert os.path.normpath(path) == index.encoded_path(image)
 
 
 def test_names_of_any_bytes(tmp_path: Path) -> None:
