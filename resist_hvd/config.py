@@ -79,6 +79,10 @@ class Settings:
     output: Path | None = None
     """The run's folder. Default: a new one under runs/."""
 
+    watchdog: float | None = None
+    """Seconds without progress after which a rank counts as lost: all others say which and end, with status 69.
+    Default: ten times the median round, at least 60; half an hour until the first round is done. 0 switches it off."""
+
     resume: bool = False
     """Go on from the newest good checkpoint in --output; where there is none, start anew."""
 
@@ -96,6 +100,7 @@ class Settings:
             "evaluate_every": 0,
             "checkpoint_every": 0,
             "keep_checkpoints": 1,
+            "watchdog": 0,
         }
         for name, least in lowest.items():
             value = getattr(self, name)

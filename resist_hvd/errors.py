@@ -1,4 +1,4 @@
-"""The one kind of exception that is shown to a user as a sentence, without a traceback."""
+"""The exceptions that are shown to a user as a sentence, without a traceback: a mistake to mend, a run told to stop."""
 
 
 class UserError(Exception):
@@ -26,3 +26,14 @@ class UserError(Exception):
     def __str__(self) -> str:
         where = f" [{self.where}]" if self.where else ""
         return f"{self.seen}{where}. {self.mend}"
+
+
+class Stopped(Exception):
+    """A run was told to stop, and has: on every rank together, with everything saved. It is no error.
+
+    Args:
+        sentence: by what it was stopped, where it stands, and how to go on with it.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)

@@ -13,6 +13,7 @@ import torch
 
 from resist_hvd import data
 from resist_hvd.comm import failure
+from resist_hvd.comm.watchdog import watched
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings, parse, to_yaml
 from resist_hvd.data.source import DataSource, Shard
@@ -45,23 +46,25 @@ def run_training(settings: Settings) -> None:
     failure.watch(world)
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)
-    folder, checkpoint = open_folder(settings, world)
-    with world.agree("loading the data"):
-        source = data.load(
-            settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
-        )
-    with source:
-        run = make_run(settings, world, source, folder, checkpoint)
-        begin_files(run, resumed=checkpoint is not None)
-        telemetry = Telemetry(run)
-        if world.is_first:
-            print(headline(run), flush=True)
-        train(run, telemetry)
-        world.position = "exporting the model"
-        export(folder, run.method, source, world, run.autocast)
-        broken = {path: fault for found in world.gather_objects(source.broken_files()) for path, fault in found.items()}
-        summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
-        telemetry.close()
+    with watched(world, settings.watchdog):
+        folder, checkpoint = open_folder(settings, world)
+        with world.agree("loading the data"):
+            source = data.load(
+                settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
+            )
+        with source:
+            run = make_run(settings, world, source, folder, checkpoint)
+            begin_files(run, resumed=checkpoint is not None)
+            telemetry = Telemetry(run)
+            if world.is_first:
+                print(headline(run), flush=True)
+            with telemetry.display:
+                train(run, telemetry)
+            world.position = "exporting the model"
+            export(folder, run.method, source, world, run.autocast)
+            broken = every_broken_file(source, world)
+            summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
+            telemetry.close()
     if world.is_first:
         print(farewell(summary, folder), flush=True)
         if broken:
@@ -104,6 +107,7 @@ def open_folder(settings: Settings, world: World) -> tuple[Path, Checkpoint | No
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "", str(folder))
     checkpoint = world.broadcast_object(checkpoint)
+    world.resumable = True
     failure.advise(
         f"Go on from {checkpoint.folder} with --resume --output {folder}."
         if checkpoint
@@ -138,7 +142,8 @@ def begin_files(run: Run, *, resumed: bool) -> None:
         if run.world.is_first:
             write_whole(run.folder / "config.yaml", to_yaml(run.settings))
             keep_lines_before(run.folder / "rounds.jsonl", round_number=run.progress.round, inclusive=False)
-            keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=resumed)
+            evaluated = resumed and run.progress.evaluated_round == run.progress.round
+            keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=evaluated)
 
 
 def headline(run: Run) -> str:
@@ -161,6 +166,11 @@ def farewell(summary: dict[str, object], folder: Path) -> str:
         f"accuracy {summary['accuracy']:.2f} % after {summary['rounds']:,} rounds: {summary['seconds']:.1f} s of "
         f"training, {summary['bytes_sent'] / 1e6:,.1f} MB sent; model in {folder / 'model.safetensors'}"  # type: ignore[operator]
     )
+
+
+def every_broken_file(source: DataSource, world: World) -> dict[str, str]:
+    """Return what is wrong with each image file that any rank passed over, by its path."""
+    return {path: fault for found in world.gather_objects(source.broken_files()) for path, fault in found.items()}
 
 
 def passed_over(broken: dict[str, str]) -> str:

@@ -43,6 +43,22 @@ def host_name() -> str:
     return socket.gethostname().split(".")[0]
 
 
+def person_watches() -> bool:
+    """Return whether what this process prints goes straight to a person's terminal.
+
+    Open MPI gives each rank a terminal of its own, whatever becomes of the output: so its launcher's counts, unless
+    that puts tags before lines, as under horovodrun.
+    """
+    if not sys.stdout.isatty() or "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return sys.stdout.isatty()
+    launcher = Path(f"/proc/{os.getppid()}")
+    try:
+        tagged = any(b"tag-output" in word for word in (launcher / "cmdline").read_bytes().split(b"\0"))
+        return not tagged and os.readlink(launcher / "fd" / "1").startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return False
+
+
 def prepare_environment() -> None:
     """Set what Open MPI and Horovod read when they start; what the user has set stays.
 

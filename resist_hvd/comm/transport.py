@@ -107,15 +107,17 @@ class Transport:
         """Wait until an average has arrived in its buffer."""
         if pending is None:
             return
-        for handle in pending.handles:
-            hvd.synchronize(handle)
+        with self.world.activity.waiting():
+            for handle in pending.handles:
+                hvd.synchronize(handle)
         if pending.buffer is not pending.flat:
             pending.flat.copy_(pending.buffer)
 
     def broadcast(self, flat: Tensor, root: int) -> None:
         """Fill `flat` on every rank with that of rank `root`."""
         buffer = self._outgoing("broadcast", 0, flat) if self._stages_messages else flat
-        self._messages.Bcast(_message(buffer), root=root)
+        with self.world.activity.waiting():
+            self._messages.Bcast(_message(buffer), root=root)
         if buffer is not flat:
             flat.copy_(buffer)
 
@@ -148,14 +150,16 @@ class Transport:
         averaging = [self._groups[a.holders].Iallreduce(MPI.IN_PLACE, _message(out[a.block])) for a in averages]
         shared = {average.block for average in averages}
         sends = [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block not in shared]
-        MPI.Request.Waitall(averaging)
+        with self.world.activity.waiting():
+            MPI.Request.Waitall(averaging)
         for average in averages:
             out[average.block].mul_(1.0 / len(average.holders))
             self.sent += BytesSent(blocks=ring_bytes(out[average.block].nbytes, len(average.holders)))
             if self._stages_messages:
                 held[average.block].copy_(out[average.block])
         sends += [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block in shared]
-        MPI.Request.Waitall(receives + sends)
+        with self.world.activity.waiting():
+            MPI.Request.Waitall(receives + sends)
         if self._stages_messages:
             for block in incoming:
                 arriving[block].copy_(into[block])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resist_hvd.comm.activity import Activity
 from resist_hvd.comm.launch import host_name
 from resist_hvd.errors import UserError
 
@@ -30,7 +31,11 @@ class World:
         local_rank, local_size: of the workers on this host.
         host: this host's name.
         device: what this worker computes on.
-        position: what this worker is doing, in words; messages of failures say it.
+        activity: what this worker is doing, and since when.
+        can_stop: whether the run notices soon that it was told to stop, and stops by itself.
+        resumable: whether a run that ends now can go on with --resume.
+        stop_signal, stop_told_at: the signal by which this rank was told to stop, 0 if it was not; and when, on the
+            monotonic clock.
     """
 
     comm: Any
@@ -40,12 +45,25 @@ class World:
     local_size: int
     host: str
     device: torch.device
-    position: str = field(default="setting up")
+    activity: Activity = field(default_factory=Activity)
+    can_stop: bool = False
+    resumable: bool = False
+    stop_signal: int = 0
+    stop_told_at: float = 0.0
 
     @property
     def is_first(self) -> bool:
         """Whether this is the rank that prints and writes for all."""
         return self.rank == 0
+
+    @property
+    def position(self) -> str:
+        """What this worker is doing, in words; messages of failures say it."""
+        return self.activity.words
+
+    @position.setter
+    def position(self, phase: str) -> None:
+        self.activity.begin(phase)
 
     @classmethod
     def join(cls, device: str = "auto") -> World:
@@ -94,35 +112,50 @@ class World:
     def broadcast_seed(self, seed: int) -> int:
         """Return rank 0's seed, on every rank."""
         cell = np.array([seed], dtype=np.int64)
-        self.comm.Bcast(cell, root=0)
+        with self.activity.waiting():
+            self.comm.Bcast(cell, root=0)
         return int(cell[0])
 
     def broadcast_object(self, value: T) -> T:
         """Return rank 0's plain value, on every rank."""
-        shared: T = self.comm.bcast(value, root=0)
+        with self.activity.waiting():
+            shared: T = self.comm.bcast(value, root=0)
         return shared
 
     def gather_objects(self, value: T) -> list[T]:
         """Return every rank's plain value, on every rank; for what is too irregular for `gather`."""
-        everyone: list[T] = self.comm.allgather(value)
+        with self.activity.waiting():
+            everyone: list[T] = self.comm.allgather(value)
         return everyone
 
     def gather(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Return every rank's few numbers, [size, len(values)], on every rank."""
         mine = np.asarray(values, dtype=np.float64)
         everyone = np.empty((self.size, mine.size))
-        self.comm.Allgather(mine, everyone)
+        with self.activity.waiting():
+            self.comm.Allgather(mine, everyone)
         return everyone
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of small arrays over all ranks, element by element."""
         total = np.empty_like(values)
-        self.comm.Allreduce(np.ascontiguousarray(values), total)
+        with self.activity.waiting():
+            self.comm.Allreduce(np.ascontiguousarray(values), total)
         return total
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self.comm.Barrier()
+        with self.activity.waiting():
+            self.comm.Barrier()
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """While a run asks after each round whether any rank was told to stop: have signals leave the end to it."""
+        self.can_stop = True
+        try:
+            yield
+        finally:
+            self.can_stop = False
 
     @contextmanager
     def agree(self, what: str) -> Iterator[None]:
@@ -140,8 +173,8 @@ class World:
             yield
         except UserError as caught:
             error = caught
-        seen = [None if error is None else (error.seen, error.where, error.mend), self.host]
-        everyone = self.comm.allgather(seen)
+        report = None if error is None else (error.seen, error.where, error.mend)
+        everyone = self.gather_objects((report, self.host))
         failed = [(rank, report, host) for rank, (report, host) in enumerate(everyone) if report is not None]
         if failed:
             rank, (saw, where, mend), host = failed[0]

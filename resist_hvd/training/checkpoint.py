@@ -40,7 +40,7 @@ def save(run: Run) -> None:
     """
     world, number = run.world, run.progress.round
     folder = run.folder / "checkpoints"
-    final = folder / f"round-{number:06d}"
+    final = folder_of(run)
     partial = folder / f".round-{number:06d}.partial"
     what = f"writing the checkpoint of round {number}"
     try:
@@ -74,6 +74,11 @@ def save(run: Run) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     failure.advise(f"Go on from {final} with --resume --output {run.folder}.")
+
+
+def folder_of(run: Run) -> Path:
+    """Return where a checkpoint of the run as it stands is written."""
+    return run.folder / "checkpoints" / f"round-{run.progress.round:06d}"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:

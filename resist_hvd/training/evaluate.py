@@ -58,6 +58,7 @@ def evaluate(method: Method, source: DataSource, world: World, autocast: Callabl
             for (_, stage), found in zip(method.stages(), statistics, strict=True):
                 apply_statistics(stage, found)
                 outputs = [stage(images) for images in outputs]
+                world.activity.progress()
             for scores, (_, labels) in zip(outputs, batches, strict=True):
                 scores = method.pool(scores.float())
                 loss = functional.cross_entropy(scores, labels, reduction="sum")
@@ -84,6 +85,7 @@ def calibrate(method: Method, source: DataSource, world: World) -> Iterator[tupl
             mean, square = sums[0] / count, sums[1] / count
             exact = tuple(torch.from_numpy(v).to(norm.weight) for v in (mean, np.maximum(square - mean**2, 0.0)))
             norm.set_statistics(*exact)
+            world.activity.progress()
             found.append((exact[0], exact[1]))
         activations = [stage(images) for images in activations]
         yield name, stage, found

@@ -7,9 +7,11 @@ from time import perf_counter
 import torch
 from torch.nn import functional
 
+from resist_hvd.comm.signals import name_of
 from resist_hvd.data.source import TrainStream
+from resist_hvd.errors import Stopped
 from resist_hvd.seeds import derive
-from resist_hvd.training.checkpoint import save
+from resist_hvd.training.checkpoint import folder_of, save
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.optim import FlatSGD, learning_rate
 from resist_hvd.training.run import Run
@@ -17,48 +19,88 @@ from resist_hvd.training.telemetry import Round, Telemetry
 
 
 def train(run: Run, telemetry: Telemetry) -> None:
-    """Train to the end: rounds of local training, each ended by a synchronisation."""
-    settings, progress, world = run.settings, run.progress, run.world
+    """Train to the end: rounds of local training, each ended by a synchronisation.
+
+    Raises:
+        Stopped: on every rank, where any was told to stop; a checkpoint of the last round is written.
+    """
+    settings, world = run.settings, run.world
     local = LocalTraining(run)
-    while not run.finished:
-        iterations = run.iterations_of_round()
-        partition, sent = run.method.partition, run.method.transport.sent
+    with world.stoppable():
+        if evaluation_is_missing(run):
+            evaluate_run(run, telemetry)
+            if run.finished:
+                save(run)
+        while not run.finished:
+            train_round(run, local, telemetry)
+            if (heir := run.method.successor(run.progress.samples)) is not None:
+                run.method = heir
+                local = LocalTraining(run)
+            # Told to stop, a run has little time; what it leaves out is made good when it is resumed.
+            if is_due(settings.evaluate_every, run) and not telemetry.stop_signal:
+                evaluate_run(run, telemetry)
+            if is_due(settings.checkpoint_every, run) or telemetry.stop_signal:
+                save(run)
+            if telemetry.stop_signal:
+                raise Stopped(stop_sentence(run, telemetry.stop_signal))
+            local.clock.lap()
 
-        world.position = f"round {progress.round + 1}, local training"
-        losses = local.train(iterations)
-        trained = local.clock.lap()
 
-        world.position = f"round {progress.round + 1}, synchronising"
-        run.method.synchronise(round_seed(run, progress.round + 1))
-        synchronised = local.clock.lap()
+def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
+    """Make one round: local training, a synchronisation, and its account."""
+    progress, world = run.progress, run.world
+    partition, sent = run.method.partition, run.method.transport.sent
 
-        telemetry.record(
-            Round(
-                number=progress.round,
-                iterations=iterations,
-                losses=losses,
-                lr=local.rate,
-                seconds_data=local.seconds_data,
-                seconds_compute=trained - local.seconds_data,
-                seconds_sync=synchronised,
-                bytes_sent=run.method.transport.sent - sent,
-                partition=partition,
-            )
+    world.position = f"round {progress.round + 1}, local training"
+    losses = local.train(run.iterations_of_round())
+    trained = local.clock.lap()
+
+    world.position = f"round {progress.round + 1}, synchronising"
+    run.method.synchronise(round_seed(run, progress.round + 1))
+    synchronised = local.clock.lap()
+    world.activity.round_took(trained + synchronised)
+
+    telemetry.record(
+        Round(
+            number=progress.round,
+            iterations=len(losses),
+            losses=losses,
+            lr=local.rate,
+            seconds_data=local.seconds_data,
+            seconds_compute=trained - local.seconds_data,
+            seconds_sync=synchronised,
+            bytes_sent=run.method.transport.sent - sent,
+            partition=partition,
         )
-        if (heir := run.method.successor(progress.samples)) is not None:
-            run.method = heir
-            local = LocalTraining(run)
-        if is_due(settings.evaluate_every, run):
-            world.position = f"round {progress.round}, evaluating"
-            telemetry.evaluated(evaluate(run.method, run.source, world, run.autocast))
-        if is_due(settings.checkpoint_every, run):
-            save(run)
-        local.clock.lap()
+    )
+
+
+def evaluate_run(run: Run, telemetry: Telemetry) -> None:
+    """Evaluate the global network as it stands, and note it."""
+    run.world.position = f"round {run.progress.round}, evaluating"
+    telemetry.evaluated(evaluate(run.method, run.source, run.world, run.autocast))
 
 
 def is_due(every: int, run: Run) -> bool:
     """Return whether what happens each `every` rounds (0: never), and always at the end, happens now."""
     return run.finished or (every > 0 and run.progress.round % every == 0)
+
+
+def evaluation_is_missing(run: Run) -> bool:
+    """Return whether a run that goes on from a checkpoint was stopped where it was to be evaluated."""
+    progress = run.progress
+    return (
+        progress.round > 0 and progress.evaluated_round != progress.round and is_due(run.settings.evaluate_every, run)
+    )
+
+
+def stop_sentence(run: Run, number: int) -> str:
+    """Return what to say when a run has stopped as it was told to: where it stands, and how to go on."""
+    checkpoint = folder_of(run)
+    return (
+        f"Stopped by {name_of(number)} after round {run.progress.round}; checkpoint {checkpoint}; "
+        f"go on with --resume --output {run.folder}"
+    )
 
 
 def round_seed(run: Run, number: int) -> int:
@@ -89,6 +131,8 @@ class LocalTraining:
         self.run = run
         self.clock = Clock(run.world.device)
         self.rate = 0.0
+        # A network that is new to the compiler, or to the caches of libraries, may take its time.
+        run.world.activity.unhurried = True
         self.seconds_data = 0.0
         self._batches: TrainStream = run.source.train()
         self._optimizer = FlatSGD(
@@ -107,9 +151,13 @@ class LocalTraining:
     def step(self) -> torch.Tensor:
         """Make one local iteration: a batch, forward, backward, an update. Return its loss."""
         run, optim = self.run, self.run.settings.optim
+        activity = run.world.activity
+        activity.detail = "waiting for a batch"
+        activity.progress()
         began = perf_counter()
         images, labels = next(self._batches)
         self.seconds_data += perf_counter() - began
+        activity.detail = ""
         run.method.subnet.gradients_flat.zero_()
         with run.autocast():
             scores = self._forward(images)

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.launch import person_watches
 from resist_hvd.comm.transport import BytesSent
 from resist_hvd.models.resnet import count_parameters
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.training.disk import disk_errors, write_whole
+from resist_hvd.training.display import Bar, Lines
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.evaluate import Evaluation
 from resist_hvd.training.run import Run
@@ -36,22 +38,25 @@ class Round:
     partition: Partition
 
 
-def print_at_once(line: str) -> None:
-    """Print a line that is seen when it is printed, through a pipe too."""
-    print(line, flush=True)
-
-
 class Telemetry:
     """Gathers every rank's account of a round, and has rank 0 write it down.
 
     Args:
         run: the run; its progress is kept here.
-        printer: takes a line for the console.
+        printer: takes a line for the console; by default a person at a terminal sees a bar, and all others lines.
+
+    Attributes:
+        display: what is shown, a context manager that the training runs in.
+        stop_signal: the signal by which any rank was told to stop, 0 if none was: the same on all ranks.
     """
 
-    def __init__(self, run: Run, printer: Callable[[str], None] = print_at_once) -> None:
+    def __init__(self, run: Run, printer: Callable[[str], None] | None = None) -> None:
         self.run = run
-        self._print = printer
+        self.stop_signal = 0
+        if printer is not None:
+            self.display = Lines(printer)
+        else:
+            self.display = Bar() if run.world.is_first and person_watches() else Lines()
         with run.world.agree("opening the run's files"), disk_errors(run.folder):
             self._board = open_board(run) if run.world.is_first else None
 
@@ -70,7 +75,9 @@ class Telemetry:
         progress.bytes_sent += account["bytes_sent"]
         self._append("rounds.jsonl", {**account, "partition": done.partition.held})
         if run.world.is_first:
-            self._print(self._line(account))
+            self.display.round(
+                self._line(account), done=progress.round, total=run.rounds(), loss=figure(account["loss"])
+            )
             self._to_board({name: account[name] for name in ("loss", "lr", "bytes_sent", "seconds_sync")})
 
     def _gather(self, done: Round) -> dict[str, Any]:
@@ -87,8 +94,10 @@ class Telemetry:
                 done.bytes_sent.trunk,
                 done.bytes_sent.blocks,
                 bad[0] if bad else -1,
+                world.stop_signal,
             ]
         )
+        self.stop_signal = int(everyone[:, 7].max())
         for rank, iteration in enumerate(everyone[:, 6].astype(int)):
             if iteration >= 0:
                 host = world.gather_objects(world.host)[rank]
@@ -110,14 +119,16 @@ class Telemetry:
         }
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        """Note an evaluation of the global model in the run's progress and files.
+        """Note an evaluation of the global model in the run's progress and files; all ranks must call it together.
 
         Raises:
             UserError: on every rank, where its loss is not finite.
         """
         run, progress = self.run, self.run.progress
+        self.stop_signal = int(run.world.gather([run.world.stop_signal]).max())
         if not math.isfinite(evaluation.loss):
             raise diverged("The loss on the test set", where=f"all ranks, after round {progress.round}")
+        progress.evaluated_round = progress.round
         progress.accuracy = evaluation.accuracy
         progress.best_accuracy = max(evaluation.accuracy, progress.best_accuracy or 0.0)
         epoch = progress.samples / run.source.spec.train_size
@@ -134,7 +145,7 @@ class Telemetry:
             },
         )
         if run.world.is_first:
-            self._print(
+            self.display.line(
                 f"  evaluated after round {progress.round:>5}  epoch {epoch:7.2f}  "
                 f"accuracy {evaluation.accuracy:6.2f} %  loss {figure(evaluation.loss)}"
             )

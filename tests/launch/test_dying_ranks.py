@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,12 +33,12 @@ def test_killed_rank_takes_the_others_with_it(rank: int, tiny: list[str], copy_o
     before = runs.contents(checkpoint)
     with runs.started(*tiny, *ENDLESS, "--resume", "--output", copy_of_cut) as running:
         running.wait_for(r"round +4/")
+        time.sleep(2.5)  # what ranks say of themselves is up to a second old
         running.signalled()
         os.kill(running.rank(rank), signal.SIGKILL)
         ended = running.end()
     assert re.fullmatch(
-        r"Told to stop by SIGTERM: a rank died \(its launcher names it\) or the job was cancelled "
-        rf"\[rank {1 - rank} of 2 on {runs.HOST}, round \d+, (local training|synchronising)\]\. "
+        rf"Rank {rank} of 2 on {runs.HOST} has died \[round \d+, [\w ,]+\], says rank {1 - rank} of 2 on {runs.HOST}\. "
         + re.escape(going_on(copy_of_cut)),
         ended.mistake,
     ), ended
@@ -46,17 +47,30 @@ def test_killed_rank_takes_the_others_with_it(rank: int, tiny: list[str], copy_o
     assert runs.contents(checkpoint) == before
 
 
-def test_cancelled_job_ends_on_all_ranks(tiny: list[str], copy_of_cut: Path, checkpoint: Path) -> None:
-    before = runs.contents(checkpoint)
+def test_killed_rank_without_a_watchdog(tiny: list[str], copy_of_cut: Path) -> None:
+    with runs.started(*tiny, *ENDLESS, "--watchdog=0", "--resume", "--output", copy_of_cut) as running:
+        running.wait_for(r"round +4/")
+        running.signalled()
+        os.kill(running.rank(1), signal.SIGKILL)
+        ended = running.end()
+    # The launcher sends TERM to those that are left, and kills them a second later: they wait in a collective.
+    assert "Told to stop by TERM [round " in ended.stderr
+    assert going_on(copy_of_cut) in ended.stderr
+    assert ended.status != 0
+    assert ended.seconds < runs.SOON
+
+
+def test_cancelled_job_ends_on_all_ranks(tiny: list[str], copy_of_cut: Path) -> None:
     with runs.started(*tiny, *ENDLESS, "--resume", "--output", copy_of_cut) as running:
         running.wait_for(r"round +12/")
         running.signalled()
         running.process.send_signal(signal.SIGTERM)
         ended = running.end()
-    assert ended.mistake.startswith("Told to stop by SIGTERM: ")
-    assert ended.mistake.endswith(going_on(copy_of_cut))
+    # Open MPI leaves ranks a second: enough for these rounds, and for the checkpoint.
+    assert re.fullmatch(
+        r"Stopped by TERM after round \d+; checkpoint \S+; go on with --resume --output \S+", ended.mistake
+    )
     assert ended.seconds < runs.SOON
-    assert runs.contents(checkpoint) == before
     # It had time for lines enough to see that they are aligned, whatever their numbers.
     lines = [line for line in ended.stdout.splitlines() if line.startswith("round ")]
     assert [int(line.split()[1].partition("/")[0]) for line in lines] == list(range(3, 3 + len(lines)))
@@ -72,8 +86,7 @@ def test_interrupt_from_a_terminal_ends_horovodrun_and_all_ranks(tiny: list[str]
         running.signalled()
         os.killpg(running.process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the whole group
         ended = running.end()
-    assert ended.mistake.startswith("Told to stop by SIG")
-    assert ended.mistake.endswith(f"Nothing was saved yet in {folder}: begin again, with --resume or another --output.")
+    assert re.fullmatch(r"Stopped by (TERM|INT) after round \d+; checkpoint \S+; go on with .*", ended.mistake), ended
     assert ended.seconds < runs.SOON
 
 
@@ -82,9 +95,8 @@ def test_interrupt_of_one_worker_without_a_launcher(tiny: list[str], copy_of_cut
         running.wait_for(r"round +3/")
         running.process.send_signal(signal.SIGINT)
         ended = running.end()
-    assert ended.mistake.startswith(f"Told to stop by SIGINT: it was cancelled [rank 0 of 1 on {runs.HOST}, round ")
-    assert ended.mistake.endswith(going_on(copy_of_cut))
-    assert ended.status == 128 + signal.SIGINT
+    assert ended.mistake.startswith("Stopped by INT after round ")
+    assert ended.status == 75
 
 
 # Errors on some ranks

@@ -25,6 +25,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"evaluate_every": -1}, "--evaluate_every is -1; give 0 or more"),
     ({"checkpoint_every": -1}, "--checkpoint_every is -1; give 0 or more"),
     ({"keep_checkpoints": 0}, "--keep_checkpoints is 0; give 1 or more"),
+    ({"watchdog": -1.0}, "--watchdog is -1.0; give 0 or more"),
+    ({"watchdog": float("nan")}, "--watchdog is nan; give 0 or more"),
     ({"epochs": 0.0}, "--epochs is 0.0; give a number above 0"),
     ({"epochs": float("nan")}, "--epochs is nan; give a number above 0"),
     ({"epochs": float("inf")}, "--epochs is inf; give a number above 0"),
@@ -52,6 +54,7 @@ def test_the_lowest_that_is_right() -> None:
         evaluate_every=0,
         checkpoint_every=0,
         keep_checkpoints=1,
+        watchdog=0,
         epochs=1e-3,
     )
     assert least.max_rounds == 1

@@ -1,0 +1,61 @@
+"""What a rank is doing, since when, and whether it works or waits for others: what a watchdog must know of it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Activity:
+    """What one rank is doing. The main thread writes it, at no cost to speak of; other threads read it.
+
+    Attributes:
+        phase: in words: "round 7, local training".
+        detail: what it does within the phase, if that is worth saying: "waiting for a batch".
+        waits: how many calls it is in that end only once other ranks have done their part.
+        unhurried: whether nobody knows how long this takes: data are loaded, a network is compiled.
+        progressed: when it last got on, on the monotonic clock, in seconds.
+        rounds: how long the last rounds took, in seconds.
+    """
+
+    phase: str = "setting up"
+    detail: str = ""
+    waits: int = 0
+    unhurried: bool = True
+    progressed: float = field(default_factory=time.monotonic)
+    rounds: deque[float] = field(default_factory=lambda: deque(maxlen=25))
+
+    @property
+    def words(self) -> str:
+        """Phase and detail."""
+        return f"{self.phase}, {self.detail}" if self.detail else self.phase
+
+    def begin(self, phase: str) -> None:
+        """Go on to another phase."""
+        self.phase, self.detail = phase, ""
+        self.progress()
+
+    def progress(self) -> None:
+        """Note that this rank gets on."""
+        self.progressed = time.monotonic()
+
+    def round_took(self, seconds: float) -> None:
+        """Note that a round is done."""
+        self.rounds.append(seconds)
+        self.unhurried = False
+        self.progress()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it waits for other ranks: if they do not come, it is not this one's fault."""
+        self.waits += 1
+        self.progress()
+        try:
+            yield
+        finally:
+            self.waits -= 1
+            self.progress()

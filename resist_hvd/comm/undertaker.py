@@ -1,0 +1,70 @@
+"""Ends a launcher that outlives its ranks: one whose other hosts are cut off waits for their answer for many minutes.
+
+It runs as a program of its own, on the standard library alone, since the ranks are gone by then: the launcher's process
+number and the seconds that it is given are its arguments. It ends as soon as the launcher has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LAUNCHERS = ("mpirun", "orterun", "mpiexec", "orted")
+"""How the names of Open MPI's launchers begin (`orterun_wrapper` in its wheel); other parents are left alone."""
+
+GRACE = 10.0
+"""Seconds that a launcher is given beyond what it leaves its ranks: it ends within three, if it can."""
+
+KILL_TIMEOUT = "OMPI_MCA_odls_base_sigkill_timeout"
+"""Where a user says how long Open MPI's launcher waits before it kills ranks, in seconds."""
+
+
+def call() -> None:
+    """Have the launcher of this rank ended, if it does not end by itself."""
+    launcher = os.getppid()
+    if name_and_start(launcher)[0].startswith(LAUNCHERS):
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(launcher), str(seconds_given())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # the launcher ends this rank's whole process group
+        )
+
+
+def seconds_given() -> float:
+    """Return how long the launcher may take: it waits twice before it kills its ranks."""
+    try:
+        return GRACE + 2 * float(os.environ[KILL_TIMEOUT])
+    except (KeyError, ValueError):
+        return GRACE
+
+
+def name_and_start(process: int) -> tuple[str, str]:
+    """Return a process's name and when it started, which together are it and no later one of its number."""
+    try:
+        name, _, others = Path(f"/proc/{process}/stat").read_text().rpartition(")")
+        return name.partition("(")[2], others.split()[19]
+    except (OSError, IndexError):
+        return "", ""
+
+
+def bury(launcher: int, seconds: float) -> None:
+    """Wait for a process to end, and kill it after so many seconds."""
+    was = name_and_start(launcher)
+    end = time.monotonic() + seconds
+    while was[0] and name_and_start(launcher) == was:
+        if time.monotonic() > end:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(launcher, signal.SIGKILL)
+            return
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    bury(int(sys.argv[1]), float(sys.argv[2]))

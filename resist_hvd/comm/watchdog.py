@@ -1,0 +1,262 @@
+"""Ends the world when a rank dies, hangs, or is cut off: the others say which one it was, and where.
+
+Every rank tells rank 0 once a second what it does, and rank 0 tells them that it is there (`lifeline`). Rank 0 judges
+all (`judging`), the others only rank 0. So where a network falls apart, both sides end.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from resist_hvd.comm import last_words, undertaker
+from resist_hvd.comm.judging import Sight, limit_of, time_of, verdict
+from resist_hvd.comm.last_words import LOST
+from resist_hvd.comm.lifeline import Line, Meeting, open_server
+from resist_hvd.comm.world import World
+
+BEAT = 1.0
+"""Seconds between two words."""
+
+LEAVING = 15.0
+"""Seconds in which all others must have ended once a rank has ended by a failure: launchers see to it, mostly."""
+
+
+@dataclass
+class Peer:
+    """Another rank, as last heard of.
+
+    Attributes:
+        beat: what it last said of itself.
+        heard: when, on the monotonic clock.
+        status: what it said it would end with, None as long as it goes on.
+    """
+
+    line: Line
+    beat: dict[str, Any]
+    heard: float
+    status: int | None = None
+
+    def sight(self, rank: int, now: float) -> Sight:
+        """Return what is known of it."""
+        return sight_of(rank, self.beat, silent=now - self.heard if self.status is None else 0.0)
+
+
+class Watchdog:
+    """A thread of this rank's that watches the others; all ranks make it together, and leave it together.
+
+    Args:
+        world: all ranks.
+        seconds: without progress, after which a rank counts as lost; None for what fits the run's rounds.
+    """
+
+    def __init__(self, world: World, seconds: float | None) -> None:
+        self.world = world
+        self._asked = seconds
+        self._peers: dict[int, Peer] = {}
+        self._hosts: list[str] = []
+        self._meeting: Meeting | None = None
+        self._over = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        last_words.ending.before = self._say_goodbye
+        if world.size == 1:
+            self._thread.start()
+        elif not self._meet():
+            self.stop()
+
+    def _meet(self) -> bool:
+        """Connect all ranks with rank 0; return whether all are."""
+        world = self.world
+        self._hosts = world.gather_objects(world.host)
+        if world.is_first:
+            server, self._meeting = open_server(world.host)
+            self._selector.register(server, selectors.EVENT_READ, server)
+            self._thread.start()
+        meeting = world.broadcast_object(self._meeting)
+        assert meeting is not None
+        if not world.is_first and (line := meeting.connect(world)) is not None:
+            self._add(0, line)
+            self._thread.start()
+        connected = world.gather_objects(world.is_first or bool(self._peers))
+        if all(connected):
+            return True
+        if world.is_first:
+            rank = connected.index(False)
+            last_words.write(
+                f"The watchdog is off: rank {rank} on {self._hosts[rank]} cannot reach {world.host} by TCP at "
+                f"{' or '.join(meeting.addresses)}, port {meeting.port}.\n"
+            )
+        return False
+
+    def _add(self, rank: int, line: Line) -> None:
+        beat = {"host": self._hosts[rank], "words": "setting up", "idle": 0.0, "waiting": False, "unhurried": True}
+        self._peers[rank] = Peer(line, beat, time.monotonic())
+        self._selector.register(line.connection, selectors.EVENT_READ, rank)
+
+    # -- its thread ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        try:
+            self._watch_until_over()
+        except Exception as error:  # a defect here must not end a sound run, nor look like a rank that is lost
+            self._say_goodbye(0)
+            last_words.write(f"The watchdog of rank {self.world.rank} is off: {type(error).__name__}: {error}\n")
+
+    def _watch_until_over(self) -> None:
+        last = time.monotonic()
+        while not self._over.is_set():
+            for key, _ in self._selector.select(max(0.01, last + BEAT - time.monotonic())):
+                self._hear(key)
+            now = time.monotonic()
+            if now - last < BEAT:
+                continue
+            if now - last > 5 * BEAT:
+                self._forgive(now - last)
+            last = now
+            beat = self._own_beat(now)
+            for peer in self._peers.values():
+                peer.line.send(beat)
+            self._judge(now)
+
+    def _hear(self, key: selectors.SelectorKey) -> None:
+        """Take a connection, or what has come by one."""
+        if isinstance(key.data, socket.socket):
+            connection, _ = key.data.accept()
+            self._selector.register(connection, selectors.EVENT_READ, Line(connection))
+        elif isinstance(key.data, Line):
+            self._admit(key.data)
+        else:
+            self._hear_peer(key.data, self._peers[key.data])
+
+    def _admit(self, stranger: Line) -> None:
+        """Make a peer of a connection that has said whose it is."""
+        messages = stranger.receive()
+        if not messages and not stranger.closed:
+            return
+        self._selector.unregister(stranger.connection)
+        if messages and self._meeting is not None and (rank := self._meeting.rank_of(messages[0])) is not None:
+            self._meeting.welcome(stranger)
+            self._add(rank, stranger)
+        else:
+            stranger.close()
+
+    def _hear_peer(self, rank: int, peer: Peer) -> None:
+        for message in peer.line.receive():
+            peer.heard = time.monotonic()
+            if "goodbye" in message:
+                peer.status = int(message["goodbye"])
+            elif "lost" in message:
+                self._follow()
+            else:
+                peer.beat = message
+        if peer.line.closed:
+            self._selector.unregister(peer.line.connection)
+            if peer.status is None:
+                self._end(f"Rank {rank} of {self.world.size} on {peer.beat['host']} has died [{peer.beat['words']}]")
+
+    def _own_beat(self, now: float) -> dict[str, Any]:
+        activity = self.world.activity
+        return {
+            "host": self.world.host,
+            "words": activity.words,
+            "idle": round(now - activity.progressed, 1),
+            "waiting": activity.waits > 0,
+            "unhurried": activity.unhurried,
+        }
+
+    def _forgive(self, seconds: float) -> None:
+        """Take nobody's silence amiss while this rank itself was stopped."""
+        self.world.activity.progressed += seconds
+        for peer in self._peers.values():
+            peer.heard += seconds
+
+    def _judge(self, now: float) -> None:
+        limit = limit_of(self._asked, list(self.world.activity.rounds))
+        sights = [peer.sight(rank, now) for rank, peer in sorted(self._peers.items()) if peer.status is None]
+        own = sight_of(self.world.rank, self._own_beat(now), silent=0.0)
+        if self.world.is_first:
+            sights = [own, *sights]
+        if said := verdict(sights, limit, size=self.world.size):
+            self._end(said)
+        for rank, peer in self._peers.items():
+            if peer.status and now - peer.heard > LEAVING:
+                since = time_of(time.time() - (now - peer.heard))
+                self._end(f"Rank {rank} of {self.world.size} has ended with status {peer.status}, at {since}")
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _end(self, message: str) -> None:
+        """Say what was seen, and end all ranks that can be reached; not while this one ends already."""
+        if self._over.is_set() or not last_words.ending.begin(LOST):
+            return
+        here = f"rank {self.world.rank} of {self.world.size} on {self.world.host}"
+        # Rank 0 speaks for all that it reaches; without it, the lowest.
+        patience = 0.2 if self.world.is_first else 0.2 + 0.15 * min(self.world.rank, 8)
+        for peer in self._peers.values():
+            peer.line.send({"lost": True})
+        undertaker.call()
+        last_words.end_now(f"{message}, says {here}. {last_words.advice()}", LOST, patience)
+
+    def _follow(self) -> NoReturn:
+        """End as rank 0 has decided, once it has said why."""
+        if last_words.ending.begin(LOST):
+            undertaker.call()
+            time.sleep(1.0)
+            last_words.ending.spoken.set()
+        else:
+            last_words.ending.spoken.wait(timeout=5.0)
+        os._exit(LOST)
+
+    def _say_goodbye(self, status: int) -> None:
+        """Have the others know that this rank ends by its own will."""
+        self._over.set()
+        for peer in list(self._peers.values()):
+            peer.line.send({"goodbye": status})
+
+    def stop(self) -> None:
+        """End watching; all ranks do, one after another."""
+        self._say_goodbye(0)
+        last_words.ending.before = None
+        if self._thread.ident is not None:
+            self._thread.join(timeout=5 * BEAT)
+        for peer in self._peers.values():
+            peer.line.close()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, socket.socket):
+                key.data.close()
+        self._selector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.stop()
+
+
+def watched(world: World, seconds: float | None) -> AbstractContextManager[object]:
+    """Return the context in which all ranks watch one another: without a watchdog where `seconds` is 0."""
+    return nullcontext() if seconds == 0 else Watchdog(world, seconds)
+
+
+def sight_of(rank: int, beat: dict[str, Any], silent: float) -> Sight:
+    """Return what is known of a rank from what it last said, so many seconds ago."""
+    return Sight(
+        rank=rank,
+        host=str(beat["host"]),
+        words=str(beat["words"]),
+        idle=float(beat["idle"]) + silent,
+        silent=silent,
+        waiting=bool(beat["waiting"]),
+        unhurried=bool(beat["unhurried"]),
+    )

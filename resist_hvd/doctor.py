@@ -1,0 +1,126 @@
+"""`python -m resist_hvd.doctor`: look at every rank's machine before a long run, and say what must be mended.
+
+Start it as the run will be started: by the same mpirun, srun or horovodrun, on the same hosts. The status is 1 where
+something must be mended.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from resist_hvd import flags
+from resist_hvd.checkup.findings import Finding, judge
+from resist_hvd.checkup.view import look
+from resist_hvd.comm import failure
+from resist_hvd.comm.launch import launched_rank
+from resist_hvd.comm.probe import clock_offsets, probe
+from resist_hvd.comm.world import World
+from resist_hvd.errors import UserError
+
+MUST_MEND = 1
+"""Exit status where something must be mended."""
+
+WIDTH = 120
+MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "mend": ("MEND", "bold red")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings:
+    """Look at every rank's machine before a long run, and say what must be mended: then the status is 1."""
+
+    output: Path = Path("runs")
+    """The folder that the run will write to."""
+
+    config: Path | None = None
+    """The file of settings that the run will be given: it must be the same on all hosts."""
+
+    seconds: float = 20.0
+    """About how long to measure the network between hosts."""
+
+    quick: bool = False
+    """Leave the network and the clocks out: a health check for a container."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"--seconds is {self.seconds}; give a number above 0")
+
+
+def main() -> None:
+    """Examine what the flags ask for, and end with the status that it deserves."""
+    failure.run(run_from_flags)
+
+
+def run_from_flags() -> None:
+    """Examine all ranks and print the table."""
+    with failure.printed_once():
+        settings = parse(sys.argv[1:])
+    try:
+        world = World.join("cpu")
+    except UserError as error:
+        finish([Finding("launch", error.seen, "mend", error.mend)], prints=launched_rank() == 0)
+    failure.watch(world)
+    findings = examine(settings, world)
+    world.barrier()
+    finish(findings, prints=world.is_first)
+
+
+def parse(arguments: Sequence[str]) -> DoctorSettings:
+    """Return the settings that the flags ask for.
+
+    Raises:
+        UserError: a flag is unknown or wrong.
+    """
+    parser = flags.make_parser("python -m resist_hvd.doctor", DoctorSettings.__doc__ or "")
+    flags.add_settings(parser, DoctorSettings)
+    values = parser.get_defaults()
+    values.update(flags.read_flags(parser, arguments, DoctorSettings))
+    try:
+        values = parser.instantiate(values)
+        return DoctorSettings(**{field.name: values[field.name] for field in fields(DoctorSettings)})
+    except (ValueError, TypeError) as error:
+        raise flags.explain(error, DoctorSettings) from None
+
+
+def examine(settings: DoctorSettings, world: World) -> list[Finding]:
+    """Return what all ranks find together; all ranks call it together."""
+    world.position = "looking at this host"
+    views = world.gather_objects(look(world, settings.output, settings.config))
+    if settings.quick:
+        return judge(views, [], {})
+    world.position = "measuring the network between hosts"
+    return judge(views, probe(world, settings.seconds), clock_offsets(world))
+
+
+def finish(findings: Sequence[Finding], *, prints: bool) -> None:
+    """Print the table, on one rank, and end with the status it deserves."""
+    to_mend = sum(finding.level == "mend" for finding in findings)
+    if prints:
+        show(findings, Console(width=WIDTH, soft_wrap=False))
+    sys.exit(MUST_MEND if to_mend else 0)
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    """Print findings as a table, and what they come to."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "check", "seen", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        mark, style = MARKS[finding.level]
+        table.add_row(Text(mark, style=style), Text(finding.check), Text(finding.seen), Text(finding.mend))
+    console.print(table)
+    to_mend = sum(finding.level == "mend" for finding in findings)
+    if to_mend:
+        console.print(Text(f"{to_mend} thing{'s' if to_mend > 1 else ''} must be mended.", style="bold red"))
+    else:
+        console.print(Text("Nothing must be mended.", style="bold green"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A rank that is paused or hangs: the others name it and end; ranks that are only slow are left alone."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from . import runs
+
+LOST = 69
+ENDLESS = ["--epochs=100000", "--evaluate_every=0", "--checkpoint_every=0"]
+
+HANGS = """
+import time
+from resist_hvd.data.resident import ResidentStream
+
+sound = ResidentStream.__next__
+
+
+def hang(self):
+    if self.samples_drawn >= 100 and self._shard.rank == {rank}:
+        time.sleep(1000)
+    return sound(self)
+
+
+ResidentStream.__next__ = hang
+"""
+
+SLOW = """
+import time
+from resist_hvd.training import evaluate, loop
+
+step, input_moments = loop.LocalTraining.step, evaluate.input_moments
+steps = 0
+
+
+def slow_step(self):
+    global steps
+    steps += 1
+    # A first step longer than the limit, as of a network that is compiled; then, on one rank, rounds longer than it.
+    time.sleep(4 if steps == 1 else 1.6 * self.run.world.rank)
+    return step(self)
+
+
+def slow_moments(*arguments):
+    time.sleep(0.25)
+    return input_moments(*arguments)
+
+
+loop.LocalTraining.step, evaluate.input_moments = slow_step, slow_moments
+"""
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 3), (1, 2)])
+def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with runs.started(*tiny, *ENDLESS, "--watchdog=4", "--output", folder, ranks=ranks) as running:
+        running.wait_for(r"round +4/")
+        time.sleep(2.5)  # what ranks say of themselves is up to a second old
+        running.signalled()
+        os.kill(running.rank(rank), signal.SIGSTOP)
+        ended = running.end()
+    assert ended.status == LOST
+    judge = 0 if rank else 1
+    assert re.fullmatch(
+        rf"Rank {rank} of {ranks} on {runs.HOST} has not been heard of for [4-9] s, since \d\d:\d\d:\d\d "
+        rf"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off, "
+        rf"says rank {judge} of {ranks} on {runs.HOST}\. "
+        rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
+        ended.mistake,
+    ), ended
+    assert ended.seconds < runs.SOON
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_whose_data_do_not_come_is_named(
+    rank: int, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    flags = [*tiny, *ENDLESS, "--watchdog=3", "--output", folder]
+    ended = runs.run(*flags, ranks=2, program=program(HANGS.format(rank=rank)))
+    assert ended.status == LOST
+    assert re.fullmatch(
+        rf"Rank {rank} of 2 on {runs.HOST} has made no progress for \d s, since \d\d:\d\d:\d\d "
+        rf"\[round 4, local training, waiting for a batch\], says rank 0 of 2 on {runs.HOST}\. "
+        rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
+        ended.mistake,
+    ), ended
+
+
+def test_one_worker_that_hangs_ends_itself(
+    tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    flags = [*tiny, *ENDLESS, "--watchdog=3", "--output", tmp_path / "run"]
+    ended = runs.run(*flags, launcher="none", program=program(HANGS.format(rank=0)))
+    assert ended.status == LOST
+    assert ended.mistake.startswith(f"Rank 0 of 1 on {runs.HOST} has made no progress for ")
+
+
+def test_slow_is_not_lost(tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]) -> None:
+    flags = [*tiny, "--max_rounds=2", "--watchdog=3", "--output", tmp_path / "run"]
+    ended = runs.run(*flags, program=program(SLOW))
+    assert ended.status == 0, ended
+    assert ended.stderr == ""
+
+
+def test_launcher_that_cannot_end_is_ended(tiny: list[str], tmp_path: Path) -> None:
+    flags = [*tiny, *ENDLESS, "--watchdog=4", "--output", tmp_path / "run"]
+    with runs.started(*flags) as running:
+        running.wait_for(r"round +4/")
+        running.signalled()
+        # As if other hosts, which do not answer, had both the rank and the launcher wait.
+        running.process.send_signal(signal.SIGSTOP)
+        os.kill(running.rank(1), signal.SIGSTOP)
+        ended = running.end()
+    assert ended.status == -signal.SIGKILL
+    assert ended.seconds < 2 * runs.SOON

@@ -1,0 +1,126 @@
+"""A run that is told to stop, on any rank, stops after that round on all; resumed, it is the run that never stopped."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.errors import Stopped
+from resist_hvd.train import begin_files, make_run, open_folder
+from resist_hvd.training import loop
+from resist_hvd.training.run import Run
+
+from . import tiny
+
+ROUNDS = 4
+
+
+def run_of(settings: Settings, world: World, *, told_in_batch: int | None = None, rank: int = 0) -> Run:
+    """A run at its beginning or at its checkpoint, in which one rank is told to stop as it takes a batch."""
+
+    def alter(images: torch.Tensor, batch: int) -> torch.Tensor:
+        if batch == told_in_batch and world.rank == rank:
+            world.stop_signal = signal.SIGUSR2
+        return images
+
+    folder, checkpoint = open_folder(settings, world)
+    data = tiny.Altered(tiny.source(settings, rank=world.rank, size=world.size), alter)
+    run = make_run(settings, world, data, folder, checkpoint)
+    begin_files(run, resumed=checkpoint is not None)
+    return run
+
+
+def train(run: Run) -> Run:
+    loop.train(run, tiny.Watching(run))
+    return run
+
+
+def stopped(run: Run) -> str:
+    """Train until the run stops; return what it says."""
+    world = run.world
+    try:
+        with pytest.raises(Stopped) as caught:
+            train(run)
+    finally:
+        world.stop_signal = 0
+    assert not world.can_stop
+    sentences = world.gather_objects(str(caught.value))
+    assert len(set(sentences)) == 1
+    return sentences[0]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in lines]
+
+
+def assert_same(whole: Run, resumed: Run) -> None:
+    assert torch.equal(whole.method.subnet.parameters_flat, resumed.method.subnet.parameters_flat)
+    assert whole.method.partition == resumed.method.partition
+    for name in ("round", "samples", "accuracy", "best_accuracy", "bytes_sent", "evaluated_round"):
+        assert getattr(whole.progress, name) == getattr(resumed.progress, name), name
+    if whole.world.is_first:
+        for name in ("rounds.jsonl", "eval.jsonl"):
+            assert lines_of(whole.folder / name) == lines_of(resumed.folder / name), name
+        numbers = [line["round"] for line in lines_of(resumed.folder / "rounds.jsonl")]
+        assert numbers == list(range(ROUNDS))
+
+
+def settings_of(world: World, **changes: Any) -> Settings:
+    """Four rounds of two local iterations, evaluated after each; no checkpoint before the end."""
+    return replace(tiny.settings(world, iterations=8, evaluate_every=1, momentum="keep", min_blocks=3), **changes)
+
+
+@pytest.mark.parametrize("batch", [0, 3, 7])
+@pytest.mark.parametrize("culprit", ["first", "last"])
+def test_told_on_one_rank_all_stop_after_the_round_and_go_on(
+    batch: int, culprit: str, world: World, folder: Path
+) -> None:
+    settings = settings_of(world)
+    whole = train(run_of(replace(settings, output=folder / "whole"), world))
+    settings = replace(settings, output=folder / "cut")
+    rank = 0 if culprit == "first" else world.size - 1
+    sentence = stopped(run_of(settings, world, told_in_batch=batch, rank=rank))
+    done = batch // 2 + 1
+    place = folder / "cut"
+    assert sentence == (
+        f"Stopped by USR2 after round {done}; checkpoint {place}/checkpoints/round-{done:06d}; "
+        f"go on with --resume --output {place}"
+    )
+    assert (place / "checkpoints" / f"round-{done:06d}" / "manifest.json").is_file()
+    world.barrier()
+    resumed = train(run_of(replace(settings, resume=True), world))
+    assert_same(whole, resumed)
+
+
+def test_stopped_in_each_round_it_still_gets_there(world: World, folder: Path) -> None:
+    settings = settings_of(world)
+    whole = train(run_of(replace(settings, output=folder / "whole"), world))
+    settings = replace(settings, output=folder / "cut", resume=True)
+    for done in range(1, ROUNDS + 1):
+        assert f"after round {done};" in stopped(run_of(settings, world, told_in_batch=1, rank=world.size - 1))
+        world.barrier()
+    assert_same(whole, train(run_of(settings, world)))
+
+
+def test_told_while_it_evaluates_it_stops_when_that_is_done(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(world, output=folder)
+    evaluate = loop.evaluate
+
+    def told(*arguments: Any) -> Any:
+        if world.rank == world.size - 1:
+            world.stop_signal = signal.SIGTERM
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", told)
+    assert stopped(run_of(settings, world)).startswith("Stopped by TERM after round 1; checkpoint ")
+    if world.is_first:
+        assert [line["round"] for line in lines_of(folder / "eval.jsonl")] == [1]

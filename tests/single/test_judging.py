@@ -1,0 +1,117 @@
+"""Which rank is blamed when a world stands still: never one that only waits for others, or that gets on slowly."""
+
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resist_hvd.comm.judging import ROUNDS, SHORTEST, UNHURRIED, Sight, limit_of, time_of, verdict
+
+LIMIT = 60.0
+NOW = 1_700_000_000.0
+
+
+def sight(rank: int, *, idle: float = 0.5, silent: float = 0.5, waiting: bool = False, **others: object) -> Sight:
+    base = Sight(
+        rank=rank,
+        host=f"n{rank // 2}",
+        words="round 7, local training",
+        idle=idle,
+        silent=silent,
+        waiting=waiting,
+        unhurried=False,
+    )
+    return replace(base, **others)  # type: ignore[arg-type]
+
+
+def judged(*sights: Sight, limit: float = LIMIT) -> str:
+    return verdict(sights, limit, size=len(sights), now=NOW)
+
+
+def test_a_limit_that_was_asked_for_holds() -> None:
+    assert limit_of(5.0, [100.0] * 9) == 5.0
+
+
+def test_the_default_limit_fits_the_rounds() -> None:
+    assert limit_of(None, []) == SHORTEST
+    assert limit_of(None, [0.1, 0.2, 0.3]) == SHORTEST
+    assert limit_of(None, [20.0, 30.0, 4000.0]) == ROUNDS * 30.0
+
+
+def test_a_rank_that_does_not_get_on_is_named_and_those_that_wait_for_it_are_not() -> None:
+    words = "round 7, local training, waiting for a batch"
+    said = judged(sight(0, idle=70, waiting=True), sight(1, idle=75, words=words), sight(2, idle=74, waiting=True))
+    since = time_of(NOW - 75)
+    assert said == f"Rank 1 of 3 on n0 has made no progress for 75 s, since {since} [{words}]"
+    assert since == time.strftime("%H:%M:%S", time.localtime(NOW - 75))
+
+
+def test_a_rank_that_is_not_heard_of_is_named_even_where_it_waited_for_others() -> None:
+    said = judged(sight(0, idle=61, waiting=True), sight(1, idle=64, silent=62, waiting=True))
+    assert said == (
+        f"Rank 1 of 2 on n0 has not been heard of for 62 s, since {time_of(NOW - 62)} [round 7, local training]: "
+        "paused, or its host is down or cut off"
+    )
+
+
+def test_the_ranks_of_a_host_are_named_together() -> None:
+    said = judged(*(sight(rank, idle=70, silent=66 if rank > 1 else 0.2, waiting=True) for rank in range(4)))
+    assert said.startswith("Ranks 2, 3 of 4 on n1 have not been heard of for 66 s, since ")
+
+
+def test_nobody_is_blamed_while_a_rank_works() -> None:
+    assert judged(sight(0, idle=500, waiting=True), sight(1, idle=20)) == ""
+
+
+def test_loading_and_compiling_may_take_half_an_hour() -> None:
+    compiling = sight(1, idle=UNHURRIED - 1, unhurried=True)
+    assert judged(sight(0, idle=1700, waiting=True), compiling) == ""
+    assert "Rank 1 of 2" in judged(sight(0, idle=1700, waiting=True), replace(compiling, idle=UNHURRIED + 1))
+    assert "Rank 1 of 2" in judged(sight(0, waiting=True), replace(compiling, silent=61))
+    # Who asks for more than that gets it.
+    assert judged(sight(0, waiting=True), replace(compiling, idle=UNHURRIED + 1), limit=7200) == ""
+
+
+def test_all_that_wait_for_one_another_are_named() -> None:
+    said = judged(*(sight(rank, idle=61 + rank, waiting=True, words=f"step {rank}") for rank in range(6)))
+    assert said.startswith("All 6 ranks wait for one another: rank 0 on n0 since ")
+    assert "[step 3]; and 2 more" in said
+    assert judged(*(sight(rank, idle=61 if rank else 59, waiting=True) for rank in range(6))) == ""
+
+
+def test_one_rank_alone_waits_for_nobody() -> None:
+    assert judged(sight(0, idle=61, waiting=True)) == ""
+    assert judged(sight(0, idle=61)).startswith("Rank 0 of 1 on n0 has made no progress")
+
+
+def test_many_that_are_lost_are_counted() -> None:
+    said = judged(sight(0), *(sight(rank, silent=70, host=f"host{rank}") for rank in range(1, 8)))
+    assert said.count("not been heard of") == 4
+    assert said.endswith(". So have 3 more")
+
+
+seconds = st.floats(0, 1e5)
+any_sight = st.builds(
+    sight, st.integers(0, 63), idle=seconds, silent=seconds, waiting=st.booleans(), unhurried=st.booleans()
+)
+
+
+@given(st.lists(any_sight, min_size=1, max_size=6), st.floats(1, 1e4))
+def test_nobody_is_blamed_within_the_limit(sights: list[Sight], limit: float) -> None:
+    within = [replace(each, idle=min(each.idle, limit), silent=min(each.silent, limit)) for each in sights]
+    assert judged(*within, limit=limit) == ""
+
+
+@given(st.lists(any_sight, min_size=1, max_size=6), any_sight)
+def test_a_rank_that_is_silent_for_too_long_never_goes_unnoticed(sights: list[Sight], lost: Sight) -> None:
+    lost = replace(lost, silent=LIMIT + 1, host="lost")
+    assert "on lost " in judged(lost, *sights)
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_unheard_ranks_that_have_left_are_not_judged(waiting: bool) -> None:
+    # Of 4 ranks, 2 have said goodbye: the others are no world that stands still.
+    assert verdict([sight(0, idle=61, waiting=True), sight(1, idle=61, waiting=True)], LIMIT, size=4) == ""
+    assert (verdict([sight(0, idle=61, waiting=waiting)], LIMIT, size=4) == "") == waiting
