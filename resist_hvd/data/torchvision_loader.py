@@ -214,11 +214,12 @@ class TorchvisionLoader(ImageLoader):
                     self._broken.note(index, image, fault)
                 if len(labels):
                     yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            # The latter three are met where a process has announced a batch, but died before that was fetched.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                f"A process that decodes images died: {' '.join(str(error).split())}",
+                f"A process that decodes images died ({' '.join(str(error).split()) or type(error).__name__})",
                 mend="Check this machine's memory and the size of /dev/shm, or give fewer --data.decode_threads.",
             ) from error
 
