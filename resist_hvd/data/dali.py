@@ -21,7 +21,7 @@ from resist_hvd.data import dali_graph
 from resist_hvd.data.broken import USUAL_ENDS, BrokenFiles
 from resist_hvd.data.dali_graph import Means, Source
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan
+from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
 from resist_hvd.data.windows import Draws
@@ -108,6 +108,7 @@ class DaliLoader(ImageLoader):
         A pipeline in which a file broke off is of no use any more. Since none has a state that matters, another one
         takes up the work that was under way, without the broken files.
         """
+        work_on(self._device)
         while True:
             begun: deque[Work] = deque()
             pipeline = build(self._source(index, works, begun))

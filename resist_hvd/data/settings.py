@@ -11,13 +11,13 @@ LoaderName = Literal["auto", "dali", "torchvision"]
 
 @dataclass(frozen=True, kw_only=True)
 class DaliSettings:
-    """How NVIDIA DALI decodes on a GPU; on CPUs none of this counts.
+    """How NVIDIA DALI decodes on a GPU; on CPUs none of this counts. The defaults are DALI's own.
 
     Raises:
         ValueError: a value that is wrong by itself.
     """
 
-    hardware_load: float = 0.9
+    hardware_load: float = 0.65
     """Share of the JPEGs that a GPU's hardware decoder takes, where it has one, from 0 to 1; its other units take the
     rest."""
 

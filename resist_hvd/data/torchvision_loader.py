@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional
 
 from resist_hvd.data.broken import BrokenFiles, read_trusted
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan
+from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
 from resist_hvd.data.windows import middle, random_windows, shorter_side_to
@@ -194,6 +194,7 @@ class TorchvisionLoader(ImageLoader):
         return self._batches(index, batches, range(len(batches)))
 
     def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
+        work_on(self._device)
         settings = self._recipe.settings
         processes = settings.decode_threads or torch.get_num_threads()
         loader = DataLoader(

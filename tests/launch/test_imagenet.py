@@ -47,11 +47,11 @@ def flags(root: Path, loader: str, output: Path) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def test_broken_files_are_counted_and_named_at_the_end(root: Path, loader: str, tmp_path: Path) -> None:
+def test_broken_files_are_counted_and_named_at_the_end(root: Path, tmp_path: Path) -> None:
     broken = [root / "train/n00000001/train_1_3.JPEG", root / "val/n00000002/val_2_0.JPEG"]
     for file in broken:
         file.write_bytes(photographs.broken_files()["jpeg-cut-short"])
-    ended = runs.run(*flags(root, loader, tmp_path / "run"), "--data.broken_files=skip")
+    ended = runs.run(*flags(root, "auto", tmp_path / "run"), "--data.broken_files=skip")
     assert ended.status == 0, ended
     assert "image files passed over because they are broken: 2\n" in ended.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,19 @@ from .. import photographs
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
+from nvidia.dali import fn, types
+
+from resist_hvd.data.dali_graph import Means, evaluation_pipeline, random_window, training_pipeline
+
 CPU = torch.device("cpu")
 ARCHIVE = "imagenet-sample.tar"
 
 
 @contextmanager
-def source_of(root: Path, loader: str, **changes: Any) -> Iterator[DataSource]:
+def source_of(root: Path, loader: str, *, device: torch.device = CPU, **changes: Any) -> Iterator[DataSource]:
     values = {"batch_size": 8, "test_batch_size": 16, "image_size": photographs.SIZE, "decode_threads": 1}
     settings = DataSettings(name="imagenet", root=root, loader=loader, **{**values, **changes})  # type: ignore[arg-type]
-    with load(settings, shard=Shard(rank=0, size=1), seed=5, device=CPU) as source:
+    with load(settings, shard=Shard(rank=0, size=1), seed=5, device=device) as source:
         yield source
 
 
@@ -44,7 +48,7 @@ def batches_of(
     with source_of(root, loader, **changes) as source:
         stream = source.train()
         found = list(source.test()) if half == "val" else [next(stream) for _ in range(batches)]
-    levels = torch.cat([images for images, _ in found]) * torch.tensor(STD).view(3, 1, 1)
+    levels = torch.cat([images.cpu() for images, _ in found]) * torch.tensor(STD).view(3, 1, 1)
     return levels, torch.cat([labels for _, labels in found]).tolist()
 
 
@@ -133,10 +137,6 @@ def test_what_is_no_files_fault_is_not_blamed_on_one(root: Path) -> None:
 
 
 def test_dalis_arithmetic_makes_the_same_windows() -> None:
-    from nvidia.dali import fn
-
-    from resist_hvd.data.dali_graph import Means, random_window
-
     random = np.random.default_rng(0)
     count = 512
     heights, widths = random.integers(1, 500, size=(2, count))
@@ -165,6 +165,33 @@ def test_threads_and_prefetching_change_nothing(root: Path) -> None:
     for changes in ({"decode_threads": 3}, {"prefetch": 1}, {"prefetch": 5}):
         found, _ = batches_of(root, "dali", half="train", **changes)
         assert torch.equal(found, expected)
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which the pipelines are run instead")
+@pytest.mark.parametrize("make", [training_pipeline, evaluation_pipeline])
+def test_a_gpus_pipelines_lack_nothing_but_the_gpu(make: Callable[..., Any]) -> None:
+    """DALI checks operators, devices and arguments as the graph is put together, and looks for a GPU only then."""
+    settings = DataSettings(name="imagenet", root=Path("nowhere"), color_jitter=0.4)
+    means = Means(batch_size=4, threads=2, prefetch=2, device_id=0, tuning=DaliSettings())
+    assert means.decoding().items() >= {"device": "mixed", "hw_decoder_load": 0.65}.items()
+    pipeline = make(means, settings, {"mean": [0.0] * 3, "std": [1.0] * 3, "dtype": types.FLOAT16}, lambda: None)
+    with pytest.raises(RuntimeError, match="CUDA is not available"):
+        pipeline.build()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("half", ["train", "val"])
+def test_batches_on_a_gpu_agree_with_those_on_a_cpu(root: Path, loader: str, half: str) -> None:
+    cuda = torch.device("cuda", 0)
+    (on_gpu, labels), (on_cpu, same) = (batches_of(root, loader, half=half, device=device) for device in (cuda, CPU))
+    assert labels == same
+    difference = (on_gpu - on_cpu).abs().flatten(1)
+    assert difference.mean(dim=1).max() < 1.5
+    assert difference.quantile(0.99) < 5
 
 
 MEMORY = """
