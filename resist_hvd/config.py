@@ -113,6 +113,10 @@ class Settings:
             raise ValueError(f"--epochs is {self.epochs}; give a number above 0")
         if self.warmup_epochs and self.method != "resist":
             raise ValueError(f"--warmup_epochs precedes ResIST only; leave it out with --method {self.method}")
+        if self.data.image_type != "fp32" and self.precision == "fp32":
+            raise ValueError(
+                f"--data.image_type is {self.data.image_type}, but --precision is fp32; give --precision bf16, too"
+            )
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
 

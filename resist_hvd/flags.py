@@ -58,7 +58,7 @@ def add_settings(parser: ArgumentParser, settings: type[Any]) -> None:
     for action in parser._actions:
         if action.dest in types:
             action.metavar = placeholder(types[action.dest])
-        elif is_dataclass(get_type_hints(settings).get(action.dest)):
+        elif any(name.startswith(f"{action.dest}.") for name in types):
             action.help = SUPPRESS
 
 

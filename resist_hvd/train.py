@@ -62,10 +62,13 @@ def run_training(settings: Settings) -> None:
                 train(run, telemetry)
             world.position = "exporting the model"
             export(folder, run.method, source, world, run.autocast)
-            summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()])
+            broken = every_broken_file(source, world)
+            summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
             telemetry.close()
     if world.is_first:
         print(farewell(summary, folder), flush=True)
+        if broken:
+            print(passed_over(broken), flush=True)
 
 
 def compute_deterministically(*, compiled: bool) -> None:
@@ -163,6 +166,17 @@ def farewell(summary: dict[str, object], folder: Path) -> str:
         f"accuracy {summary['accuracy']:.2f} % after {summary['rounds']:,} rounds: {summary['seconds']:.1f} s of "
         f"training, {summary['bytes_sent'] / 1e6:,.1f} MB sent; model in {folder / 'model.safetensors'}"  # type: ignore[operator]
     )
+
+
+def every_broken_file(source: DataSource, world: World) -> dict[str, str]:
+    """Return what is wrong with each image file that any rank passed over, by its path."""
+    return {path: fault for found in world.gather_objects(source.broken_files()) for path, fault in found.items()}
+
+
+def passed_over(broken: dict[str, str]) -> str:
+    """Return which image files were not used, and why, in a line each."""
+    files = [f"  {path}: {fault}" for path, fault in sorted(broken.items())]
+    return "\n".join([f"image files passed over because they are broken: {len(broken)}", *files])
 
 
 def peak_memory(world: World) -> int:

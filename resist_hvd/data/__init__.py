@@ -17,8 +17,8 @@ _READERS: dict[DataName, str] = {
     "svhn": "torchvision_sets",
     "folder": "folder",
 }
-"""Which module's `read` reads a data set into memory. They are imported only when asked for: the libraries that they
-bring along take seconds to load, and not every machine has all of them."""
+"""Which module's `read` reads a data set into memory (imagenet stays on disk). They are imported only when asked for:
+the libraries that they bring along take seconds to load, and not every machine has all of them."""
 
 
 def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> DataSource:
@@ -29,6 +29,10 @@ def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.devic
     Raises:
         UserError: the data are missing, damaged, too large or too few; the message names the folder or file.
     """
+    if settings.name == "imagenet":
+        from resist_hvd.data import imagenet
+
+        return imagenet.load(settings, shard=shard, seed=seed, device=device)
     reader = importlib.import_module(f"{__name__}.{_READERS[settings.name]}")
     images: ImageSet = reader.read(settings)
     return ResidentSource(images, settings, shard=shard, seed=seed, device=device)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORDS_PER_SAMPLE = 4
-"""64-bit random words that each sample has for its augmentation: what Philox makes of one counter."""
+"""64-bit random words that Philox makes of one counter: what a sample has for its augmentation, or a multiple."""
 
 
 class _Purpose(IntEnum):
@@ -37,9 +37,16 @@ def _permutation(seed: int, purpose: _Purpose, number: int, size: int) -> NDArra
     return np.argsort(words, kind="stable")
 
 
-def sample_words(seed: int, first: int, count: int) -> NDArray[np.uint64]:
-    """The random words of samples `first` to `first + count - 1`: uint64 [count, WORDS_PER_SAMPLE]."""
-    return _random_words(seed, _Purpose.SAMPLE, first, count * WORDS_PER_SAMPLE).reshape(count, WORDS_PER_SAMPLE)
+def sample_words(seed: int, first: int, count: int, *, each: int = WORDS_PER_SAMPLE) -> NDArray[np.uint64]:
+    """The random words of samples `first` to `first + count - 1`: uint64 [count, each].
+
+    A source takes as many of them as it needs, a multiple of WORDS_PER_SAMPLE, and always as many: those of another
+    `each` are not independent of them.
+    """
+    counters, rest = divmod(each, WORDS_PER_SAMPLE)
+    if rest:
+        raise ValueError(f"a sample's words come in multiples of {WORDS_PER_SAMPLE}, not {each}")
+    return _random_words(seed, _Purpose.SAMPLE, first * counters, count * each).reshape(count, each)
 
 
 def fixed_choice(size: int, count: int) -> NDArray[np.int64]:

@@ -1,10 +1,44 @@
 """What a user can set of the data: the flags `--data.*`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder"]
+DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder", "imagenet"]
+
+LoaderName = Literal["auto", "dali", "torchvision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaliSettings:
+    """How NVIDIA DALI decodes on a GPU; on CPUs none of this counts. The defaults are DALI's own.
+
+    Raises:
+        ValueError: a value that is wrong by itself.
+    """
+
+    hardware_load: float = 0.65
+    """Share of the JPEGs that a GPU's hardware decoder takes, where it has one, from 0 to 1; its other units take the
+    rest."""
+
+    width_hint: int = 0
+    """Width in pixels of the largest image to expect: GPU memory for decoding is taken at once, not piece by piece."""
+
+    height_hint: int = 0
+    """Height in pixels of the largest image to expect."""
+
+    device_buffer: int = 16777216
+    """Bytes of GPU memory that each decoding thread begins with."""
+
+    host_buffer: int = 8388608
+    """Bytes of pinned memory that each decoding thread begins with, where decoding is on a GPU."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hardware_load <= 1:
+            raise ValueError(f"--data.dali.hardware_load is {self.hardware_load}; give a share from 0 to 1")
+        for name in ("width_hint", "height_hint", "device_buffer", "host_buffer"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--data.dali.{name} is {getattr(self, name)}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +50,13 @@ class DataSettings:
     """
 
     name: DataName = "digits"
-    """The data set: digits (scikit-learn's handwritten digits, built in), cifar10, cifar100, svhn, or folder (any
-    folder of train/<class>/* and test/<class>/* or val/<class>/*)."""
+    """The data set: digits (scikit-learn's handwritten digits, built in), cifar10, cifar100, svhn, folder (any folder
+    of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory once), or imagenet (a folder of
+    train/<class>/* and val/<class>/*, decoded batch by batch)."""
 
     root: Path | None = None
-    """The folder that holds the data. Needed for folder; cifar10, cifar100 and svhn default to ./data; digits needs
-    none."""
+    """The folder that holds the data. Needed for folder and imagenet; cifar10, cifar100 and svhn default to ./data;
+    digits needs none."""
 
     download: bool = False
     """Fetch cifar10, cifar100 or svhn into root where it is missing."""
@@ -37,8 +72,19 @@ class DataSettings:
     where there are fewer."""
 
     image_size: int | None = None
-    """Height and width in pixels that images are scaled to, for folder and digits. Default: 32 for digits; for folder,
-    the size that the images have, if it is one for all."""
+    """Height and width in pixels that images are scaled to, for folder, imagenet and digits. Default: 32 for digits,
+    224 for imagenet; for folder, the size that the images have, if it is one for all."""
+
+    test_resize: int | None = None
+    """Pixels that the shorter side of imagenet's test images is scaled to, before their middle is cut out. Default:
+    8/7 of image_size, 256 at 224."""
+
+    crop_area: float = 0.08
+    """Augmentation: the smallest share of an image that the random crop of imagenet covers; its ratio is 3:4 to 4:3."""
+
+    color_jitter: float = 0.0
+    """Augmentation: imagenet's brightness, contrast and saturation are multiplied by random factors, each from 1 - x to
+    1 + x; 0 turns it off."""
 
     crop_padding: int | None = None
     """Augmentation: black pixels added at each side before a random crop to the image's size; 0 turns it off. Default:
@@ -52,31 +98,81 @@ class DataSettings:
     """Refuse a folder whose images would take more memory than this on each worker, in GiB."""
 
     decode_threads: int | None = None
-    """Threads that decode a folder's images while it loads. Default: as many as PyTorch was given, which are this
-    worker's cores or OMP_NUM_THREADS."""
+    """Threads of each worker that decode images: for folder while it loads; for imagenet all the time, as processes
+    where the loader is torchvision. Default: as many as PyTorch was given, which are this worker's cores or
+    OMP_NUM_THREADS."""
+
+    loader: LoaderName = "auto"
+    """What decodes imagenet: dali (NVIDIA DALI, on a GPU where training is), torchvision (in processes of its own), or
+    auto: dali where it is installed."""
+
+    prefetch: int = 2
+    """Batches that imagenet's loader has ready before they are asked for."""
+
+    image_type: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """The numbers that imagenet's batches come in. With precision bf16, bf16 halves what batches take."""
+
+    broken_files: Literal["stop", "skip"] = "stop"
+    """What an image file of imagenet that is empty, cut short or damaged does: stop the run; or be named and counted in
+    its summary, while another image takes its place in training, and it is left out in testing."""
+
+    dali: DaliSettings = field(default_factory=DaliSettings)
+    """How NVIDIA DALI decodes on a GPU."""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(DataName):
             raise ValueError(f"--data.name is {self.name!r}; give one of {', '.join(get_args(DataName))}")
-        at_least_one = {
-            "batch_size": self.batch_size,
-            "test_batch_size": self.test_batch_size,
-            "calibration_images": self.calibration_images,
-            "image_size": self.image_size,
-            "decode_threads": self.decode_threads,
-        }
-        for field, value in at_least_one.items():
+        at_least_one = (
+            "batch_size",
+            "test_batch_size",
+            "calibration_images",
+            "image_size",
+            "test_resize",
+            "decode_threads",
+            "prefetch",
+        )
+        for name in at_least_one:
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--data.{field} is {value}; give a number of at least 1")
+                raise ValueError(f"--data.{name} is {value}; give a number of at least 1")
         if self.crop_padding is not None and self.crop_padding < 0:
             raise ValueError(f"--data.crop_padding is {self.crop_padding}; give 0 for no crop, or a number of pixels")
         if not self.resident_limit_gib > 0:
             raise ValueError(f"--data.resident_limit_gib is {self.resident_limit_gib}; give a number above 0")
-        if self.name == "folder" and self.root is None:
-            raise ValueError("--data.name is folder, but there is no folder; give it with --data.root DIR")
-        if self.name == "folder" and self.download:
-            raise ValueError("--data.download is true, but a folder is not downloaded; leave the flag out")
-        if self.image_size is not None and self.name not in ("digits", "folder"):
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"--data.crop_area is {self.crop_area}; give a share above 0, up to 1")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"--data.color_jitter is {self.color_jitter}; give 0 for none, or a number below 1")
+        self._check_what_the_name_rules_out()
+
+    def _check_what_the_name_rules_out(self) -> None:
+        if self.name in ("folder", "imagenet"):
+            if self.root is None:
+                raise ValueError(f"--data.name is {self.name}, but there is no folder; give it with --data.root DIR")
+            if self.download:
+                raise ValueError("--data.download is true, but a folder is not downloaded; leave the flag out")
+        elif self.image_size is not None and self.name != "digits":
             raise ValueError(
                 f"--data.image_size is {self.image_size}, but {self.name} has a size of its own, 32; leave the flag out"
             )
+        if self.name != "imagenet":
+            if self.test_resize is not None:
+                raise ValueError(f"--data.test_resize is for imagenet, not {self.name}; leave the flag out")
+            return
+        if self.crop_padding is not None:
+            raise ValueError("--data.crop_padding is for small images, not imagenet; give --data.crop_area instead")
+        if self.resize_before_test < self.size:
+            raise ValueError(
+                f"--data.test_resize is {self.test_resize}, less than the image_size of {self.size} that is cut out; "
+                "give at least that"
+            )
+
+    @property
+    def size(self) -> int:
+        """Height and width of imagenet's images, in pixels."""
+        return self.image_size or 224
+
+    @property
+    def resize_before_test(self) -> int:
+        """Pixels that the shorter side of a test image is scaled to."""
+        return self.test_resize or round(self.size * 8 / 7)

@@ -13,8 +13,9 @@ from typing import Any, Self
 from torch import Tensor
 
 Batch = tuple[Tensor, Tensor]
-"""Images and labels, both on the source's device. Images are float32 [B, C, H, W], normalised, and channels_last in
-memory when C > 1; labels are int64 [B], each the number of a class in `DataSpec.classes`."""
+"""Images and labels, both on the source's device. Images are [B, C, H, W], normalised, and channels_last in memory when
+C > 1; they are float32 unless the settings ask for another type. Labels are int64 [B], each the number of a class in
+`DataSpec.classes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,10 @@ class DataSource(ABC):
     @abstractmethod
     def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
         """The same of the calibration set: a fixed choice of training images, without augmentation."""
+
+    def broken_files(self) -> dict[str, str]:
+        """What is wrong with each file that this worker passed over because it was broken, by the file's path."""
+        return {}
 
     def close(self) -> None:
         """Let go of memory, files and threads; the source is of no use afterwards."""

@@ -107,6 +107,7 @@ def describe_kind(run: Run) -> dict[str, Any]:
         "method": run.settings.method,
         "architecture": run.method.subnet.architecture.to_json(),
         "data": run.source.spec.name,
+        "classes": list(run.source.spec.classes),
     }
 
 
@@ -234,6 +235,13 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
             where=str(checkpoint.folder),
             mend=f"Resume with --config {run.folder / 'config.yaml'}, or give another --output.",
         )
+    for number, (old, new) in enumerate(zip(was["classes"], now["classes"], strict=True)):
+        if old != new:
+            raise UserError(
+                f"The checkpoint is of other classes than the data have: class {number} is {old!r}, not {new!r}",
+                where=str(checkpoint.folder),
+                mend="Resume on the data it was trained on, or give another --output.",
+            )
     members, workers = was["workers"], run.world.size
     if run.method.members_apart and members != workers:
         raise UserError(

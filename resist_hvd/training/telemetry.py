@@ -169,8 +169,13 @@ class Telemetry:
             )
             self._to_board({"accuracy": evaluation.accuracy, "test_loss": evaluation.loss})
 
-    def summarise(self, peak_memory_bytes: list[int]) -> dict[str, Any]:
-        """Write `summary.json`, and return it."""
+    def summarise(self, peak_memory_bytes: list[int], broken_files: dict[str, str]) -> dict[str, Any]:
+        """Write `summary.json`, and return it.
+
+        Args:
+            peak_memory_bytes: each rank's.
+            broken_files: what is wrong with each image file that was passed over, over all ranks.
+        """
         run, progress = self.run, self.run.progress
         summary = {
             "method": run.settings.method,
@@ -187,6 +192,7 @@ class Telemetry:
             "parameters_global": count_parameters(run.method.subnet.architecture),
             "parameters_worker": run.method.subnet.parameters_flat.numel(),
             "peak_memory_bytes": peak_memory_bytes,
+            "broken_files": broken_files,
         }
         if run.world.is_first:
             with disk_errors(run.folder):

@@ -68,7 +68,7 @@ def test_the_files_of_a_run(world: World, folder: Path) -> None:
 
     telemetry.record = listen  # type: ignore[method-assign]
     train(run, telemetry)
-    summary = telemetry.summarise([1] * world.size)
+    summary = telemetry.summarise([1] * world.size, {})
     telemetry.close()
     everyone = world.gather_objects(losses)
     # Two rounds a line each, two evaluations a line each; nothing from ranks that are not first.

@@ -35,6 +35,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "--warmup_epochs precedes ResIST only; leave it out with --method local-sgd",
     ),
     ({"resume": True}, "--resume needs the folder of the run to go on with; give it with --output DIR"),
+    (
+        {"data": DataSettings(image_type="bf16")},
+        "--data.image_type is bf16, but --precision is fp32; give --precision bf16, too",
+    ),
 ]
 
 
@@ -87,12 +91,20 @@ def test_every_recipe_says_what_it_is_taken_for(recipe: str, tmp_path: Path) -> 
     for name, value in yaml.safe_load(text).items():
         there = resolved[name]
         if isinstance(value, dict):
+            value = {key: wanted for key, wanted in value.items() if key != "root"}
             there = {key: there[key] for key in value}
         assert there == value
 
 
 def test_the_recipes_of_the_issue_are_there() -> None:
-    assert {"digits", "cifar10-tiny", "cifar10-resnet101", "cifar100-resnet101"} <= set(recipe_names())
+    assert {
+        "digits",
+        "cifar10-tiny",
+        "cifar10-resnet101",
+        "cifar100-resnet101",
+        "imagenet-resnet50",
+        "imagenet-resnet101",
+    } <= set(recipe_names())
 
 
 @pytest.mark.parametrize("recipe", ["cifar10-resnet101", "cifar100-resnet101"])
@@ -106,6 +118,23 @@ def test_the_papers_settings(recipe: str) -> None:
     optim = settings.optim
     assert (optim.momentum, optim.weight_decay, optim.schedule) == (0.9, 5e-4, "step")
     assert (optim.milestones, optim.divide_by) == ((0.5, 0.75), 10.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sections", "min_blocks"),
+    [("imagenet-resnet101", (3, 4, 23, 3), 10), ("imagenet-resnet50", (3, 4, 6, 3), 3)],
+)
+def test_the_papers_settings_on_imagenet(recipe: str, sections: tuple[int, ...], min_blocks: int) -> None:
+    # Section 5.1 of the paper; of ResNet-50 it has nothing.
+    settings = parse(["--recipe", recipe, "--data.root", "somewhere"])
+    assert settings.model.counts == sections
+    assert (settings.model.block, settings.model.stem, settings.model.width_factor) == ("bottleneck", "imagenet", 1.0)
+    assert (settings.local_iterations, settings.min_blocks, settings.momentum) == (15, min_blocks, "restart")
+    assert (settings.data.name, settings.data.batch_size, settings.data.size) == ("imagenet", 256, 224)
+    assert settings.data.resize_before_test == 256
+    optim = settings.optim
+    assert (optim.lr, optim.momentum, optim.schedule, optim.divide_by) == (0.1, 0.9, "step", 10.0)
+    assert [settings.epochs * milestone for milestone in optim.milestones] == pytest.approx([30, 60])
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

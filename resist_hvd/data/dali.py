@@ -1,0 +1,203 @@
+"""Batches decoded by NVIDIA DALI, on a GPU or on CPUs; each is ready before it is asked for.
+
+DALI's pipelines read, decode and scale in threads of their own while a training step runs. All that Python does for a
+batch is to name its files and to draw its random numbers.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, types
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from resist_hvd.data import dali_graph
+from resist_hvd.data.broken import USUAL_ENDS, BrokenFiles
+from resist_hvd.data.dali_graph import Means, Source
+from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import Batch
+from resist_hvd.data.windows import Draws
+
+Build = Callable[[Source], Pipeline]
+"""Makes a pipeline that takes its inputs from a source, and puts out images and the last two bytes of each file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one batch is made of: image numbers [B], and in training what was drawn at random for each."""
+
+    images: NDArray[np.int64]
+    draws: Draws | None = None
+
+
+class DaliLoader(ImageLoader):
+    """Decodes image files by DALI.
+
+    Args:
+        settings: sizes, augmentation, threads, prefetching.
+        mean, std: of each channel, in 0 to 255.
+        device: where batches are wanted; decoding is on a GPU where that is one.
+        broken: what is done about broken files.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        broken: BrokenFiles,
+    ) -> None:
+        self._settings = settings
+        self._device = device
+        self._broken = broken
+        self._type = BATCH_TYPES[settings.image_type]
+        # DALI's normalisation knows no bfloat16.
+        dali_type = types.FLOAT16 if settings.image_type == "fp16" else types.FLOAT
+        self._normalisation = {"mean": list(mean), "std": list(std), "dtype": dali_type}
+
+    def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
+        """Endless training batches, from where all workers have drawn so many samples."""
+        means = self._means(plan.batch_size)
+
+        def works() -> Iterator[Work]:
+            drawn = samples_drawn
+            while True:
+                images, draws = plan.batch(drawn)
+                yield Work(images=images, draws=draws)
+                drawn = plan.after(drawn)
+
+        def build(source: Source) -> Pipeline:
+            return dali_graph.training_pipeline(means, self._settings, self._normalisation, source)
+
+        return self._batches(index, works(), build)
+
+    def test(self, index: ImageIndex, images: NDArray[np.int64]) -> Iterator[Batch]:
+        """The images of these numbers in their order, without augmentation; the last batch may be smaller."""
+        size = self._settings.test_batch_size
+        means = self._means(size)
+
+        def build(source: Source) -> Pipeline:
+            return dali_graph.evaluation_pipeline(means, self._settings, self._normalisation, source)
+
+        works = (Work(images=images[start : start + size]) for start in range(0, len(images), size))
+        return self._batches(index, works, build)
+
+    def _means(self, batch_size: int) -> Means:
+        settings = self._settings
+        return Means(
+            batch_size=batch_size,
+            threads=settings.decode_threads or torch.get_num_threads(),
+            prefetch=settings.prefetch,
+            device_id=(self._device.index or 0) if self._device.type == "cuda" else None,
+            tuning=settings.dali,
+        )
+
+    def _batches(self, index: ImageIndex, works: Iterator[Work], build: Build) -> Iterator[Batch]:
+        """Batches of `works`, one after the other.
+
+        A pipeline in which a file broke off is of no use any more. Since none has a state that matters, another one
+        takes up the work that was under way, without the broken files.
+        """
+        work_on(self._device)
+        while True:
+            begun: deque[Work] = deque()
+            pipeline = build(self._source(index, works, begun))
+            pipeline.build()
+            pipeline.schedule_run()
+            while True:
+                try:
+                    images, ends = pipeline.outputs(cuda_stream=self._stream())
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    self._find_broken(index, begun, error)
+                    break
+                if self._any_broken_off(index, begun[0], np.asarray(ends.as_array())):
+                    break
+                pixels = from_dlpack(images.as_tensor())
+                pipeline.schedule_run()
+                yield self._batch(pixels, index.labels[begun.popleft().images])
+            works = chain(begun, works)
+
+    def _source(self, index: ImageIndex, works: Iterator[Work], begun: deque[Work]) -> Source:
+        """What a pipeline gets its inputs from; work that it has taken up is appended to `begun`."""
+
+        def inputs() -> tuple[Any, ...]:
+            work = self._usable(index, next(works))
+            while not len(work.images):
+                work = self._usable(index, next(works))
+            begun.append(work)
+            return self._inputs(index, work)
+
+        return inputs
+
+    def _usable(self, index: ImageIndex, work: Work) -> Work:
+        if work.draws is None:
+            return Work(images=self._broken.left(index, work.images))
+        return Work(images=self._broken.replaced(index, work.images), draws=work.draws)
+
+    def _inputs(self, index: ImageIndex, work: Work) -> tuple[Any, ...]:
+        """What a pipeline is given of a batch."""
+        paths = index.encoded_paths(work.images)
+        draws = work.draws
+        if draws is None:
+            return (paths,)
+        inputs = [draws.widths_squared, draws.heights_squared, draws.places, draws.mirrored.astype(np.int32)]
+        if self._settings.color_jitter:
+            inputs.append((1 + self._settings.color_jitter * draws.colours).astype(np.float32))
+        return (paths, *map(np.ascontiguousarray, inputs))
+
+    def _stream(self) -> Any:
+        """The stream that waits for the images, so that the process need not."""
+        return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+
+    def _batch(self, pixels: Tensor, labels: NDArray[np.int64]) -> Batch:
+        on_host = torch.from_numpy(labels)
+        if self._device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return pixels.to(self._type).permute(0, 3, 1, 2), on_host.to(self._device, non_blocking=True)
+
+    def _any_broken_off(self, index: ImageIndex, work: Work, ends: NDArray[np.uint8]) -> bool:
+        """Note the files of a batch that end unusually and are indeed broken; return whether there are any."""
+        usual = [np.frombuffer(end, dtype=np.uint8) for end in USUAL_ENDS]
+        unusual = ~np.any([(ends == end).all(axis=1) for end in usual], axis=0)
+        return self._any(index, work.images[unusual], self._broken.is_sound)
+
+    def _find_broken(self, index: ImageIndex, begun: Iterable[Work], error: RuntimeError) -> None:
+        """Note which files of the batches under way made a pipeline fail.
+
+        Raises:
+            RuntimeError: none of them did; it failed of something else.
+        """
+        for is_sound in (self._broken.is_sound, self._is_decodable):
+            for work in begun:
+                if self._any(index, work.images, is_sound):
+                    return
+        raise error
+
+    @staticmethod
+    def _any(index: ImageIndex, images: NDArray[np.int64], is_sound: Callable[[ImageIndex, int], bool]) -> bool:
+        """Whether an image is not sound; all of them are looked at."""
+        judged = [is_sound(index, image) for image in np.unique(images).tolist()]
+        return not all(judged)
+
+    def _is_decodable(self, index: ImageIndex, image: int) -> bool:
+        """Whether DALI decodes a file that others do; noted where it does not."""
+        work = Work(images=np.array([image]))
+        source = self._source(index, iter([work]), deque())
+        try:
+            dali_graph.evaluation_pipeline(self._means(1), self._settings, self._normalisation, source).run()
+        except RuntimeError:
+            self._broken.note(index, image, "is of a kind that DALI does not decode")
+            return False
+        return True

@@ -1,0 +1,161 @@
+"""Image pipelines as graphs of NVIDIA DALI's operators: what is done to a batch, from paths to normalised pixels.
+
+A graph reads its inputs from Python once a batch: paths, and the random numbers of each image. Everything else happens
+in DALI's own threads or on the GPU, without Python. So what `resist_hvd.data.windows` says in NumPy is said here once
+more in DALI's arithmetic; a test holds the two to the same windows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import math as dali_math
+
+from resist_hvd.data.settings import DaliSettings, DataSettings
+from resist_hvd.data.windows import RATIOS, TRIES
+
+Node = Any
+"""A value in a graph: DALI's `DataNode`, one array for each image of a batch."""
+
+Source = Callable[[], tuple[Any, ...]]
+"""What a graph gets a batch's inputs from, one by one; raises StopIteration after the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a pipeline works with.
+
+    Attributes:
+        batch_size: the most images of a batch.
+        threads: of DALI's own.
+        prefetch: batches that are made in advance.
+        device_id: the GPU that decodes, None to decode on CPUs.
+        tuning: how it decodes on a GPU.
+    """
+
+    batch_size: int
+    threads: int
+    prefetch: int
+    device_id: int | None
+    tuning: DaliSettings
+
+    @property
+    def device(self) -> Literal["cpu", "gpu"]:
+        """Where images are once they are decoded, in DALI's words."""
+        return "cpu" if self.device_id is None else "gpu"
+
+    def pipeline(self) -> Pipeline:
+        """A pipeline without operators, to be entered by `with` to add them."""
+        return Pipeline(
+            batch_size=self.batch_size,
+            num_threads=self.threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=self.prefetch,
+            exec_dynamic=True,
+        )
+
+    def decoding(self) -> dict[str, Any]:
+        """What all of DALI's image decoders are told."""
+        # Images lie as they are stored, as Pillow and torchvision have them: labels were given to those.
+        common = {"output_type": types.RGB, "adjust_orientation": False}
+        if self.device_id is None:
+            return {"device": "cpu", **common}
+        return {
+            "device": "mixed",
+            "hw_decoder_load": self.tuning.hardware_load,
+            "preallocate_width_hint": self.tuning.width_hint,
+            "preallocate_height_hint": self.tuning.height_hint,
+            "device_memory_padding": self.tuning.device_buffer,
+            "host_memory_padding": self.tuning.host_buffer,
+            # The same pixels as on a CPU, as far as they can be had.
+            "jpeg_fancy_upsampling": True,
+            **common,
+        }
+
+
+def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[str, Any], source: Source) -> Pipeline:
+    """Random windows, scaled, mirrored and normalised.
+
+    Args:
+        means: what it works with.
+        settings: what is done to the images.
+        normalisation: `mean`, `std` and `dtype` as DALI takes them.
+        source: of paths, `Draws.widths_squared`, `heights_squared`, `places`, whether mirrored (int32 [B]) and, with
+            colour jitter, factors (float32 [B, 3]).
+
+    Returns:
+        A pipeline that puts out images [B, size, size, 3] and the last two bytes of each file, uint8 [B, 2].
+    """
+    jitters = settings.color_jitter > 0
+    pipeline = means.pipeline()
+    with pipeline:
+        path, widths_squared, heights_squared, places, mirrored, *factors = fn.external_source(
+            source=source, num_outputs=6 if jitters else 5, batch=True
+        )
+        encoded = fn.io.file.read(path)
+        corner, shape = random_window(encoded, widths_squared, heights_squared, places)
+        images = fn.decoders.image_slice(encoded, corner, shape, axis_names="HW", **means.decoding())
+        images = fn.resize(images, size=[settings.size, settings.size], interp_type=types.INTERP_LINEAR, antialias=True)
+        if jitters:
+            (factor,) = factors
+            images = fn.color_twist(images, brightness=factor[0], contrast=factor[1], saturation=factor[2])
+        images = fn.crop_mirror_normalize(images, mirror=mirrored, output_layout="HWC", **normalisation)
+        pipeline.set_outputs(images, encoded[-2:])
+    return pipeline
+
+
+def evaluation_pipeline(
+    means: Means, settings: DataSettings, normalisation: dict[str, Any], source: Source
+) -> Pipeline:
+    """The middle of images whose shorter side was scaled; arguments and outputs as above, of `source` paths alone."""
+    size, shorter_side = settings.size, settings.resize_before_test
+    pipeline = means.pipeline()
+    with pipeline:
+        (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
+        encoded = fn.io.file.read(path)
+        sides = sides_of(encoded)
+        scaled = sides * shorter_side // fn.reductions.min(sides)
+        images = fn.decoders.image(encoded, **means.decoding())
+        images = fn.resize(
+            images, size=fn.cast(scaled, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
+        )
+        spare = scaled - size
+        half = spare // 2
+        corner = half + (half & spare & 1)
+        # As a share of the spare pixels, which DALI multiplies by them and rounds. Without any, any share is right.
+        place = fn.cast(corner, dtype=types.FLOAT) / dali_math.max(spare, 1)
+        images = fn.crop_mirror_normalize(
+            images, crop=(size, size), crop_pos_y=place[0], crop_pos_x=place[1], output_layout="HWC", **normalisation
+        )
+        pipeline.set_outputs(images, encoded[-2:])
+    return pipeline
+
+
+def sides_of(encoded: Node) -> Node:
+    """Height and width of an image as it is stored, int64 [2]."""
+    return fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
+
+
+def random_window(encoded: Node, widths_squared: Node, heights_squared: Node, places: Node) -> tuple[Node, Node]:
+    """The corner and the shape (rows first, int64 [2] each) of the windows that `random_windows` gives."""
+    sides = fn.cast(sides_of(encoded), dtype=types.FLOAT64)
+    height, width = sides[0], sides[1]
+    area = height * width
+    widths = dali_math.floor(dali_math.sqrt(area * widths_squared) + 0.5)
+    heights = dali_math.floor(dali_math.sqrt(area * heights_squared) + 0.5)
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    # The first try that fits is the greatest of numbers that fall from TRIES to 1, 0 where the try does not fit.
+    chosen = TRIES - fn.reductions.max(fits * types.Constant(np.arange(TRIES, 0, -1, dtype=np.int32)))
+    least, greatest = RATIOS
+    last_width = dali_math.min(width, dali_math.floor(height * greatest + 0.5))
+    last_height = dali_math.min(height, dali_math.floor(width / least + 0.5))
+    shape = fn.stack(
+        fn.cat(heights, fn.reshape(last_height, shape=[1]))[chosen],
+        fn.cat(widths, fn.reshape(last_width, shape=[1]))[chosen],
+    )
+    spare = sides - shape
+    in_the_middle = chosen == TRIES
+    corner = dali_math.floor(in_the_middle * (spare * 0.5) + (in_the_middle ^ True) * (places * (spare + 1)))
+    return fn.cast(corner, dtype=types.INT64), fn.cast(shape, dtype=types.INT64)

@@ -1,0 +1,72 @@
+"""What decodes image files into batches, and what it is told to decode.
+
+A loader keeps no position and draws nothing at random: what a batch is made of is a function of the number of its first
+sample (`TrainingPlan`). So any loader can begin anywhere, and all make the same batches but for roundings in decoding.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.order import EpochOrder, sample_words
+from resist_hvd.data.source import Batch, Shard
+from resist_hvd.data.windows import WORDS_PER_WINDOW, Draws
+
+BATCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What `DataSettings.image_type` names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Which images one worker trains on, and what is drawn at random for each: a function of the sample's number.
+
+    Attributes:
+        order: which image each sample is.
+        shard: the worker.
+        batch_size: images of one worker's batch.
+        least_area: the smallest share of an image that a random window covers.
+        may_mirror: whether half of the images are mirrored.
+    """
+
+    order: EpochOrder
+    shard: Shard
+    batch_size: int
+    least_area: float
+    may_mirror: bool
+
+    def batch(self, samples_drawn: int) -> tuple[NDArray[np.int64], Draws]:
+        """The images [B] of this worker's batch once all workers have drawn so many samples, and what was drawn."""
+        first = samples_drawn + self.shard.rank * self.batch_size
+        words = sample_words(self.order.seed, first, self.batch_size, each=WORDS_PER_WINDOW)
+        draws = Draws.of(words, least_area=self.least_area, may_mirror=self.may_mirror)
+        return self.order.images(first, self.batch_size), draws
+
+    def after(self, samples_drawn: int) -> int:
+        """How many samples all workers have drawn one batch later."""
+        return samples_drawn + self.shard.size * self.batch_size
+
+
+def work_on(device: torch.device) -> None:
+    """Have this thread use a GPU: each begins with the first one, where pinned memory would cost every worker more."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+class ImageLoader(ABC):
+    """Decodes the files of an `ImageIndex` into batches as `DataSettings` ask for, on one device."""
+
+    @abstractmethod
+    def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
+        """Endless training batches, from where all workers have drawn so many samples; some are made in advance."""
+
+    @abstractmethod
+    def test(self, index: ImageIndex, images: NDArray[np.int64]) -> Iterator[Batch]:
+        """The images of these numbers in their order, without augmentation; the last batch may be smaller."""
+
+    def close(self) -> None:
+        """Let go of threads, processes and memory; iterators that it returned are of no use afterwards."""

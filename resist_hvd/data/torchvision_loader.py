@@ -1,0 +1,230 @@
+"""Batches decoded by Pillow and torchvision's transforms in processes of their own, where there is no DALI.
+
+The processes are forked from a server that knows nothing of MPI, never from a worker: a fork of a process that MPI has
+threads and memory in may hang or worse. The server has PyTorch loaded, so that they start at once.
+"""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from resist_hvd.data.broken import BrokenFiles, read_trusted
+from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import Batch
+from resist_hvd.data.windows import middle, random_windows, shorter_side_to
+from resist_hvd.errors import UserError
+
+Made = tuple[Tensor, Tensor, dict[int, str]]
+"""A batch from a process: images, labels, and what is wrong with each file that it found broken."""
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+"""How much red, green and blue add to what an image without saturation shows (ITU-R BT.601)."""
+
+MIDDLE_GREY = 128.0
+"""What contrast is changed about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How images become batches.
+
+    Attributes:
+        mean, std: of each channel, in 0 to 255.
+    """
+
+    settings: DataSettings
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalised(self, images: list[Tensor]) -> Tensor:
+        """A batch of images, uint8 [3, size, size] each, in the type asked for and channels_last in memory."""
+        batch = torch.stack(images).to(memory_format=torch.channels_last).float()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return batch.sub_(mean).div_(std).to(BATCH_TYPES[self.settings.image_type])
+
+
+class TrainingBatches(Dataset[Made]):
+    """Training batches by the number of samples that all workers have drawn before.
+
+    What a process of the loader runs. Each finds out about broken files by itself.
+    """
+
+    def __init__(self, recipe: Recipe, index: ImageIndex, plan: TrainingPlan) -> None:
+        self._recipe = recipe
+        self._index = index
+        self._plan = plan
+        self._faults: dict[int, str] = {}
+
+    def __getitem__(self, samples_drawn: int) -> Made:
+        """Return the batch, and all faults found so far."""
+        images, draws = self._plan.batch(samples_drawn)
+        decoded = [found for image in images.tolist() if (found := self._decoded(image)) is not None]
+        if len(decoded) < len(images):
+            return torch.empty(0), torch.empty(0), dict(self._faults)
+        heights, widths = (np.array([pixels.shape[axis] for _, pixels in decoded]) for axis in (0, 1))
+        windows = random_windows(draws, heights, widths).tolist()
+        settings = self._recipe.settings
+        pictures = []
+        for number, ((_, pixels), window) in enumerate(zip(decoded, windows, strict=True)):
+            size = [settings.size, settings.size]
+            picture = functional.resized_crop(
+                as_tensor(pixels), *window, size, InterpolationMode.BILINEAR, antialias=True
+            )
+            if settings.color_jitter:
+                picture = recoloured(picture, 1 + settings.color_jitter * draws.colours[number])
+            pictures.append(functional.horizontal_flip(picture) if draws.mirrored[number] else picture)
+        labels = self._index.labels[[image for image, _ in decoded]]
+        return self._recipe.normalised(pictures), torch.from_numpy(labels), dict(self._faults)
+
+    def _decoded(self, image: int) -> tuple[int, NDArray[np.uint8]] | None:
+        """The image, or the next one that is sound: its number and its pixels; None where there is no sound one."""
+        for following in range(len(self._index)):
+            candidate = (image + following) % len(self._index)
+            if candidate in self._faults:
+                continue
+            try:
+                return candidate, read_trusted(self._index.encoded_path(candidate))
+            except ValueError as fault:
+                self._faults[candidate] = str(fault)
+        return None
+
+
+class PlainBatches(Dataset[Made]):
+    """Test batches by their numbers; broken files are left out."""
+
+    def __init__(self, recipe: Recipe, index: ImageIndex, images: NDArray[np.int64]) -> None:
+        self._recipe = recipe
+        self._index = index
+        self._images = images
+
+    def __len__(self) -> int:
+        return -(-len(self._images) // self._recipe.settings.test_batch_size)
+
+    def __getitem__(self, number: int) -> Made:
+        """Return a batch, perhaps an empty one, and the faults in it."""
+        settings = self._recipe.settings
+        pictures, labels = [], []
+        faults: dict[int, str] = {}
+        start = number * settings.test_batch_size
+        for image in self._images[start : start + settings.test_batch_size].tolist():
+            try:
+                picture = as_tensor(read_trusted(self._index.encoded_path(image)))
+            except ValueError as fault:
+                faults[image] = str(fault)
+                continue
+            pictures.append(self._middle(picture))
+            labels.append(int(self._index.labels[image]))
+        batch = self._recipe.normalised(pictures) if pictures else torch.empty(0)
+        return batch, torch.tensor(labels, dtype=torch.int64), faults
+
+    def _middle(self, picture: Tensor) -> Tensor:
+        settings = self._recipe.settings
+        height, width = shorter_side_to(settings.resize_before_test, *picture.shape[1:])
+        picture = functional.resize(picture, [height, width], InterpolationMode.BILINEAR, antialias=True)
+        size = settings.size
+        cut: Tensor = functional.crop(picture, middle(size, height), middle(size, width), size, size)
+        return cut
+
+
+def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixels [H, W, 3] as a tensor [3, H, W]."""
+    # What Pillow decoded is read-only memory, of which PyTorch takes no view.
+    tensor: Tensor = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+    return tensor.permute(2, 0, 1)
+
+
+def recoloured(picture: Tensor, factors: NDArray[np.float64]) -> Tensor:
+    """An image, uint8 [3, H, W], whose brightness, contrast and saturation are multiplied by `factors` [3].
+
+    All in one linear map about the middle grey, as DALI's `color_twist` has it.
+    """
+    brightness, contrast, saturation = factors.tolist()
+    pixels = picture.float()
+    grey = (pixels * torch.tensor(GREY_WEIGHTS).view(3, 1, 1)).sum(dim=0, keepdim=True)
+    saturated = torch.lerp(grey, pixels, saturation)
+    changed: Tensor = brightness * (contrast * saturated + (1 - contrast) * MIDDLE_GREY)
+    return changed.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class TorchvisionLoader(ImageLoader):
+    """Decodes image files in worker processes.
+
+    Args:
+        settings: sizes, augmentation, processes, prefetching.
+        mean, std: of each channel, in 0 to 255.
+        device: where batches are wanted.
+        broken: what is done about broken files.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        broken: BrokenFiles,
+    ) -> None:
+        self._recipe = Recipe(settings=settings, mean=mean, std=std)
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload([__name__])
+        self._device = device
+        self._broken = broken
+
+    def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
+        """Endless training batches, from where all workers have drawn so many samples."""
+        positions = count(samples_drawn, plan.after(0))
+        return self._batches(index, TrainingBatches(self._recipe, index, plan), positions)
+
+    def test(self, index: ImageIndex, images: NDArray[np.int64]) -> Iterator[Batch]:
+        """The images of these numbers in their order, without augmentation; the last batch may be smaller."""
+        batches = PlainBatches(self._recipe, index, images)
+        return self._batches(index, batches, range(len(batches)))
+
+    def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
+        work_on(self._device)
+        settings = self._recipe.settings
+        processes = settings.decode_threads or torch.get_num_threads()
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=processes,
+            multiprocessing_context=self._processes,
+            prefetch_factor=-(-settings.prefetch // processes),
+            collate_fn=unchanged,
+            pin_memory=self._device.type == "cuda",
+            # Otherwise it would draw from PyTorch's own generator, and change what others draw from it.
+            generator=torch.Generator(),
+        )
+        try:
+            for images, labels, faults in loader:
+                for image, fault in faults.items():
+                    self._broken.note(index, image, fault)
+                if len(labels):
+                    yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            # The latter three are met where a process has announced a batch, but died before that was fetched.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"A process that decodes images died ({' '.join(str(error).split()) or type(error).__name__})",
+                mend="Check this machine's memory and the size of /dev/shm, or give fewer --data.decode_threads.",
+            ) from error
+
+
+def unchanged(made: Any) -> Any:
+    """What DataLoader does to a batch that is one already."""
+    return made

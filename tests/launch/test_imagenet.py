@@ -1,0 +1,84 @@
+"""Training on a folder laid out as ImageNet, from flags to summary: broken files, wrong folders, nothing left."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .. import photographs
+from . import runs
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photographs.make_root(tmp_path_factory.mktemp("data") / "sound", classes=4, train=8, val=4)
+
+
+@pytest.fixture
+def root(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "data"))
+
+
+@pytest.fixture(params=["dali", "torchvision"])
+def loader(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
+    return str(request.param)
+
+
+def flags(root: Path, loader: str, output: Path) -> list[str]:
+    """A run of 4 rounds for 2 workers: two epochs of 32 images."""
+    values = {
+        "data.name": "imagenet",
+        "data.root": root,
+        "data.loader": loader,
+        "data.batch_size": 4,
+        "data.image_size": photographs.SIZE,
+        "data.decode_threads": 1,
+        "model.sections": "1,1,6,1",
+        "model.width_factor": 0.125,
+        "model.stem": "imagenet",
+        "model.block": "bottleneck",
+        "local_iterations": 2,
+        "epochs": 2,
+        "output": output,
+    }
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def test_broken_files_are_counted_and_named_at_the_end(root: Path, tmp_path: Path) -> None:
+    broken = [root / "train/n00000001/train_1_3.JPEG", root / "val/n00000002/val_2_0.JPEG"]
+    for file in broken:
+        file.write_bytes(photographs.broken_files()["jpeg-cut-short"])
+    ended = runs.run(*flags(root, "auto", tmp_path / "run"), "--data.broken_files=skip")
+    assert ended.status == 0, ended
+    assert "image files passed over because they are broken: 2\n" in ended.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["broken_files"].keys() == {str(file) for file in broken}
+    for path, fault in summary["broken_files"].items():
+        assert "truncated" in fault
+        assert f"  {path}: {fault}\n" in ended.stdout
+    assert summary["rounds"] == 4
+    described = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert described["classes"] == [f"n{number:08d}" for number in range(4)]
+    assert described["image_size"] == photographs.SIZE
+
+
+def test_a_broken_file_that_one_rank_meets_ends_all(root: Path, loader: str, tmp_path: Path) -> None:
+    broken = root / "train/n00000001/train_1_3.JPEG"
+    broken.write_bytes(b"")
+    ended = runs.run(*flags(root, loader, tmp_path / "run"))
+    assert ended.mistake.startswith(f"The image file is empty [{broken}, rank ")
+    assert "local training]. Put a sound copy in its place, or pass over" in ended.mistake
+    assert ended.status != 0
+
+
+def test_a_missing_folder_is_told_by_all_ranks_together(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    ended = runs.run(*flags(missing, "auto", tmp_path / "run"))
+    assert ended.mistake == (
+        f"There is no such folder [{missing}, all 2 ranks, loading the data]. "
+        "Give the folder that holds train and val with --data.root."
+    )
+    assert ended.status == 2

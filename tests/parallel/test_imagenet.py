@@ -1,0 +1,138 @@
+"""Images that stay on disk, trained on by all ranks: shared out, and resumed with the very next batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.errors import UserError
+from resist_hvd.train import begin_files, make_run, open_folder
+from resist_hvd.training.loop import train
+from resist_hvd.training.run import Run
+
+from .. import photographs
+from . import tiny
+
+CLASSES, IMAGES = 5, 7
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run in its midst."""
+
+
+@pytest.fixture(scope="module")
+def root(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 35 training images, which no number of workers' batches divides."""
+    path: Path | None = None
+    if world.is_first:
+        path = photographs.make_root(tmp_path_factory.mktemp("photographs") / "data", classes=CLASSES, train=IMAGES)
+    shared = world.broadcast_object(path)
+    assert shared is not None
+    return shared
+
+
+@pytest.fixture(params=["dali", "torchvision"])
+def loader(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
+    return str(request.param)
+
+
+def settings_of(root: Path, loader: str, world: World, **changes: Any) -> Settings:
+    """Two epochs of training batches of 2, in rounds of 2, with a checkpoint after each."""
+    data = DataSettings(
+        name="imagenet",
+        root=root,
+        loader=loader,  # type: ignore[arg-type]
+        batch_size=2,
+        test_batch_size=4,
+        calibration_images=6,
+        image_size=photographs.SIZE,
+        decode_threads=1,
+    )
+    settings = replace(tiny.settings(world), data=data, epochs=2.0, min_blocks=3, checkpoint_every=1)
+    return replace(settings, **changes)
+
+
+def open_source(settings: Settings, world: World) -> DataSource:
+    shard = Shard(rank=world.rank, size=world.size)
+    return load(settings.data, shard=shard, seed=settings.seed, device=world.device)
+
+
+def run_of(settings: Settings, world: World, source: DataSource, *, stop_before_batch: int | None = None) -> Run:
+    def alter(images: torch.Tensor, batch: int) -> torch.Tensor:
+        if batch == stop_before_batch:
+            raise StoppedError
+        return images
+
+    folder, checkpoint = open_folder(settings, world)
+    run = make_run(settings, world, tiny.Altered(source, alter), folder, checkpoint)
+    begin_files(run, resumed=checkpoint is not None)
+    return run
+
+
+def fingerprints(source: DataSource, batches: int) -> list[tuple[float, list[int]]]:
+    stream = source.train()
+    return [
+        (images.double().sum().item(), labels.tolist()) for images, labels in (next(stream) for _ in range(batches))
+    ]
+
+
+def test_every_image_once_an_epoch_over_all_ranks(root: Path, loader: str, world: World) -> None:
+    settings = settings_of(root, loader, world)
+    total = CLASSES * IMAGES
+    steps = -(-2 * total // (2 * world.size))
+    with open_source(settings, world) as source:
+        mine = [labels for _, labels in fingerprints(source, steps)]
+    everyone = world.gather_objects(mine)
+    in_order = [label for step in zip(*everyone, strict=True) for labels in step for label in labels]
+    for epoch in range(2):
+        seen = in_order[epoch * total : (epoch + 1) * total]
+        assert [seen.count(label) for label in range(CLASSES)] == [IMAGES] * CLASSES
+
+
+@pytest.mark.parametrize("momentum", ["restart", "keep"])
+def test_resuming_in_the_midst_of_an_epoch_is_exact(
+    momentum: Any, root: Path, loader: str, world: World, folder: Path
+) -> None:
+    settings = settings_of(root, loader, world, momentum=momentum)
+    with open_source(settings, world) as source:
+        whole = run_of(replace(settings, output=folder / "whole"), world, source)
+        train(whole, tiny.Watching(whole))
+    with open_source(settings, world) as source:
+        cut = run_of(replace(settings, output=folder / "cut"), world, source, stop_before_batch=5)
+        with pytest.raises(StoppedError):
+            train(cut, tiny.Watching(cut))
+    with open_source(settings, world) as source:
+        resumed = run_of(replace(settings, output=folder / "cut", resume=True), world, source)
+        # After the fourth batch: within the first epoch, unless there are too many workers for so many batches.
+        assert resumed.progress.samples == 4 * 2 * world.size
+        train(resumed, tiny.Watching(resumed))
+    assert torch.equal(whole.method.subnet.parameters_flat, resumed.method.subnet.parameters_flat)
+    assert whole.progress.accuracy == resumed.progress.accuracy
+    assert whole.progress.samples == resumed.progress.samples
+
+
+@pytest.mark.world_size(2)
+def test_other_classes_of_the_same_number_are_refused(root: Path, world: World, folder: Path) -> None:
+    """A model is of the classes it was trained on: a checkpoint names them."""
+    settings = settings_of(root, "torchvision", world, output=folder / "run", max_rounds=1)
+    with open_source(settings, world) as source:
+        run = run_of(settings, world, source)
+        train(run, tiny.Watching(run))
+    if world.is_first:
+        other = photographs.make_root(folder / "other", classes=CLASSES, train=IMAGES)
+        for half in ("train", "val"):
+            (other / half / "n00000003").rename(other / half / "n00000007")
+    world.barrier()
+    settings = replace(settings, data=replace(settings.data, root=folder / "other"), resume=True)
+    with open_source(settings, world) as source:
+        pattern = r"other classes than the data have: class 3 is 'n00000003', not 'n00000004'.*Resume on the data"
+        with pytest.raises(UserError, match=pattern) as caught:
+            run_of(settings, world, source)
+    assert caught.value.everywhere

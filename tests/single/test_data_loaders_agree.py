@@ -1,0 +1,259 @@
+"""DALI and torchvision make the same batches, to within what decoding and scaling round differently."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data.imagenet import STD
+from resist_hvd.data.order import sample_words
+from resist_hvd.data.settings import DaliSettings
+from resist_hvd.data.windows import WORDS_PER_WINDOW, Draws, random_windows
+
+from .. import photographs
+
+pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
+
+from nvidia.dali import fn, types
+
+from resist_hvd.data.dali_graph import Means, evaluation_pipeline, random_window, training_pipeline
+
+CPU = torch.device("cpu")
+ARCHIVE = "imagenet-sample.tar"
+
+
+@contextmanager
+def source_of(root: Path, loader: str, *, device: torch.device = CPU, **changes: Any) -> Iterator[DataSource]:
+    values = {"batch_size": 8, "test_batch_size": 16, "image_size": photographs.SIZE, "decode_threads": 1}
+    settings = DataSettings(name="imagenet", root=root, loader=loader, **{**values, **changes})  # type: ignore[arg-type]
+    with load(settings, shard=Shard(rank=0, size=1), seed=5, device=device) as source:
+        yield source
+
+
+def batches_of(
+    root: Path, loader: str, *, half: str, batches: int = 3, **changes: Any
+) -> tuple[torch.Tensor, list[int]]:
+    """Some batches in grey levels from 0 to 255, and their labels."""
+    with source_of(root, loader, **changes) as source:
+        stream = source.train()
+        found = list(source.test()) if half == "val" else [next(stream) for _ in range(batches)]
+    levels = torch.cat([images.cpu() for images, _ in found]) * torch.tensor(STD).view(3, 1, 1)
+    return levels, torch.cat([labels for _, labels in found]).tolist()
+
+
+def differences(root: Path, **changes: Any) -> torch.Tensor:
+    """Each image's differences between the loaders, in grey levels: [N, pixels]."""
+    (dali, labels), (torchvision, same) = (batches_of(root, loader, **changes) for loader in ("dali", "torchvision"))
+    assert labels == same
+    assert len(dali) > 0
+    return (dali - torchvision).abs().flatten(1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photographs.make_root(tmp_path_factory.mktemp("agree") / "data", train=8, val=6)
+
+
+def test_evaluation_batches_agree_pixel_for_pixel(root: Path) -> None:
+    assert differences(root, half="val").max() < 1.01
+
+
+@pytest.mark.parametrize("changes", [{"test_resize": 32}, {"test_resize": 41}, {"image_size": 33, "test_resize": 40}])
+def test_so_they_do_at_any_size(root: Path, changes: dict[str, int]) -> None:
+    assert differences(root, half="val", **changes).max() < 1.01
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": False}, {"crop_area": 0.5}, {"color_jitter": 0.4}])
+def test_training_batches_agree(root: Path, changes: dict[str, Any]) -> None:
+    found = differences(root, half="train", **changes)
+    # DALI decodes a window alone: at its border, colours are interpolated from fewer neighbours.
+    assert found.mean(dim=1).max() < 1.0
+    assert found.quantile(0.99) < 2.01
+
+
+def test_the_augmentation_is_not_what_makes_them_agree(root: Path) -> None:
+    """Were crops, mirroring or colours ignored by both, the tests above would not notice."""
+    plain, labels = batches_of(root, "dali", half="train")
+    for changes in ({"flip": False}, {"crop_area": 0.5}, {"color_jitter": 0.4}):
+        changed, same = batches_of(root, "dali", half="train", **changes)
+        assert labels == same
+        assert (plain - changed).abs().mean() > 3
+
+
+@pytest.mark.parametrize("kind", photographs.odd_files())
+def test_files_of_odd_kinds_agree(kind: str, tmp_path: Path) -> None:
+    folder = photographs.make_root(tmp_path / "data", classes=1, train=1, val=1)
+    for half in ("train", "val"):
+        (folder / half / "n00000000" / f"{half}_0_0.JPEG").write_bytes(photographs.odd_files()[kind])
+    assert differences(folder, half="val", batch_size=1).max() < 1.01
+    found = differences(folder, half="train", batch_size=1, batches=6)
+    assert found.mean(dim=1).max() < 1.0
+
+
+def test_an_odd_file_is_decoded_to_what_it_shows(tmp_path: Path) -> None:
+    """Both loaders might be wrong alike: CMYK inverted, say. Every odd file but these shows the same picture."""
+    odd = photographs.odd_files()
+    folder = photographs.make_root(tmp_path / "data", classes=1, train=1, val=1)
+    plain = folder / "val" / "n00000000" / "val_0_0.JPEG"
+    plain.write_bytes(photographs.encode(photographs.picture(1000, 90, 70), "PNG"))
+    expected, _ = batches_of(folder, "dali", half="val", batch_size=1)
+    for kind in sorted(odd.keys() - {"grey", "png-grey", "png-palette", "one-pixel", "narrow"}):
+        plain.write_bytes(odd[kind])
+        found, _ = batches_of(folder, "dali", half="val", batch_size=1)
+        assert (found - expected).abs().mean() < 4, kind
+
+
+def test_a_file_that_dali_alone_does_not_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none known, but a GPU's decoder may know less than Pillow. Here Pillow is said to decode all files."""
+    monkeypatch.setattr("resist_hvd.data.broken.read_trusted", lambda _: None)
+    folder = photographs.make_root(tmp_path / "data", classes=1, train=4, val=1)
+    broken = folder / "train" / "n00000000" / "train_0_2.JPEG"
+    broken.write_bytes(photographs.broken_files()["gif"])
+    with source_of(folder, "dali", broken_files="skip", batch_size=4) as source:
+        stream = source.train()
+        assert len(next(stream)[1]) == 4
+        assert source.broken_files() == {str(broken): "is of a kind that DALI does not decode"}
+
+
+def test_what_is_no_files_fault_is_not_blamed_on_one(root: Path) -> None:
+    with source_of(root, "dali") as source:
+        stream = source.train()
+        next(stream)
+        error = RuntimeError("out of memory")
+        with pytest.raises(RuntimeError, match="out of memory"):
+            source._loader._find_broken(source._train, [], error)  # type: ignore[attr-defined]
+        assert source.broken_files() == {}
+
+
+def test_dalis_arithmetic_makes_the_same_windows() -> None:
+    random = np.random.default_rng(0)
+    count = 512
+    heights, widths = random.integers(1, 500, size=(2, count))
+    heights[:100], widths[100:200] = random.integers(1, 5, 100), random.integers(1, 5, 100)
+    encoded = []
+    for height, width in zip(heights.tolist(), widths.tolist(), strict=True):
+        file = io.BytesIO()
+        Image.new("L", (width, height)).save(file, "PNG")
+        encoded.append(np.frombuffer(file.getvalue(), dtype=np.uint8))
+    draws = Draws.of(sample_words(1, 0, count, each=WORDS_PER_WINDOW), least_area=0.08, may_mirror=True)
+    inputs = [draws.widths_squared, draws.heights_squared, draws.places]
+    means = Means(batch_size=count, threads=1, prefetch=1, device_id=None, tuning=DaliSettings())
+    pipeline = means.pipeline()
+    with pipeline:
+        nodes = fn.external_source(source=lambda: (encoded, *map(np.ascontiguousarray, inputs)), num_outputs=4)
+        pipeline.set_outputs(*random_window(*nodes))
+    corners, shapes = (np.asarray(output.as_array()) for output in pipeline.run())
+    expected = random_windows(draws, heights, widths)
+    assert np.array_equal(np.hstack([corners, shapes]), expected)
+    # Some must be the middle that is taken where no try fits: the narrow ones.
+    assert (expected[:, 2:] == 1).any()
+
+
+def test_threads_and_prefetching_change_nothing(root: Path) -> None:
+    expected, _ = batches_of(root, "dali", half="train")
+    for changes in ({"decode_threads": 3}, {"prefetch": 1}, {"prefetch": 5}):
+        found, _ = batches_of(root, "dali", half="train", **changes)
+        assert torch.equal(found, expected)
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which the pipelines are run instead")
+@pytest.mark.parametrize("make", [training_pipeline, evaluation_pipeline])
+def test_a_gpus_pipelines_lack_nothing_but_the_gpu(make: Callable[..., Any]) -> None:
+    """DALI checks operators, devices and arguments as the graph is put together, and looks for a GPU only then."""
+    settings = DataSettings(name="imagenet", root=Path("nowhere"), color_jitter=0.4)
+    means = Means(batch_size=4, threads=2, prefetch=2, device_id=0, tuning=DaliSettings())
+    assert means.decoding().items() >= {"device": "mixed", "hw_decoder_load": 0.65}.items()
+    pipeline = make(means, settings, {"mean": [0.0] * 3, "std": [1.0] * 3, "dtype": types.FLOAT16}, lambda: None)
+    with pytest.raises(RuntimeError, match="CUDA is not available"):
+        pipeline.build()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+@pytest.mark.parametrize("half", ["train", "val"])
+def test_batches_on_a_gpu_agree_with_those_on_a_cpu(root: Path, loader: str, half: str) -> None:
+    cuda = torch.device("cuda", 0)
+    (on_gpu, labels), (on_cpu, same) = (batches_of(root, loader, half=half, device=device) for device in (cuda, CPU))
+    assert labels == same
+    difference = (on_gpu - on_cpu).abs().flatten(1)
+    assert difference.mean(dim=1).max() < 1.5
+    assert difference.quantile(0.99) < 5
+
+
+MEMORY = """
+import gc, sys
+from pathlib import Path
+import torch
+from resist_hvd.data import DataSettings, Shard, load
+
+def resident():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+root, loader = Path(sys.argv[1]), sys.argv[2]
+settings = DataSettings(name="imagenet", root=root, loader=loader, batch_size=8, image_size=96, decode_threads=1)
+with load(settings, shard=Shard(rank=0, size=1), seed=0, device=torch.device("cpu")) as source:
+    stream, batch = source.train(), 8 * 3 * 96 * 96 * 4
+    epoch = source.spec.train_size // 8
+    sizes = []
+    for _ in range(10):
+        for _ in range(epoch):
+            next(stream)
+        for _ in source.test():
+            pass
+        sizes.append(resident())
+print(*[round((size - sizes[3]) / batch, 2) for size in sizes])
+"""
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_memory_is_flat_over_ten_epochs(root: Path, loader: str) -> None:
+    """In batches' sizes, each epoch of three training batches and an evaluation: a leak of one of them is seen."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(root), loader],
+        capture_output=True, text=True, check=True, timeout=120, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+    )  # fmt: skip
+    grown = [float(value) for value in done.stdout.split()]
+    # After some epochs that fill the buffers: a leak of one batch an epoch would be 6 batches, of one an iteration 18.
+    assert grown[-1] < 4, grown
+
+
+# -- real photographs -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 photographs of ImageNet, for training and for validation."""
+    folder = os.environ.get("RESIST_HVD_TEST_DATA")
+    if folder is None:
+        pytest.skip(f"RESIST_HVD_TEST_DATA does not name a folder with {ARCHIVE}")
+    unpacked = tmp_path_factory.mktemp("photos")
+    with tarfile.open(Path(folder) / ARCHIVE) as archive:
+        archive.extractall(unpacked, filter="data")
+    (train,) = unpacked.rglob("train")
+    (train.parent / "val").symlink_to(train)
+    return train.parent
+
+
+def test_real_photographs_agree(photos: Path) -> None:
+    real = {"image_size": 224, "test_batch_size": 64, "batch_size": 64, "decode_threads": None}
+    found = differences(photos, half="val", **real)
+    assert len(found) == 200
+    assert found.max() < 1.01
+    found = differences(photos, half="train", **real)
+    assert found.mean(dim=1).max() < 1.0
+    assert np.quantile(found.numpy(), 0.99) < 2.01
