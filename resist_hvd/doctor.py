@@ -19,7 +19,7 @@ from resist_hvd import flags
 from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import look
 from resist_hvd.comm import failure
-from resist_hvd.comm.launch import launched_rank
+from resist_hvd.comm.launch import launched_rank, person_watches
 from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
@@ -102,7 +102,7 @@ def finish(findings: Sequence[Finding], *, prints: bool) -> None:
     """Print the table, on one rank, and end with the status it deserves."""
     to_mend = sum(finding.level == "mend" for finding in findings)
     if prints:
-        show(findings, Console(width=WIDTH, soft_wrap=False))
+        show(findings, Console(width=WIDTH, force_terminal=person_watches()))
     sys.exit(MUST_MEND if to_mend else 0)
 
 
