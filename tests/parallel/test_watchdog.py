@@ -1,0 +1,152 @@
+"""The ranks' lifelines: who says what when a host is cut off, a rank leaves, or no connection can be made."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from resist_hvd.comm import last_words, watchdog
+from resist_hvd.comm.lifeline import Line, Meeting, own_addresses
+from resist_hvd.comm.watchdog import Watchdog, watched
+from resist_hvd.comm.world import World
+
+LIMIT = 1.5
+
+
+class Listening(Watchdog):
+    """A watchdog that keeps what it would say, and does not bite."""
+
+    def __init__(self, world: World, seconds: float | None) -> None:
+        self.said: list[str] = []
+        super().__init__(world, seconds)
+
+    def _end(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture(autouse=True)
+def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(watchdog, "BEAT", 0.2)
+    world.activity.rounds.clear()
+    world.activity.unhurried = False
+    yield
+    world.activity.unhurried = True
+    assert last_words.ending.before is None
+    assert last_words.ending.status is None
+
+
+def wait_in_a_collective(world: World, seconds: float) -> None:
+    with world.activity.waiting():
+        time.sleep(seconds)
+
+
+def test_a_world_that_gets_on_is_left_alone(world: World) -> None:
+    dog = Listening(world, LIMIT)
+    with dog:
+        for _ in range(5):
+            time.sleep(0.5)
+            world.activity.progress()
+        world.barrier()
+    assert dog.said == []
+
+
+def test_0_is_no_watchdog(world: World) -> None:
+    with watched(world, 0) as dog:
+        assert not isinstance(dog, Watchdog)
+
+
+@pytest.mark.world_size(2)
+def test_where_a_host_is_cut_off_both_sides_say_so(world: World) -> None:
+    world.barrier()
+    dog = Listening(world, LIMIT)
+    culprit = world.size - 1
+    if world.rank == culprit:
+        # Nothing gets through any more, in either direction; the connection looks sound.
+        class Cut(Line):
+            def send_bytes(self, message: bytes) -> None:
+                return
+
+            def receive(self) -> list[dict[str, Any]]:
+                super().receive()
+                return []
+
+        dog._peers[0].line.__class__ = Cut
+    wait_in_a_collective(world, LIMIT + 1)
+    said = list(dog.said)
+    dog.stop()
+    everyone = world.gather_objects(said)
+    assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has not been heard of for ")
+    assert everyone[culprit][0].startswith(f"Rank 0 of {world.size} on {world.host} has not been heard of for ")
+    assert not any(everyone[1:culprit])
+
+
+@pytest.mark.world_size(2)
+def test_the_rank_that_does_not_get_on_is_named_and_not_those_that_wait(world: World) -> None:
+    culprit = world.size - 1
+    dog = Listening(world, LIMIT)
+    world.position = "round 7, local training"
+    if world.rank == culprit:
+        time.sleep(LIMIT + 1)
+    else:
+        wait_in_a_collective(world, LIMIT + 1)
+    said = list(dog.said)
+    dog.stop()
+    everyone = world.gather_objects(said)
+    assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has made no progress for ")
+    assert "[round 7, local training]" in everyone[0][0]
+    assert not any(everyone[1:])
+
+
+@pytest.mark.world_size(2)
+def test_a_process_that_is_gone_is_noticed_at_once(world: World) -> None:
+    culprit = world.size - 1
+    dog = Listening(world, 1000)
+    time.sleep(0.5)
+    if world.rank == culprit:
+        dog._over.set()
+        dog._peers[0].line.close()  # as the kernel does
+    time.sleep(0.5)
+    said = list(dog.said)
+    dog.stop()
+    everyone = world.gather_objects(said)
+    assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has died [")
+    assert not any(everyone[1:culprit])
+
+
+@pytest.mark.world_size(2)
+def test_a_rank_that_left_with_a_failure_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "LEAVING", 0.5)
+    dog = Listening(world, 1000)
+    if world.rank == world.size - 1:
+        dog._say_goodbye(143)
+    time.sleep(1.5)
+    said = list(dog.said)
+    dog.stop()
+    everyone = world.gather_objects(said)
+    assert everyone[0][0].startswith(f"Rank {world.size - 1} of {world.size} has ended with status 143, at ")
+
+
+@pytest.mark.world_size(2)
+def test_without_a_connection_it_is_off_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    culprit = world.size - 1
+    if world.rank == culprit:
+        monkeypatch.setattr(Meeting, "connect", lambda *_: None)
+    dog = Listening(world, 0.5)
+    time.sleep(1)
+    assert dog.said == []
+    assert dog._over.is_set()
+    said = capfd.readouterr().err
+    text = f"The watchdog is off: rank {culprit} on {world.host} cannot reach {world.host} by TCP at "
+    assert said.startswith(text if world.is_first else "")
+    assert (said == "") == (not world.is_first)
+
+
+def test_strangers_are_not_let_in(world: World) -> None:
+    meeting = Meeting("somewhere", own_addresses(), 1)
+    assert meeting.rank_of({"question": meeting.question, "rank": 3}) == 3
+    assert meeting.rank_of({"question": "what?", "rank": 3}) is None
+    assert meeting.rank_of({"question": meeting.question}) is None
+    assert meeting.rank_of({}) is None
