@@ -46,6 +46,7 @@ def run(program: Callable[[], None]) -> None:
     rank 0, and all exit; so is `Stopped`. Anything else may have happened on this rank alone, with others waiting for
     it: this rank says where it was, and takes the world down.
     """
+    signal.signal(signal.SIGUSR2, _stopped_early)
     try:
         program()
     except Stopped as stopped:
@@ -66,6 +67,11 @@ def run(program: Callable[[], None]) -> None:
     except Exception as error:
         message = f"{type(error).__name__}: {error} [{whereabouts()}]. {advice()}"
         take_down(message, INTERNAL_ERROR, details=traceback.format_exc())
+
+
+def _stopped_early(number: int, _: object) -> NoReturn:
+    """Answer what a scheduler sends ahead of a limit, until `watch` does: by default it would kill."""
+    raise Stopped(f"Stopped by {signals.name_of(number)} before anything was begun; start it again")
 
 
 @contextmanager

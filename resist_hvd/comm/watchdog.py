@@ -65,6 +65,8 @@ class Watchdog:
         self._meeting: Meeting | None = None
         self._over = threading.Event()
         self._selector = selectors.DefaultSelector()
+        self._wakeup = socket.socketpair()
+        self._selector.register(self._wakeup[1], selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         last_words.ending.before = self._say_goodbye
         if world.size == 1:
@@ -128,6 +130,8 @@ class Watchdog:
 
     def _hear(self, key: selectors.SelectorKey) -> None:
         """Take a connection, or what has come by one."""
+        if key.data is None:  # `stop` wakes this thread
+            return
         if isinstance(key.data, socket.socket):
             connection, _ = key.data.accept()
             self._selector.register(connection, selectors.EVENT_READ, Line(connection))
@@ -225,6 +229,7 @@ class Watchdog:
         """End watching; all ranks do, one after another."""
         self._say_goodbye(0)
         last_words.ending.before = None
+        self._wakeup[0].send(b"!")
         if self._thread.ident is not None:
             self._thread.join(timeout=5 * BEAT)
         for peer in self._peers.values():
@@ -232,6 +237,8 @@ class Watchdog:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.data, socket.socket):
                 key.data.close()
+        for end in self._wakeup:
+            end.close()
         self._selector.close()
 
     def __enter__(self) -> Self:
