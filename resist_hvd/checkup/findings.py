@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, TypeVar
 
@@ -162,7 +162,8 @@ def mpi(views: Sequence[View]) -> Finding:
             "mend",
             "Use an MPI built for MPI_THREAD_MULTIPLE: launch/setup brings one.",
         )
-    return alike("MPI", views, lambda view: view.libraries.mpi, "Load the same MPI on all hosts.")
+    found = alike("MPI", views, lambda view: view.libraries.mpi, "Load the same MPI on all hosts.")
+    return replace(found, seen=f"one library for mpi4py and Horovod: {found.seen}")
 
 
 def horovod(views: Sequence[View]) -> Finding:

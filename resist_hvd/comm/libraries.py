@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 THREAD_LEVELS = ("single", "funneled", "serialized", "multiple")
 
@@ -15,14 +14,12 @@ class Libraries:
 
     Attributes:
         mpi: make and version of the MPI library: "Open MPI v4.1.8".
-        mpi_path: its file.
         threads: which calls it takes from several threads: `multiple` is what this package needs.
         horovod: its version.
         with_mpi, with_nccl: what it was built with.
     """
 
     mpi: str
-    mpi_path: str
     threads: str
     horovod: str
     with_mpi: bool
@@ -30,15 +27,13 @@ class Libraries:
 
 
 def libraries() -> Libraries:
-    """Return what this process has loaded; MPI must have been started."""
+    """Return what this process has loaded; `World.join` has seen to it that there is one MPI library."""
     import horovod
     import horovod.torch as hvd
     from mpi4py import MPI
 
-    found = re.findall(r"\S*/libmpi\.so[.\d]*", Path("/proc/self/maps").read_text())
     return Libraries(
         mpi=re.split(r"[,\n]", MPI.Get_library_version())[0].strip(),
-        mpi_path=found[0] if found else "",
         threads=THREAD_LEVELS[
             (MPI.THREAD_SINGLE, MPI.THREAD_FUNNELED, MPI.THREAD_SERIALIZED, MPI.THREAD_MULTIPLE).index(
                 MPI.Query_thread()

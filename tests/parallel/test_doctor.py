@@ -25,7 +25,7 @@ def test_views_are_true(world: World, folder: Path) -> None:
     for view in seen:
         assert view.libraries.with_mpi
         assert view.libraries.threads == "multiple"
-        assert view.libraries.mpi_path.startswith("/")
+        assert view.libraries.mpi
         assert (view.output_error, view.config) == ("", "")
         assert min(view.memory, view.shared_memory, view.output_free, view.threads) > 0
         assert len(view.code) == 64

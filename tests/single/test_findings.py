@@ -15,7 +15,6 @@ from resist_hvd.comm.probe import Link, first_ranks, turns
 GIB, MIB = 2**30, 2**20
 LIBRARIES = Libraries(
     mpi="Open MPI v4.1.8",
-    mpi_path="/venv/lib/libmpi.so.40",
     threads="multiple",
     horovod="0.28.1",
     with_mpi=True,
