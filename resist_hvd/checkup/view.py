@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -92,7 +93,7 @@ def look_at_output(world: World, output: Path) -> tuple[str, int]:
     Rank 0 makes the folder and writes a file; the others must see it. Nothing that was not there stays.
     """
     error = ""
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    made = [folder for folder in (output, *output.parents) if not os.path.lexists(folder)]
     sign = output / f".doctor-{world.broadcast_object(os.getpid())}"
     if world.is_first:
         try:
@@ -103,13 +104,14 @@ def look_at_output(world: World, output: Path) -> tuple[str, int]:
     error = world.broadcast_object(error)
     if not error and not sign.exists():
         error = "another folder than rank 0's"
-    nearest = next((folder for folder in (output, *output.parents) if folder.exists()), Path("/"))
+    nearest = next((folder for folder in (output, *output.parents) if folder.is_dir()), Path("/"))
     free = free_space(nearest)
     world.barrier()
     if world.is_first:
-        sign.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            sign.unlink()
         for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # it may not have been made, or hold something by now
                 folder.rmdir()
     return error, free
 

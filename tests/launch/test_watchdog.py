@@ -76,16 +76,15 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
     assert ended.seconds < runs.SOON
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 def test_rank_whose_data_do_not_come_is_named(
-    rank: int, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+    tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
 ) -> None:
     folder = tmp_path / "run"
     flags = [*tiny, *ENDLESS, "--watchdog=3", "--output", folder]
-    ended = runs.run(*flags, ranks=2, program=program(HANGS.format(rank=rank)))
+    ended = runs.run(*flags, ranks=2, program=program(HANGS.format(rank=1)))
     assert ended.status == LOST
     assert re.fullmatch(
-        rf"Rank {rank} of 2 on {runs.HOST} has made no progress for \d s, since \d\d:\d\d:\d\d "
+        rf"Rank 1 of 2 on {runs.HOST} has made no progress for \d s, since \d\d:\d\d:\d\d "
         rf"\[round 4, local training, waiting for a batch\], says rank 0 of 2 on {runs.HOST}\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
         ended.mistake,
