@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd import data
 from resist_hvd.benchmarks import compare
 from resist_hvd.benchmarks.candidates import CompareSettings, make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
 from resist_hvd.benchmarks.rivals import address_of, process_group
 from resist_hvd.comm.world import World
 from resist_hvd.data.settings import DataSettings
-from resist_hvd.data.source import Shard
 from resist_hvd.errors import UserError
 from resist_hvd.models import ModelSettings
 from resist_hvd.protocol.exchange import ring_bytes
 from resist_hvd.training.optim import OptimSettings
+
+from . import tiny
 
 SETTINGS = CompareSettings(
     local_iterations=2,
@@ -32,13 +32,12 @@ SETTINGS = CompareSettings(
 )
 
 
-def trained(name: str, world: World, momentum: float) -> tuple[torch.Tensor, int]:
-    """The weights that a candidate has after two rounds, and the bytes it counted."""
+def trained(name: str, world: World, momentum: float, rounds: int = 2) -> tuple[torch.Tensor, int]:
+    """The weights that a candidate has after some rounds, and the bytes it counted."""
     settings = replace(SETTINGS, optim=replace(SETTINGS.optim, momentum=momentum))
-    shard = Shard(rank=world.rank, size=world.size)
-    source = data.load(settings.data, shard=shard, seed=settings.seed, device=world.device)
-    candidate = make(name, settings, world, source)
-    for _ in range(2):
+    # Images of noise: the margins of digits are all alike, and a norm of what is all alike is rounding errors.
+    candidate = make(name, settings, world, tiny.source(settings, rank=world.rank, size=world.size))
+    for _ in range(rounds):
         assert candidate.round() >= 0
     return candidate.trained().subnet.parameters_flat.clone(), candidate.sent
 
@@ -54,7 +53,8 @@ def test_pytorchs_own_ends_where_ours_does(
     with process_group(world, None) as backend:
         assert backend == "gloo"
         (mine, counted), (pytorchs, bytes_of_theirs) = (trained(name, world, momentum) for name in (ours, theirs))
-    torch.testing.assert_close(pytorchs, mine, rtol=2e-3, atol=2e-4)
+    first, _ = trained(ours, world, momentum, rounds=0)
+    assert (pytorchs - mine).norm() < 1e-3 * (mine - first).norm()
     expected = averages * ring_bytes(mine.nbytes, world.size)
     assert counted == pytest.approx(expected, abs=100)
     assert bytes_of_theirs == pytest.approx(expected, abs=100)

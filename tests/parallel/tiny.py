@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from resist_hvd.benchmarks.candidates import CompareSettings
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.data.images import LabelledImages
@@ -55,7 +56,7 @@ def image_set() -> ImageSet:
     return ImageSet(name="noise", classes=names, train=some(TRAIN_IMAGES, 1), test=some(TEST_IMAGES, 0), mirrored=True)
 
 
-def source(settings: Settings, *, rank: int, size: int) -> ResidentSource:
+def source(settings: Settings | CompareSettings, *, rank: int, size: int) -> ResidentSource:
     """The images as one worker sees them."""
     shard = Shard(rank=rank, size=size)
     return ResidentSource(image_set(), settings.data, shard=shard, seed=settings.seed, device=torch.device("cpu"))
