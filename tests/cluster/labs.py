@@ -19,7 +19,7 @@ from laboratory import packages
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "launch/lab"
 
-LONGEST = 120.0
+LONGEST = 240.0
 """Seconds after which something that was to happen counts as hanging."""
 
 TINY = (

@@ -8,6 +8,8 @@ import pytest
 
 from . import labs
 
+pytestmark = pytest.mark.timeout(900)
+
 LENGTH = ("--max_rounds=30", "--checkpoint_every=10")
 ACROSS = ("--nodes=2", "--ntasks-per-node=2")
 

@@ -32,7 +32,7 @@ def await_end(lab: labs.Lab, process: subprocess.Popen[bytes]) -> str:
     return "\n".join(line for line in lab.said().splitlines() if "resist_hvd: " in line)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_each_loss_ends_the_run_by_name_and_a_restart_goes_on(lab_of_two: labs.Lab) -> None:
     lab = lab_of_two
     run = (*SETTINGS, "--output", lab.folder / "run")

@@ -13,7 +13,7 @@ more than the other is what its further rounds did."""
 SETTINGS = (*labs.TINY, "--model.width_factor=0.25", "--local_iterations=1")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["resist", "local-sgd"])
 def test_links_carry_what_rounds_say_within_five_per_cent(lab_of_four: labs.Lab, method: str) -> None:
     lab = lab_of_four

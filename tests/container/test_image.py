@@ -1,6 +1,7 @@
 """The Dockerfile, built without a Docker engine on a bare Debian, and the demonstration run in the image.
 
 Takes some ten minutes, 30 GB of disk, root, and the packages buildah and debootstrap: `launch/test --only container`.
+RESIST_HVD_IMAGES names a folder that keeps what was built, so that the next time takes as long as what has changed.
 """
 
 from __future__ import annotations
@@ -60,34 +61,44 @@ def reason_to_skip(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
-    """Buildah with a bare Debian in its storage, which trusts whom this machine trusts."""
-    folder = tmp_path_factory.mktemp("image")
+    """Buildah with a bare Debian in its storage."""
+    kept = os.environ.get("RESIST_HVD_IMAGES")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("image")
     if reason := reason_to_skip(folder):
         pytest.skip(reason)
     builder = Builder(folder)
     try:
-        tree = folder / "tree"
-        debootstrap = ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, tree]
-        subprocess.run(debootstrap, check=True, capture_output=True, timeout=600)
-        lines = ["FROM scratch", "ADD tree /", 'CMD ["bash"]']
-        if Path(CERTIFICATES).exists():
-            # Behind a proxy with a certificate of its own, pip and uv must be told of it.
-            shutil.copy(CERTIFICATES, tree / CERTIFICATES.lstrip("/"))
-            lines.insert(2, f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES}")
-        (folder / "Base").write_text("\n".join(lines) + "\n")
-        (folder / ".dockerignore").write_text("storage\nrun\n")
-        builder.run("bud", "--isolation", "chroot", "--file", folder / "Base", "--tag", BASE, folder)
-        shutil.rmtree(tree)
+        if BASE not in builder.run("images", "--format", "{{.Name}}").split():
+            make_base(builder)
         yield builder
     finally:
-        subprocess.run(["umount", folder / "storage/overlay"], check=False, capture_output=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            builder.run("rm", "--all")
+            subprocess.run(["umount", folder / "storage/overlay"], check=False, capture_output=True)
+            shutil.rmtree(folder)
+
+
+def make_base(builder: Builder) -> None:
+    """Make an image of a bare Debian, which trusts whom this machine trusts."""
+    context = builder.folder / "base"
+    tree = context / "tree"
+    debootstrap = ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, tree]
+    context.mkdir()
+    subprocess.run(debootstrap, check=True, capture_output=True, timeout=1200)
+    lines = ["FROM scratch", "ADD tree /", 'CMD ["bash"]']
+    if Path(CERTIFICATES).exists():
+        # Behind a proxy with a certificate of its own, pip and uv must be told of it.
+        shutil.copy(CERTIFICATES, tree / CERTIFICATES.lstrip("/"))
+        lines.insert(2, f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES}")
+    (context / "Dockerfile").write_text("\n".join(lines) + "\n")
+    builder.run("bud", "--isolation", "chroot", "--tag", BASE, context)
+    shutil.rmtree(context)
 
 
 @pytest.fixture(scope="module")
 def container(builder: Builder) -> str:
     """A container of the image that the Dockerfile describes."""
-    flags = ("--isolation", "chroot", "--format", "docker", "--build-arg", f"BASE_IMAGE={BASE}")
+    flags = ("--layers", "--isolation", "chroot", "--format", "docker", "--build-arg", f"BASE_IMAGE={BASE}")
     builder.run("bud", *flags, "--tag", "localhost/resist_hvd", ROOT)
     return builder.run("from", "--isolation", "chroot", "localhost/resist_hvd").split()[-1]
 
