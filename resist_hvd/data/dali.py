@@ -7,7 +7,6 @@ batch is to name its files and to draw its random numbers.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -109,9 +108,10 @@ class DaliLoader(ImageLoader):
         takes up the work that was under way, without the broken files.
         """
         work_on(self._device)
+        waiting: deque[Work] = deque()
         while True:
             begun: deque[Work] = deque()
-            pipeline = build(self._source(index, works, begun))
+            pipeline = build(self._source(index, waiting, works, begun))
             pipeline.build()
             pipeline.schedule_run()
             while True:
@@ -127,17 +127,17 @@ class DaliLoader(ImageLoader):
                 pixels = from_dlpack(images.as_tensor())
                 pipeline.schedule_run()
                 yield self._batch(pixels, index.labels[begun.popleft().images])
-            works = chain(begun, works)
+            waiting.extendleft(reversed(begun))
 
-    def _source(self, index: ImageIndex, works: Iterator[Work], begun: deque[Work]) -> Source:
-        """What a pipeline gets its inputs from; work that it has taken up is appended to `begun`."""
+    def _source(self, index: ImageIndex, waiting: deque[Work], works: Iterator[Work], begun: deque[Work]) -> Source:
+        """What a pipeline gets its inputs from: first what is `waiting`, then `works`; it goes over to `begun`."""
 
         def inputs() -> tuple[Any, ...]:
-            work = self._usable(index, next(works))
-            while not len(work.images):
-                work = self._usable(index, next(works))
-            begun.append(work)
-            return self._inputs(index, work)
+            while True:
+                work = self._usable(index, waiting.popleft() if waiting else next(works))
+                if len(work.images):
+                    begun.append(work)
+                    return self._inputs(index, work)
 
         return inputs
 
@@ -194,7 +194,7 @@ class DaliLoader(ImageLoader):
     def _is_decodable(self, index: ImageIndex, image: int) -> bool:
         """Whether DALI decodes a file that others do; noted where it does not."""
         work = Work(images=np.array([image]))
-        source = self._source(index, iter([work]), deque())
+        source = self._source(index, deque([work]), iter(()), deque())
         try:
             dali_graph.evaluation_pipeline(self._means(1), self._settings, self._normalisation, source).run()
         except RuntimeError:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -268,6 +269,23 @@ def test_what_takes_a_broken_files_place_is_the_same_after_resuming(root: Path, 
         resumed = opened(root, loader, broken_files="skip")
         resumed.train().load_state({**resumed.train().state(), "samples_drawn": 4 * start})
         assert all(same(one, other) for one, other in zip(drawn(resumed, 3), whole[start:], strict=False))
+
+
+@pytest.mark.parametrize("broken", [0, 2, 5])
+def test_a_broken_file_among_batches_made_in_advance_costs_no_sound_one(
+    broken: int, root: Path, loader: str, opened: Open
+) -> None:
+    file = sorted((root / "val").glob("*/*.JPEG"))[broken]
+    file.write_bytes(b"")
+    source = opened(root, loader, broken_files="skip", test_batch_size=1, prefetch=3)
+    found = []
+    for _, labels in source.test():
+        found.append(labels.item())
+        time.sleep(0.05)  # what is made in advance is made, or has failed, before the next one is asked for
+    expected = [0, 0, 1, 1, 2, 2]
+    del expected[broken]
+    assert found == expected
+    assert source.broken_files() == {str(file): "is empty"}
 
 
 def test_nothing_but_broken_files(root: Path, loader: str, opened: Open) -> None:
