@@ -8,7 +8,7 @@ block, and the activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import Batch, DataSource, Shard
+from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.methods.base import Method
 from resist_hvd.models.resnet import Norm
 
@@ -49,20 +49,36 @@ def evaluate(method: Method, source: DataSource, world: World, autocast: Callabl
 
     All ranks must call it together.
     """
-    shard = share_of(method, world)
+    test = ExtraTest(name="test", size=source.spec.test_size, batches=source.test)
+    return evaluate_on([test], method, source, world, autocast)["test"]
+
+
+def evaluate_on(
+    tests: Sequence[ExtraTest], method: Method, source: DataSource, world: World, autocast: Callable[[], Any]
+) -> dict[str, Evaluation]:
+    """Return accuracy and loss on each of these test sets by its name; statistics are taken once for all of them.
+
+    All ranks must call it together.
+    """
     with inference(method), torch.no_grad(), autocast():
         statistics = [found for _, _, found in calibrate(method, source, world)]
-        totals = np.zeros(3)
-        for batches in in_chunks(source.test(shard), largest_share=-(-source.spec.test_size // shard.size)):
-            outputs = [images for images, _ in batches]
-            for (_, stage), found in zip(method.stages(), statistics, strict=True):
-                apply_statistics(stage, found)
-                outputs = [stage(images) for images in outputs]
-                world.activity.progress()
-            for scores, (_, labels) in zip(outputs, batches, strict=True):
-                scores = method.pool(scores.float())
-                loss = functional.cross_entropy(scores, labels, reduction="sum")
-                totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
+        return {test.name: walk(test, method, statistics, world) for test in tests}
+
+
+def walk(test: ExtraTest, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
+    """Walk a test set through the network, whose norms have these statistics; all ranks must call it together."""
+    shard = share_of(method, world)
+    totals = np.zeros(3)
+    for batches in in_chunks(test.batches(shard), largest_share=-(-test.size // shard.size)):
+        outputs = [images for images, _ in batches]
+        for (_, stage), found in zip(method.stages(), statistics, strict=True):
+            apply_statistics(stage, found)
+            outputs = [stage(images) for images in outputs]
+            world.activity.progress()
+        for scores, (_, labels) in zip(outputs, batches, strict=True):
+            scores = method.pool(scores.float())
+            loss = functional.cross_entropy(scores, labels, reduction="sum")
+            totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
     images, correct, loss_sum = world.sum(totals)
     return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images)
 

@@ -1,6 +1,7 @@
 """Evaluation and export, for which blocks go round, do what one process would that had the whole network."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import Batch, DataSource, Shard
+from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.models import Architecture, ModelSettings, ResNet
 from resist_hvd.models.resnet import Block, Norm
 from resist_hvd.training import evaluate as evaluation_module
-from resist_hvd.training.evaluate import Evaluation, evaluate
+from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on
 from resist_hvd.training.export import export
 from resist_hvd.training.loop import LocalTraining, round_seed
 from resist_hvd.training.run import Run
@@ -179,6 +180,28 @@ def test_an_ensembles_predictions_are_averaged(world: World, folder: Path) -> No
     # All members see all of the test set.
     assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-9)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["resist", "ensemble"])
+def test_several_test_sets_are_each_evaluated_by_themselves(method: str, world: World, folder: Path) -> None:
+    run = trained({"method": method}, world, folder)
+    # Six calibration images are fewer than a batch; in a world of four, the last rank's share has one.
+    images, labels = (part[:6] for part in joined(run.source.calibration(EVERYTHING)))
+
+    def share(shard: Shard) -> Iterator[Batch]:
+        yield images[shard.rank :: shard.size], labels[shard.rank :: shard.size]
+
+    test = ExtraTest(name="whole", size=run.source.spec.test_size, batches=run.source.test)
+    found = evaluate_on(
+        [test, ExtraTest(name="few", size=6, batches=share)], run.method, run.source, world, run.autocast
+    )
+    assert list(found) == ["whole", "few"]
+    assert found["whole"] == evaluate(run.method, run.source, world, run.autocast)
+    if method == "resist":
+        export(folder, run.method, run.source, world, run.autocast)
+        with torch.no_grad():
+            assert_close(found["few"], evaluation_of(ResNet.load(folder)(images), labels))
+    assert 0 <= found["few"].accuracy <= 100
 
 
 def test_scales_are_folded_into_the_exported_weights(world: World, folder: Path) -> None:
