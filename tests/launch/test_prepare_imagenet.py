@@ -17,7 +17,8 @@ from scipy.io import savemat
 
 from resist_hvd.errors import UserError
 
-from . import photographs, runs
+from .. import imagenet_sample
+from . import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 WNIDS = ("n02119789", "n01440764", "n03995372")
@@ -501,7 +502,7 @@ def test_damaged_lists_and_kits_are_named(tmp_path: Path, flat: Path, prepare: C
 def test_photographs_are_packed_and_go_on_where_they_were_stopped(
     tmp_path: Path, output: Path, prepare: Callable[..., str]
 ) -> None:
-    real = photographs.read(12)
+    real = imagenet_sample.read(12)
     cut = next(iter(real.values()))[:2000]
     files = {f"{wnid}/{wnid}_1.JPEG": content for wnid, content in real.items()} | {"n00000001/cut.JPEG": cut}
     write(tmp_path / "train", files)
