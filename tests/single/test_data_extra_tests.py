@@ -11,6 +11,7 @@ from PIL import Image
 
 from resist_hvd.data import DataSettings, Shard, load
 from resist_hvd.data.extra_tests import find_extra_tests
+from resist_hvd.data.settings import DataName
 from resist_hvd.errors import UserError
 
 CLASSES = tuple(f"n{number:08d}" for number in range(12))
@@ -57,12 +58,16 @@ def test_classes_may_be_named_and_be_few(tmp_path: Path) -> None:
     assert (test.name, dict(test.label_of)) == ("sketches", {CLASSES[2]: 2, CLASSES[7]: 7})
 
 
-def test_a_source_serves_them_beside_its_own_test_set(v2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source_name", ["folder", "imagenet"])
+def test_a_source_serves_them_beside_its_own_test_set(v2: Path, tmp_path: Path, source_name: DataName) -> None:
     for name in CLASSES:
-        for half in ("train", "test"):
+        for half in ("train", "val"):
             write_image(tmp_path / "images" / half / name / "1.png", 128)
     write_image(tmp_path / "images/train" / CLASSES[0] / "2.png", 28)
-    settings = DataSettings(name="folder", root=tmp_path / "images", batch_size=2, test_batch_size=5, extra_tests=v2)
+    settings = DataSettings(
+        name=source_name, root=tmp_path / "images", batch_size=2, test_batch_size=5, image_size=4,
+        extra_tests=v2, decode_threads=1,
+    )  # fmt: skip
     with load(settings, shard=Shard(rank=0, size=2), seed=1, device=torch.device("cpu")) as source:
         assert [(test.name, test.size) for test in source.extra_tests] == [(name, 24) for name in NAMES]
         for test in source.extra_tests:
@@ -73,6 +78,7 @@ def test_a_source_serves_them_beside_its_own_test_set(v2: Path, tmp_path: Path) 
             for images, labels in batches:
                 brightness = images[:, 0, 0, 0] * std + mean
                 assert torch.allclose(brightness, 20.0 * labels, atol=0.01)
+            assert test.size == sum(len(labels) for _, labels in batches)
 
 
 def test_without_the_setting_there_are_none(tmp_path: Path) -> None:
