@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -45,8 +45,8 @@ class LoaderSettings:
     min_blocks: int = 5
     """m, the fewest blocks of the sub-network that these steps train."""
 
-    precision: str = "fp32"
-    """bf16 computes convolutions in bfloat16 (autocast)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What these steps compute convolutions in."""
 
     seed: int = 1
     """Order, windows and weights come from it."""
@@ -142,7 +142,7 @@ def training_beside(settings: LoaderSettings, world: World, source: data.DataSou
         model=settings.model,
         data=settings.data,
         epochs=1e9,
-        precision="bf16" if settings.precision == "bf16" else "fp32",
+        precision=settings.precision,
     )
     method = registry.make("resist", method_setup(training, source, world), seed=derive(settings.seed, "round", 0))
     local = LocalTraining(Run(training, world, source, method, Path()))
