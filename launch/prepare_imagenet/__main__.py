@@ -59,11 +59,19 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         metavar="PIXELS",
         help="write JPEGs scaled to a shorter side of so many pixels, from 256 on: at 320 about 0.4 of the bytes",
     )
-    parser.add_argument("--classes", type=int, default=1000, metavar="N", help="how many there must be (%(default)s)")
-    parser.add_argument("--train-images", type=int, default=1_281_167, metavar="N", help="likewise (%(default)s)")
-    parser.add_argument("--val-images", type=int, default=50_000, metavar="N", help="likewise (%(default)s)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="for --pack")
+    parser.add_argument(
+        "--classes", type=_count, default=1000, metavar="N", help="how many there must be (%(default)s)"
+    )
+    parser.add_argument("--train-images", type=_count, default=1_281_167, metavar="N", help="likewise (%(default)s)")
+    parser.add_argument("--val-images", type=_count, default=50_000, metavar="N", help="likewise (%(default)s)")
+    parser.add_argument("--threads", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="that pack")
     return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _side(text: str) -> int:

@@ -1,6 +1,7 @@
 """Whole images scaled to squares by NVIDIA DALI, on a GPU or on CPUs."""
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class DaliSquares(SquareDecoder):
         def next_paths() -> tuple[Any, ...]:
             chosen = next(choices)
             asked.append(chosen)
-            return ([np.frombuffer(str(paths[image]).encode(), dtype=np.uint8) for image in chosen],)
+            return ([np.frombuffer(os.fsencode(paths[image]), dtype=np.uint8) for image in chosen],)
 
         pipeline = squares_pipeline(self._means, self._format, next_paths)
         pipeline.build()

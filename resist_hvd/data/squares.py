@@ -1,5 +1,6 @@
 """Whole images scaled to squares, width and height each by itself, as detectors of a fixed input size take them."""
 
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +114,7 @@ def read_whole(path: Path) -> NDArray[np.uint8]:
         UserError: it is damaged.
     """
     try:
-        return read_trusted(str(path).encode())
+        return read_trusted(os.fsencode(path))
     except ValueError as error:
         raise UserError(
             f"The image file {error}",

@@ -566,13 +566,24 @@ def test_a_folder_is_not_packed_in_two_ways(
     check_refused(said, "Images are not packed where they lie", output / "train", "another --output")
 
 
-@pytest.mark.parametrize("side", ["100", "big", "4000"])
-def test_sides_that_are_too_small_or_large_are_refused(
-    tmp_path: Path, side: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--pack", "100", "'100' is not a number of pixels from 256 to 2048"),
+        ("--pack", "big", "'big' is not a number of pixels"),
+        ("--pack", "4000", "'4000' is not a number of pixels"),
+        ("--threads", "0", "'0' is not a number from 1 on"),
+        ("--val-images", "-5", "'-5' is not a number from 1 on"),
+        ("--files", "rename", "invalid choice: 'rename'"),
+    ],
+)
+def test_flags_that_are_wrong_are_refused(
+    tmp_path: Path, flag: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        program.parse_flags(["--output", str(tmp_path), "--pack", side])
-    assert "is not a number of pixels from 256 to 2048" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        program.parse_flags(["--output", str(tmp_path), f"{flag}={value}"])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
