@@ -6,6 +6,7 @@ test of 2007, both on images of 448 x 448 pixels without augmentation.
 
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from resist_hvd.data.order import EpochOrder
 from resist_hvd.data.settings import LoaderName
 from resist_hvd.data.source import DataSpec, Shard
 from resist_hvd.data.squares import PillowSquares, SquareDecoder, SquareFormat
+from resist_hvd.data.stream import Position, check_one_batch
 from resist_hvd.data.voc import CLASSES, AnnotatedImages, read_lists
 from resist_hvd.errors import UserError
 
@@ -137,54 +139,31 @@ class DetectionBatch:
     targets: Targets
 
 
-class DetectionStream(Iterator[DetectionBatch]):
+class DetectionStream(Position, Iterator[DetectionBatch]):
     """One worker's endless training batches, in an order that depends on the seed and the position alone."""
 
     def __init__(self, half: "_Half", *, shard: Shard, seed: int, batch_size: int) -> None:
+        super().__init__(EpochOrder(len(half.images), seed), shard=shard, batch_size=batch_size)
         self._half = half
-        self._order = EpochOrder(len(half.images), seed)
-        self._shard = shard
-        self._batch_size = batch_size
-        self._samples_drawn = 0
         self._batches: Iterator[DetectionBatch] | None = None
-
-    @property
-    def samples_drawn(self) -> int:
-        """Images drawn since the run's start, summed over workers."""
-        return self._samples_drawn
 
     def __next__(self) -> DetectionBatch:
         if self._batches is None:
             self._batches = self._half.batches(self._choices(self._samples_drawn))
         batch = next(self._batches)
-        self._samples_drawn += self._shard.size * self._batch_size
+        self._advance()
         return batch
 
     def _choices(self, samples_drawn: int) -> Iterator[NDArray[np.int64]]:
-        while True:
-            yield self._order.images(samples_drawn + self._shard.rank * self._batch_size, self._batch_size)
-            samples_drawn += self._shard.size * self._batch_size
+        drawn_at_once = self._shard.size * self._batch_size
+        for drawn in itertools.count(samples_drawn, drawn_at_once):
+            yield self._order.images(drawn + self._shard.rank * self._batch_size, self._batch_size)
 
-    def state(self) -> dict[str, Any]:
-        """The position, as a value that JSON can hold."""
-        return {"samples_drawn": self._samples_drawn}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go to a position that `state` returned: the next batch is the one that came next then.
-
-        On another number of workers the same order of images goes on, none left out and none repeated.
-
-        Raises:
-            UserError: the state is damaged.
-        """
-        drawn = state.get("samples_drawn")
-        if set(state) != {"samples_drawn"} or type(drawn) is not int or drawn < 0:
-            raise UserError(
-                f"The data position in the checkpoint cannot be read: {state}",
-                mend="Resume from an older checkpoint, or start anew in another --output folder.",
-            )
-        self._samples_drawn = drawn
+    def load_state(self, state: dict[str, Any]) -> str | None:
+        """Go to a position that `state` returned; a sentence where the batches will not be those of then."""
+        sentence = super().load_state(state)
         self._batches = None
+        return sentence
 
     def close(self) -> None:
         """End what decodes ahead."""
@@ -215,14 +194,13 @@ class DetectionSource:
             )
         if not settings.train_on_difficult:
             train = train.without_difficult()
-        drawn_at_once = settings.batch_size * shard.size
-        if len(train) < drawn_at_once:
-            raise UserError(
-                f"There are {len(train)} training images, fewer than the {drawn_at_once} that {shard.size} workers "
-                f"draw at once in batches of {settings.batch_size}",
-                where=str(settings.root),
-                mend="Give a smaller batch_size, fewer workers, or more lists.",
-            )
+        check_one_batch(
+            "voc",
+            train_size=len(train),
+            batch_size=settings.batch_size,
+            shard=shard,
+            where=str(settings.root),
+        )
         self.spec = DataSpec(
             name="voc",
             classes=settings.classes,

@@ -266,7 +266,7 @@ def test_lists_that_are_wrong_are_named(devkit: Devkit, tmp_path: Path) -> None:
 
 
 def test_fewer_images_than_a_batch_of_all_workers(devkit: Devkit) -> None:
-    check_error(devkit, "There are 6 training images, fewer than the 8", devkit.root, "batch_size", batch_size=8)
+    check_error(devkit, "voc has 6 training images, fewer than the 8", devkit.root, "batch_size", batch_size=8)
     assert load(devkit, Shard(rank=1, size=3)).spec.train_size == 6
 
 
@@ -378,7 +378,7 @@ def test_a_position_comes_back_exactly(devkit: Devkit, loader: str) -> None:
     following = [next(stream) for _ in range(4)]
     resumed = load(devkit, shard, loader=loader).train()
     next(resumed)
-    resumed.load_state(state)
+    assert resumed.load_state(state) is None
     assert resumed.samples_drawn == 8
     for expected in following:
         batch = next(resumed)
@@ -386,10 +386,23 @@ def test_a_position_comes_back_exactly(devkit: Devkit, loader: str) -> None:
         assert torch.equal(batch.targets.boxes, expected.targets.boxes)
 
 
-@pytest.mark.parametrize("state", [{}, {"samples_drawn": -1}, {"samples_drawn": "3"}, {"samples_drawn": 1, "more": 2}])
-def test_a_damaged_position_is_refused(devkit: Devkit, state: dict[str, Any]) -> None:
+def test_another_number_of_workers_goes_on_with_the_same_order_and_says_so(devkit: Devkit) -> None:
+    streams = [load(devkit, Shard(rank=rank, size=2), batch_size=1).train() for rank in range(2)]
+    begun = [next(stream) for stream in streams]
+    state = streams[0].state()
+    alone = load(devkit, batch_size=1).train()
+    said = alone.load_state(state)
+    assert said is not None
+    assert "workers 2 is now 1" in said
+    rest = [next(alone) for _ in range(4)]
+    assert objects_in([*begun, *rest]) == sorted([[0, 1], [2], [], [], [0, 1], [3]])
+
+
+@pytest.mark.parametrize("change", [{"samples_drawn": -1}, {"samples_drawn": "3"}, {"more": 2}])
+def test_a_damaged_position_is_refused(devkit: Devkit, change: dict[str, Any]) -> None:
+    stream = load(devkit).train()
     with pytest.raises(UserError, match="The data position in the checkpoint cannot be read"):
-        load(devkit).train().load_state(state)
+        stream.load_state(stream.state() | change)
 
 
 def test_a_damaged_image_is_named(devkit: Devkit, loader: str) -> None:
