@@ -22,13 +22,14 @@ from torch.nn import functional
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.methods.base import Method
+from resist_hvd.models import Architecture
 from resist_hvd.models.resnet import Norm
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Mean and variance [channels] of each batch norm of a stage, in order."""
 
-TEST_IMAGES_AT_ONCE = 8192
-"""A worker carries activations of this many test images at a time; partitioned blocks are lent anew for more."""
+ACTIVATIONS_AT_ONCE = 2 * 2**30
+"""Bytes of test images' activations that a worker carries at a time; for more, partitioned blocks are lent anew."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,20 @@ def evaluate_on(
     """
     with inference(method), torch.no_grad(), autocast():
         statistics = [found for _, _, found in calibrate(method, source, world)]
-        return {test.name: walk(test, method, statistics, world) for test in tests}
+        at_once = images_at_once(method.subnet.architecture, source.spec.image_size)
+        return {test.name: walk(test, at_once, method, statistics, world) for test in tests}
 
 
-def walk(test: ExtraTest, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
+def images_at_once(architecture: Architecture, image_size: int) -> int:
+    """Return how many images have `ACTIVATIONS_AT_ONCE` after the first section, whose activations are the largest."""
+    side = -(-image_size // 4) if architecture.stem == "imagenet" else image_size
+    return max(1, ACTIVATIONS_AT_ONCE // (4 * architecture.outputs(0) * side**2))
+
+
+def walk(test: ExtraTest, at_once: int, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
     """Walk a test set through the network, whose norms have these statistics; all ranks must call it together."""
-    shard = share_of(method, world)
     totals = np.zeros(3)
-    for batches in in_chunks(test.batches(shard), largest_share=-(-test.size // shard.size)):
+    for batches in in_chunks(test.batches(share_of(method, world)), at_once, world):
         outputs = [images for images, _ in batches]
         for (_, stage), found in zip(method.stages(), statistics, strict=True):
             apply_statistics(stage, found)
@@ -159,14 +166,16 @@ def inference(method: Method) -> Iterator[None]:
             norm.clear_statistics()
 
 
-def in_chunks(batches: Iterator[Batch], *, largest_share: int) -> Iterator[list[Batch]]:
-    """Yield lists of batches, of about TEST_IMAGES_AT_ONCE images each.
+def in_chunks(batches: Iterator[Batch], at_once: int, world: World) -> Iterator[list[Batch]]:
+    """Yield lists of batches, of about `at_once` images each, until no rank has any left.
 
-    Every rank gets as many lists as the one with the largest share needs, the last ones perhaps empty: ranks walk
-    the network's stages together.
+    Every rank gets as many lists as the one with the most batches, the last ones perhaps empty: ranks walk the
+    network's stages together.
     """
-    for _ in range(max(1, -(-largest_share // TEST_IMAGES_AT_ONCE))):
+    while True:
         chunk: list[Batch] = []
-        while sum(len(labels) for _, labels in chunk) < TEST_IMAGES_AT_ONCE and (batch := next(batches, None)):
+        while sum(len(labels) for _, labels in chunk) < at_once and (batch := next(batches, None)):
             chunk.append(batch)
+        if not world.sum(np.array([float(len(chunk))]))[0]:
+            return
         yield chunk

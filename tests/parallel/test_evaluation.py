@@ -17,7 +17,7 @@ from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.models import Architecture, ModelSettings, ResNet
 from resist_hvd.models.resnet import Block, Norm
 from resist_hvd.training import evaluate as evaluation_module
-from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on
+from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on, images_at_once
 from resist_hvd.training.export import export
 from resist_hvd.training.loop import LocalTraining, round_seed
 from resist_hvd.training.run import Run
@@ -152,8 +152,21 @@ def test_evaluation_leaves_training_as_it_was(world: World, folder: Path) -> Non
 def test_more_test_images_than_are_carried_at_once(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained({"data": replace(tiny.settings(world).data, test_batch_size=2)}, world, folder)
     at_once = evaluate(run.method, run.source, world, run.autocast)
-    monkeypatch.setattr(evaluation_module, "TEST_IMAGES_AT_ONCE", 2)
+    size, architecture = run.source.spec.image_size, run.method.subnet.architecture
+    assert images_at_once(architecture, size) >= tiny.TEST_IMAGES
+    monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 2 * 4 * size**2 * architecture.outputs(0))
+    assert images_at_once(architecture, size) == 2
     assert_close(evaluate(run.method, run.source, world, run.autocast), at_once)
+
+
+def test_as_many_images_are_carried_as_their_activations_allow() -> None:
+    def at_once(image_size: int, **model: Any) -> int:
+        return images_at_once(Architecture.of(ModelSettings(**model), channels=3, classes=10), image_size)
+
+    assert at_once(32) == 8192
+    # ImageNet's bottlenecks put out 256 channels of 56 x 56: 3.2 MB an image.
+    assert at_once(224, name="preact_resnet50", block="bottleneck", stem="imagenet") == 2**31 // (4 * 256 * 56**2)
+    assert at_once(10**6) == 1
 
 
 @pytest.mark.world_size(3)
