@@ -5,7 +5,6 @@ test of 2007, both on images of 448 x 448 pixels without augmentation.
 """
 
 import importlib
-import importlib.util
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resist_hvd.data.imagenet import dali_is_installed
 from resist_hvd.data.order import EpochOrder
 from resist_hvd.data.settings import LoaderName
 from resist_hvd.data.source import DataSpec, Shard
@@ -275,7 +275,7 @@ def _decoder(settings: DetectionSettings, batch_size: int, device: torch.device)
         batch_size=batch_size,
         threads=settings.decode_threads or torch.get_num_threads(),
     )
-    installed = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    installed = dali_is_installed()
     if settings.loader == "dali" and not installed:
         raise UserError(
             "The loader is to be dali, but NVIDIA DALI is not installed",

@@ -286,7 +286,7 @@ def test_settings_that_are_wrong_by_themselves(changes: dict[str, Any], message:
 
 
 def test_dali_that_is_not_installed_is_told(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resist_hvd.data.detection.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("resist_hvd.data.detection.dali_is_installed", lambda: False)
     with pytest.raises(UserError, match=r"NVIDIA DALI is not installed.*launch/setup --dali"):
         load(devkit, loader="dali")
     assert next(load(devkit, loader="auto").train()).images.shape == (2, 3, 32, 32)
