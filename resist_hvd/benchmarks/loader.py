@@ -150,9 +150,10 @@ def training_beside(settings: LoaderSettings, world: World, source: data.DataSou
     local.clock.lap()
     seconds, waited = [], []
     for _ in range(settings.steps):
+        before = world.stopwatch.seconds["data"]
         local.train(1)
         seconds.append(local.clock.lap())
-        waited.append(local.seconds_data)
+        waited.append(world.stopwatch.seconds["data"] - before)
     share = 100 * sum(waited) / sum(seconds)
     rate, step = settings.data.batch_size / median(seconds), 1e3 * median(seconds)
     return (
