@@ -31,7 +31,7 @@ OURS, DALI, TORCHVISION = "this loader", "bare DALI, the same operators", "torch
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """Time an ImageNet loader: images decoded a second, and how long a training step waits for them."""
+    """Time an ImageNet loader, and how long a training step waits for it."""
 
     batches: int = 24
     """Batches in one pass."""
