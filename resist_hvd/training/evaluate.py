@@ -39,10 +39,12 @@ class Evaluation:
     Attributes:
         accuracy: share of images whose class has the highest score, in percent.
         loss: mean cross-entropy.
+        images: how many there were, without files that were passed over.
     """
 
     accuracy: float
     loss: float
+    images: int
 
 
 def evaluate(method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> Evaluation:
@@ -87,7 +89,8 @@ def walk(test: ExtraTest, at_once: int, method: Method, statistics: Sequence[Sta
             loss = functional.cross_entropy(scores, labels, reduction="sum")
             totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
     images, correct, loss_sum = world.sum(totals)
-    return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images)
+    walks = world.size if method.members_apart else 1
+    return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images, images=round(images) // walks)
 
 
 def share_of(method: Method, world: World) -> Shard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,16 +177,15 @@ class Telemetry:
             UserError: on every rank, where a loss is not finite.
         """
         run, progress = self.run, self.run.progress
-        sizes = {test.name: test.size for test in run.source.extra_tests}
         for name, evaluation in found.items():
             if not math.isfinite(evaluation.loss):
                 raise diverged(f"The loss on {name}", where=f"all ranks, after round {progress.round}")
-            result = {"images": sizes[name], "accuracy": evaluation.accuracy, "loss": evaluation.loss}
+            result = asdict(evaluation)
             self._extra_tests[name] = result
             self._append("extra_tests.jsonl", {"round": progress.round, "test": name, **result})
             if run.world.is_first:
                 self.display.line(
-                    f"  {name}, {sizes[name]:,} images: accuracy {evaluation.accuracy:6.2f} %  "
+                    f"  {name}, {evaluation.images:,} images: accuracy {evaluation.accuracy:6.2f} %  "
                     f"loss {figure(evaluation.loss)}"
                 )
                 self._to_board({f"accuracy/{name}": evaluation.accuracy, f"test_loss/{name}": evaluation.loss})

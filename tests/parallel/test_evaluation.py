@@ -89,12 +89,13 @@ def plain_scores(network: ResNet, source: DataSource) -> tuple[Tensor, Tensor]:
 
 def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
     accuracy = 100 * (scores.argmax(dim=1) == labels).double().mean().item()
-    return Evaluation(accuracy=accuracy, loss=functional.cross_entropy(scores, labels).item())
+    return Evaluation(accuracy=accuracy, loss=functional.cross_entropy(scores, labels).item(), images=len(labels))
 
 
 def assert_close(ours: Evaluation, theirs: Evaluation) -> None:
     assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-9)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    assert ours.images == theirs.images
 
 
 @pytest.mark.parametrize("changes", CASES)
@@ -215,6 +216,7 @@ def test_several_test_sets_are_each_evaluated_by_themselves(method: str, world: 
         with torch.no_grad():
             assert_close(found["few"], evaluation_of(ResNet.load(folder)(images), labels))
     assert 0 <= found["few"].accuracy <= 100
+    assert (found["whole"].images, found["few"].images) == (tiny.TEST_IMAGES, 6)
 
 
 def test_scales_are_folded_into_the_exported_weights(world: World, folder: Path) -> None:
