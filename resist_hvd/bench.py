@@ -1,4 +1,4 @@
-"""`python -m resist_hvd.bench sync|step|compare`: measure what the toolkit costs, beside what it is compared with."""
+"""`python -m resist_hvd.bench sync|step|compare|loader`: measure what this costs, beside what it is compared with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from resist_hvd import flags
-from resist_hvd.benchmarks import candidates, compare, step, sync
+from resist_hvd.benchmarks import candidates, compare, loader, step, sync
 from resist_hvd.comm import failure
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "sync": Benchmark(sync.SyncSettings, sync.run),
     "step": Benchmark(step.StepSettings, step.run),
     "compare": Benchmark(candidates.CompareSettings, compare.run),
+    "loader": Benchmark(loader.LoaderSettings, loader.run),
 }
 
 

@@ -22,6 +22,7 @@ from resist_hvd.methods import registry
 from resist_hvd.seeds import derive
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load
 from resist_hvd.training.disk import disk_errors, write_whole
+from resist_hvd.training.evaluate import evaluate_on
 from resist_hvd.training.export import export
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Progress, Run, method_setup
@@ -60,6 +61,9 @@ def run_training(settings: Settings) -> None:
                 print(headline(run), flush=True)
             with telemetry.display:
                 train(run, telemetry)
+            if source.extra_tests:
+                world.position = "evaluating on further test sets"
+                telemetry.evaluated_extra(evaluate_on(source.extra_tests, run.method, source, world, run.autocast))
             world.position = "exporting the model"
             export(folder, run.method, source, world, run.autocast)
             broken = every_broken_file(source, world)
@@ -144,6 +148,7 @@ def begin_files(run: Run, *, resumed: bool) -> None:
             keep_lines_before(run.folder / "rounds.jsonl", round_number=run.progress.round, inclusive=False)
             evaluated = resumed and run.progress.evaluated_round == run.progress.round
             keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=evaluated)
+            keep_lines_before(run.folder / "extra_tests.jsonl", round_number=run.progress.round, inclusive=False)
 
 
 def headline(run: Run) -> str:

@@ -6,9 +6,9 @@ import torch
 
 from resist_hvd.data.resident import ImageSet, ResidentSource
 from resist_hvd.data.settings import DataName, DataSettings
-from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard, TrainStream
+from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, TrainStream
 
-__all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "Shard", "TrainStream", "load"]
+__all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "ExtraTest", "Shard", "TrainStream", "load"]
 
 _READERS: dict[DataName, str] = {
     "digits": "digits",

@@ -1,7 +1,7 @@
 """Any folder of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory as a whole."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from resist_hvd.data.decoding import decode_rgb, fit_square
+from resist_hvd.data.extra_tests import find_extra_tests
 from resist_hvd.data.images import LabelledImages
 from resist_hvd.data.resident import ImageSet
 from resist_hvd.data.settings import DataSettings
@@ -56,13 +57,18 @@ def read(settings: DataSettings) -> ImageSet:
     train, test = find_files(root)
     size = settings.image_size or _size_of_first(train.paths[0])
     padding = size // 8 if settings.crop_padding is None else settings.crop_padding
-    _check_memory(settings, train, test, padded_size=size + 2 * padding, size=size)
+    extra = {
+        test.name: _files_of(test.folder, train.classes, test.label_of)
+        for test in (find_extra_tests(settings.extra_tests, train.classes) if settings.extra_tests else ())
+    }
+    _check_memory(settings, train, (test, *extra.values()), padded_size=size + 2 * padding, size=size)
     return ImageSet(
         name=root.name,
         classes=train.classes,
         train=_decode_all(train, settings, size=size, padding=padding),
         test=_decode_all(test, settings, size=size, padding=0),
         mirrored=True,
+        extra_tests={name: _decode_all(files, settings, size=size, padding=0) for name, files in extra.items()},
     )
 
 
@@ -101,7 +107,11 @@ def find_files(root: Path) -> tuple[ImageFiles, ImageFiles]:
             where=str(test_folder),
             mend="Give both halves the same class folders.",
         )
-    return _files_of(halves["train"], classes, classes), _files_of(test_folder, test_classes, classes)
+    label_of = {name: label for label, name in enumerate(classes)}
+    return (
+        _files_of(halves["train"], classes, label_of),
+        _files_of(test_folder, classes, {name: label_of[name] for name in test_classes}),
+    )
 
 
 def _visible(folder: Path) -> list[str]:
@@ -120,18 +130,18 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _files_of(folder: Path, own_classes: Sequence[str], all_classes: tuple[str, ...]) -> ImageFiles:
+def _files_of(folder: Path, classes: tuple[str, ...], label_of: Mapping[str, int]) -> ImageFiles:
     paths: list[Path] = []
     labels: list[int] = []
-    for name in own_classes:
+    for name, label in label_of.items():
         files = _visible(folder / name)
         if not files:
             raise UserError(
                 "The class folder is empty", where=str(folder / name), mend="Put images there, or remove the folder."
             )
         paths += [folder / name / file for file in files]
-        labels += [all_classes.index(name)] * len(files)
-    return ImageFiles(folder=folder, paths=tuple(paths), classes=all_classes, labels=tuple(labels))
+        labels += [label] * len(files)
+    return ImageFiles(folder=folder, paths=tuple(paths), classes=classes, labels=tuple(labels))
 
 
 def _size_of_first(path: Path) -> int:
@@ -147,8 +157,11 @@ def _size_of_first(path: Path) -> int:
     return height
 
 
-def _check_memory(settings: DataSettings, train: ImageFiles, test: ImageFiles, *, padded_size: int, size: int) -> None:
-    needed = (len(train.paths) * padded_size**2 + len(test.paths) * size**2) * _CHANNELS / 2**30
+def _check_memory(
+    settings: DataSettings, train: ImageFiles, tests: Sequence[ImageFiles], *, padded_size: int, size: int
+) -> None:
+    test_images = sum(len(test.paths) for test in tests)
+    needed = (len(train.paths) * padded_size**2 + test_images * size**2) * _CHANNELS / 2**30
     if needed > settings.resident_limit_gib:
         raise UserError(
             f"The images would take {needed:.3g} GiB of memory on each worker, more than the "

@@ -5,7 +5,7 @@ windows of 8 to 100 % of an image, mirrored or not, for training; the middle 224
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.ahead import Ahead
 from resist_hvd.data.broken import BrokenFiles
+from resist_hvd.data.extra_tests import find_extra_tests
 from resist_hvd.data.index import ImageIndex, class_folders, index_images
 from resist_hvd.data.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.settings import DataSettings
-from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard
+from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.stream import NumberedStream, check_one_batch
 from resist_hvd.errors import UserError
 
@@ -45,7 +46,9 @@ def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.devic
     )
     broken = BrokenFiles(stop=settings.broken_files == "stop")
     loader = make_loader(settings, device=device, broken=broken)
-    return StreamedSource(train, val, settings, loader=loader, broken=broken, shard=shard, seed=seed)
+    tests = find_extra_tests(settings.extra_tests, train.classes) if settings.extra_tests else ()
+    extra = {test.name: index_images(test.folder, train.classes, label_of=test.label_of) for test in tests}
+    return StreamedSource(train, val, extra, settings, loader=loader, broken=broken, shard=shard, seed=seed)
 
 
 def find_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
@@ -147,6 +150,7 @@ class StreamedSource(DataSource):
         self,
         train: ImageIndex,
         test: ImageIndex,
+        extra: Mapping[str, ImageIndex],
         settings: DataSettings,
         *,
         loader: ImageLoader,
@@ -165,6 +169,7 @@ class StreamedSource(DataSource):
             std=STD,
         )
         self._train, self._test = train, test
+        self.extra_tests = tuple(self._extra_test(name, index) for name, index in extra.items())
         self._loader, self._broken, self._shard = loader, broken, shard
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
         plan = TrainingPlan(
@@ -187,6 +192,10 @@ class StreamedSource(DataSource):
     def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the calibration set, the same images in every run on this training set."""
         return self._share(self._train, self._calibration_images, shard)
+
+    def _extra_test(self, name: str, index: ImageIndex) -> ExtraTest:
+        images = np.arange(len(index))
+        return ExtraTest(name=name, size=len(index), batches=lambda shard: self._share(index, images, shard))
 
     def _share(self, index: ImageIndex, images: NDArray[np.int64], shard: Shard | None) -> Iterator[Batch]:
         shard = shard or self._shard

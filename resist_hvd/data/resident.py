@@ -1,7 +1,7 @@
 """A data source whose images all lie in the device's memory, for sets from a few images to some gigabytes."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 from resist_hvd.data.images import BatchMaker, LabelledImages
 from resist_hvd.data.order import EpochOrder, fixed_choice, sample_words
 from resist_hvd.data.settings import DataSettings
-from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard
+from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.stream import NumberedStream, check_one_batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """What a reader of a data set returns: its two halves, its classes, and whether its images may be mirrored."""
+    """What a reader of a data set returns: its images, its classes, and whether its images may be mirrored."""
 
     name: str
     classes: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages
     mirrored: bool
+    extra_tests: Mapping[str, LabelledImages] = field(default_factory=dict)
 
 
 class ResidentStream(NumberedStream):
@@ -79,6 +80,10 @@ class ResidentSource(DataSource):
         train = images.train.to(device)
         self._train_maker = BatchMaker(train, mean=mean, std=std)
         self._test_maker = BatchMaker(images.test.to(device), mean=mean, std=std)
+        self.extra_tests = tuple(
+            self._extra_test(name, BatchMaker(extra.to(device), mean=mean, std=std), len(extra))
+            for name, extra in images.extra_tests.items()
+        )
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
         self._stream = ResidentStream(
             train,
@@ -100,6 +105,9 @@ class ResidentSource(DataSource):
     def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the calibration set, the same images in every run on this training set."""
         return self._share(self._train_maker, self._calibration_images, shard)
+
+    def _extra_test(self, name: str, maker: BatchMaker, size: int) -> ExtraTest:
+        return ExtraTest(name=name, size=size, batches=lambda shard: self._share(maker, np.arange(size), shard))
 
     def _share(self, maker: BatchMaker, images: NDArray[np.int64], shard: Shard | None) -> Iterator[Batch]:
         shard = shard or self._shard

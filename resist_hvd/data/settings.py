@@ -97,6 +97,11 @@ class DataSettings:
     resident_limit_gib: float = 8.0
     """Refuse a folder whose images would take more memory than this on each worker, in GiB."""
 
+    extra_tests: Path | None = None
+    """Further test sets, each evaluated by itself after training: a folder that holds ImageNetV2's three, or any others
+    with class folders 0, 1, ... in the order of the sorted class names, or with class folders of these names. For
+    folder and imagenet."""
+
     decode_threads: int | None = None
     """Threads of each worker that decode images: for folder while it loads; for imagenet all the time, as processes
     where the loader is torchvision. Default: as many as PyTorch was given, which are this worker's cores or
@@ -151,6 +156,10 @@ class DataSettings:
                 raise ValueError(f"--data.name is {self.name}, but there is no folder; give it with --data.root DIR")
             if self.download:
                 raise ValueError("--data.download is true, but a folder is not downloaded; leave the flag out")
+        elif self.extra_tests is not None:
+            raise ValueError(
+                f"--data.extra_tests is {self.extra_tests}, but {self.name} has no class folders; leave the flag out"
+            )
         elif self.image_size is not None and self.name != "digits":
             raise ValueError(
                 f"--data.image_size is {self.image_size}, but {self.name} has a size of its own, 32; leave the flag out"

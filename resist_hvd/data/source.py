@@ -5,7 +5,7 @@ no rank from anywhere: it is told its `Shard` when it is made.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -49,6 +49,21 @@ class DataSpec:
     std: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExtraTest:
+    """A further test set of the same classes, evaluated by itself once training is done.
+
+    Attributes:
+        name: what reports call it.
+        size: images, over all workers.
+        batches: yields a worker's share, as `DataSource.test` does.
+    """
+
+    name: str
+    size: int
+    batches: Callable[[Shard], Iterator[Batch]]
+
+
 class TrainStream(Iterator[Batch], ABC):
     """One worker's endless training batches, which rounds and epochs do not interrupt.
 
@@ -86,6 +101,7 @@ class DataSource(ABC):
     """A training set, a test set and a calibration set, as one worker sees them."""
 
     spec: DataSpec
+    extra_tests: tuple[ExtraTest, ...] = ()
 
     @abstractmethod
     def train(self) -> TrainStream:

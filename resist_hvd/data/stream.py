@@ -8,8 +8,8 @@ from resist_hvd.data.source import Batch, Shard, TrainStream
 from resist_hvd.errors import UserError
 
 
-class NumberedStream(TrainStream):
-    """Training batches whose order and augmentation are functions of the seed and the position alone.
+class Position:
+    """How far a worker's stream has come, for streams whose batches are functions of the seed and the position alone.
 
     Since nothing depends on the number of workers or on the batch size but who draws a sample, another number of
     workers goes on with the same order of images, none left out and none repeated within the epoch.
@@ -31,14 +31,9 @@ class NumberedStream(TrainStream):
         """Images drawn since the run's start, summed over workers."""
         return self._samples_drawn
 
-    def __next__(self) -> Batch:
-        batch = self.batch(self._samples_drawn)
+    def _advance(self) -> None:
+        """Note that every worker has drawn a batch."""
         self._samples_drawn += self._shard.size * self._batch_size
-        return batch
-
-    @abstractmethod
-    def batch(self, samples_drawn: int) -> Batch:
-        """This worker's batch once all workers have drawn so many samples."""
 
     def state(self) -> dict[str, Any]:
         """The position, and the circumstances in which it means the same batches."""
@@ -78,6 +73,19 @@ class NumberedStream(TrainStream):
             f"The data go on at the same number of samples drawn, {self._samples_drawn}, but not with the batches of "
             f"the run that stopped: {', '.join(changed)}"
         )
+
+
+class NumberedStream(Position, TrainStream):
+    """Training batches whose order and augmentation are functions of the seed and the position alone."""
+
+    def __next__(self) -> Batch:
+        batch = self.batch(self._samples_drawn)
+        self._advance()
+        return batch
+
+    @abstractmethod
+    def batch(self, samples_drawn: int) -> Batch:
+        """This worker's batch once all workers have drawn so many samples."""
 
 
 def check_one_batch(name: str, *, train_size: int, batch_size: int, shard: Shard, where: str) -> None:

@@ -8,7 +8,7 @@ block, and the activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import Batch, DataSource, Shard
+from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.methods.base import Method
+from resist_hvd.models import Architecture
 from resist_hvd.models.resnet import Norm
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Mean and variance [channels] of each batch norm of a stage, in order."""
 
-TEST_IMAGES_AT_ONCE = 8192
-"""A worker carries activations of this many test images at a time; partitioned blocks are lent anew for more."""
+ACTIVATIONS_AT_ONCE = 2 * 2**30
+"""Bytes of test images' activations that a worker carries at a time; for more, partitioned blocks are lent anew."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Evaluation:
     Attributes:
         accuracy: share of images whose class has the highest score, in percent.
         loss: mean cross-entropy.
+        images: how many there were, without files that were passed over.
     """
 
     accuracy: float
     loss: float
+    images: int
 
 
 def evaluate(method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> Evaluation:
@@ -49,22 +52,45 @@ def evaluate(method: Method, source: DataSource, world: World, autocast: Callabl
 
     All ranks must call it together.
     """
-    shard = share_of(method, world)
+    test = ExtraTest(name="test", size=source.spec.test_size, batches=source.test)
+    return evaluate_on([test], method, source, world, autocast)["test"]
+
+
+def evaluate_on(
+    tests: Sequence[ExtraTest], method: Method, source: DataSource, world: World, autocast: Callable[[], Any]
+) -> dict[str, Evaluation]:
+    """Return accuracy and loss on each of these test sets by its name; statistics are taken once for all of them.
+
+    All ranks must call it together.
+    """
     with inference(method), torch.no_grad(), autocast():
         statistics = [found for _, _, found in calibrate(method, source, world)]
-        totals = np.zeros(3)
-        for batches in in_chunks(source.test(shard), largest_share=-(-source.spec.test_size // shard.size)):
-            outputs = [images for images, _ in batches]
-            for (_, stage), found in zip(method.stages(), statistics, strict=True):
-                apply_statistics(stage, found)
-                outputs = [stage(images) for images in outputs]
-                world.activity.progress()
-            for scores, (_, labels) in zip(outputs, batches, strict=True):
-                scores = method.pool(scores.float())
-                loss = functional.cross_entropy(scores, labels, reduction="sum")
-                totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
+        at_once = images_at_once(method.subnet.architecture, source.spec.image_size)
+        return {test.name: walk(test, at_once, method, statistics, world) for test in tests}
+
+
+def images_at_once(architecture: Architecture, image_size: int) -> int:
+    """Return how many images have `ACTIVATIONS_AT_ONCE` after the first section, whose activations are the largest."""
+    side = -(-image_size // 4) if architecture.stem == "imagenet" else image_size
+    return max(1, ACTIVATIONS_AT_ONCE // (4 * architecture.outputs(0) * side**2))
+
+
+def walk(test: ExtraTest, at_once: int, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
+    """Walk a test set through the network, whose norms have these statistics; all ranks must call it together."""
+    totals = np.zeros(3)
+    for batches in in_chunks(test.batches(share_of(method, world)), at_once, world):
+        outputs = [images for images, _ in batches]
+        for (_, stage), found in zip(method.stages(), statistics, strict=True):
+            apply_statistics(stage, found)
+            outputs = [stage(images) for images in outputs]
+            world.activity.progress()
+        for scores, (_, labels) in zip(outputs, batches, strict=True):
+            scores = method.pool(scores.float())
+            loss = functional.cross_entropy(scores, labels, reduction="sum")
+            totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
     images, correct, loss_sum = world.sum(totals)
-    return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images)
+    walks = world.size if method.members_apart else 1
+    return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images, images=round(images) // walks)
 
 
 def share_of(method: Method, world: World) -> Shard:
@@ -143,14 +169,16 @@ def inference(method: Method) -> Iterator[None]:
             norm.clear_statistics()
 
 
-def in_chunks(batches: Iterator[Batch], *, largest_share: int) -> Iterator[list[Batch]]:
-    """Yield lists of batches, of about TEST_IMAGES_AT_ONCE images each.
+def in_chunks(batches: Iterator[Batch], at_once: int, world: World) -> Iterator[list[Batch]]:
+    """Yield lists of batches, of about `at_once` images each, until no rank has any left.
 
-    Every rank gets as many lists as the one with the largest share needs, the last ones perhaps empty: ranks walk
-    the network's stages together.
+    Every rank gets as many lists as the one with the most batches, the last ones perhaps empty: ranks walk the
+    network's stages together.
     """
-    for _ in range(max(1, -(-largest_share // TEST_IMAGES_AT_ONCE))):
+    while True:
         chunk: list[Batch] = []
-        while sum(len(labels) for _, labels in chunk) < TEST_IMAGES_AT_ONCE and (batch := next(batches, None)):
+        while sum(len(labels) for _, labels in chunk) < at_once and (batch := next(batches, None)):
             chunk.append(batch)
+        if not world.sum(np.array([float(len(chunk))]))[0]:
+            return
         yield chunk

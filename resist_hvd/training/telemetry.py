@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Telemetry:
     def __init__(self, run: Run, printer: Callable[[str], None] | None = None) -> None:
         self.run = run
         self.stop_signal = 0
+        self._extra_tests: dict[str, dict[str, float]] = {}
         if printer is not None:
             self.display = Lines(printer)
         else:
@@ -169,6 +170,26 @@ class Telemetry:
             )
             self._to_board({"accuracy": evaluation.accuracy, "test_loss": evaluation.loss})
 
+    def evaluated_extra(self, found: Mapping[str, Evaluation]) -> None:
+        """Note what the trained network does on further test sets, each by itself: `extra_tests.jsonl`, the summary.
+
+        Raises:
+            UserError: on every rank, where a loss is not finite.
+        """
+        run, progress = self.run, self.run.progress
+        for name, evaluation in found.items():
+            if not math.isfinite(evaluation.loss):
+                raise diverged(f"The loss on {name}", where=f"all ranks, after round {progress.round}")
+            result = asdict(evaluation)
+            self._extra_tests[name] = result
+            self._append("extra_tests.jsonl", {"round": progress.round, "test": name, **result})
+            if run.world.is_first:
+                self.display.line(
+                    f"  {name}, {evaluation.images:,} images: accuracy {evaluation.accuracy:6.2f} %  "
+                    f"loss {figure(evaluation.loss)}"
+                )
+                self._to_board({f"accuracy/{name}": evaluation.accuracy, f"test_loss/{name}": evaluation.loss})
+
     def summarise(self, peak_memory_bytes: list[int], broken_files: dict[str, str]) -> dict[str, Any]:
         """Write `summary.json`, and return it.
 
@@ -177,7 +198,7 @@ class Telemetry:
             broken_files: what is wrong with each image file that was passed over, over all ranks.
         """
         run, progress = self.run, self.run.progress
-        summary = {
+        summary: dict[str, Any] = {
             "method": run.settings.method,
             "workers": run.world.size,
             "rounds": progress.round,
@@ -194,6 +215,8 @@ class Telemetry:
             "peak_memory_bytes": peak_memory_bytes,
             "broken_files": broken_files,
         }
+        if self._extra_tests:
+            summary["extra_tests"] = self._extra_tests
         if run.world.is_first:
             with disk_errors(run.folder):
                 write_whole(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")

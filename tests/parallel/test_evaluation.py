@@ -1,6 +1,7 @@
 """Evaluation and export, for which blocks go round, do what one process would that had the whole network."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import Batch, DataSource, Shard
+from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.models import Architecture, ModelSettings, ResNet
 from resist_hvd.models.resnet import Block, Norm
 from resist_hvd.training import evaluate as evaluation_module
-from resist_hvd.training.evaluate import Evaluation, evaluate
+from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on, images_at_once
 from resist_hvd.training.export import export
 from resist_hvd.training.loop import LocalTraining, round_seed
 from resist_hvd.training.run import Run
@@ -88,12 +89,13 @@ def plain_scores(network: ResNet, source: DataSource) -> tuple[Tensor, Tensor]:
 
 def evaluation_of(scores: Tensor, labels: Tensor) -> Evaluation:
     accuracy = 100 * (scores.argmax(dim=1) == labels).double().mean().item()
-    return Evaluation(accuracy=accuracy, loss=functional.cross_entropy(scores, labels).item())
+    return Evaluation(accuracy=accuracy, loss=functional.cross_entropy(scores, labels).item(), images=len(labels))
 
 
 def assert_close(ours: Evaluation, theirs: Evaluation) -> None:
     assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-9)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    assert ours.images == theirs.images
 
 
 @pytest.mark.parametrize("changes", CASES)
@@ -151,8 +153,21 @@ def test_evaluation_leaves_training_as_it_was(world: World, folder: Path) -> Non
 def test_more_test_images_than_are_carried_at_once(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained({"data": replace(tiny.settings(world).data, test_batch_size=2)}, world, folder)
     at_once = evaluate(run.method, run.source, world, run.autocast)
-    monkeypatch.setattr(evaluation_module, "TEST_IMAGES_AT_ONCE", 2)
+    size, architecture = run.source.spec.image_size, run.method.subnet.architecture
+    assert images_at_once(architecture, size) >= tiny.TEST_IMAGES
+    monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 2 * 4 * size**2 * architecture.outputs(0))
+    assert images_at_once(architecture, size) == 2
     assert_close(evaluate(run.method, run.source, world, run.autocast), at_once)
+
+
+def test_as_many_images_are_carried_as_their_activations_allow() -> None:
+    def at_once(image_size: int, **model: Any) -> int:
+        return images_at_once(Architecture.of(ModelSettings(**model), channels=3, classes=10), image_size)
+
+    assert at_once(32) == 8192
+    # ImageNet's bottlenecks put out 256 channels of 56 x 56: 3.2 MB an image.
+    assert at_once(224, name="preact_resnet50", block="bottleneck", stem="imagenet") == 2**31 // (4 * 256 * 56**2)
+    assert at_once(10**6) == 1
 
 
 @pytest.mark.world_size(3)
@@ -179,6 +194,29 @@ def test_an_ensembles_predictions_are_averaged(world: World, folder: Path) -> No
     # All members see all of the test set.
     assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-9)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["resist", "ensemble"])
+def test_several_test_sets_are_each_evaluated_by_themselves(method: str, world: World, folder: Path) -> None:
+    run = trained({"method": method}, world, folder)
+    # Six calibration images are fewer than a batch; in a world of four, the last rank's share has one.
+    images, labels = (part[:6] for part in joined(run.source.calibration(EVERYTHING)))
+
+    def share(shard: Shard) -> Iterator[Batch]:
+        yield images[shard.rank :: shard.size], labels[shard.rank :: shard.size]
+
+    test = ExtraTest(name="whole", size=run.source.spec.test_size, batches=run.source.test)
+    found = evaluate_on(
+        [test, ExtraTest(name="few", size=6, batches=share)], run.method, run.source, world, run.autocast
+    )
+    assert list(found) == ["whole", "few"]
+    assert found["whole"] == evaluate(run.method, run.source, world, run.autocast)
+    if method == "resist":
+        export(folder, run.method, run.source, world, run.autocast)
+        with torch.no_grad():
+            assert_close(found["few"], evaluation_of(ResNet.load(folder)(images), labels))
+    assert 0 <= found["few"].accuracy <= 100
+    assert (found["whole"].images, found["few"].images) == (tiny.TEST_IMAGES, 6)
 
 
 def test_scales_are_folded_into_the_exported_weights(world: World, folder: Path) -> None:

@@ -1,0 +1,111 @@
+"""What a benchmark compares this project's ImageNet loader with: DALI and torchvision, used as their own guides do."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+from torchvision.transforms import InterpolationMode
+
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import Shard
+from resist_hvd.errors import UserError
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> Iterator[Any]:
+    """Yield training batches as DALI's own pipeline puts them out, endlessly.
+
+    The operators are those of NVIDIA's ResNet-50 examples: readers.file, decoders.image_random_crop, resize,
+    crop_mirror_normalize. Nothing is done to what comes out, not even the copy that DALI's iterator for PyTorch makes.
+
+    Raises:
+        UserError: DALI is not installed.
+    """
+    try:
+        from nvidia.dali import Pipeline, fn, types
+    except ImportError as error:
+        raise UserError("NVIDIA DALI is not installed", mend="Install it with launch/setup --dali.") from error
+    on_gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=settings.batch_size,
+        num_threads=threads(settings),
+        device_id=(device.index or 0) if on_gpu else None,
+        prefetch_queue_depth=settings.prefetch,
+        seed=seed,
+    )
+    with pipeline:
+        encoded, labels = fn.readers.file(
+            file_root=str(_train_folder(settings)),
+            shard_id=shard.rank,
+            num_shards=shard.size,
+            random_shuffle=True,
+            name="Reader",
+        )
+        images = fn.decoders.image_random_crop(
+            encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, random_area=[settings.crop_area, 1.0]
+        )
+        images = fn.resize(images, size=[settings.size, settings.size], interp_type=types.INTERP_LINEAR, antialias=True)
+        images = fn.crop_mirror_normalize(
+            images,
+            dtype=types.FLOAT16 if settings.image_type == "fp16" else types.FLOAT,
+            output_layout="HWC",
+            mean=[255 * value for value in MEAN],
+            std=[255 * value for value in STD],
+            mirror=fn.random.coin_flip(),
+        )
+        pipeline.set_outputs(images, labels)
+    pipeline.build()
+    while True:
+        yield pipeline.run()
+
+
+def torchvision_loader(settings: DataSettings, *, seed: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield training batches from torchvision's ImageFolder through PyTorch's DataLoader, endlessly.
+
+    As in PyTorch's ImageNet example, with as many worker processes as this project's loader has threads. Processes are
+    spawned: MPI is up, and a process that it has threads in is not to be forked.
+    """
+    size = settings.size
+    images = datasets.ImageFolder(
+        str(_train_folder(settings)),
+        transforms.Compose(
+            [
+                transforms.RandomResizedCrop(
+                    size, (settings.crop_area, 1.0), interpolation=InterpolationMode.BILINEAR, antialias=True
+                ),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        ),
+    )
+    loader = DataLoader(
+        images,
+        batch_size=settings.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=threads(settings),
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(seed),
+    )
+    while True:
+        for pixels, labels in loader:
+            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def threads(settings: DataSettings) -> int:
+    """Return how many threads or processes decode."""
+    return settings.decode_threads or torch.get_num_threads()
+
+
+def _train_folder(settings: DataSettings) -> Path:
+    assert settings.root is not None  # DataSettings sees to it
+    return settings.root.expanduser().absolute() / "train"

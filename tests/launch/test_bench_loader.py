@@ -1,0 +1,94 @@
+"""`bench loader`: that it measures all candidates on a small folder, and what it refuses; never how fast they are."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from resist_hvd import bench
+from resist_hvd.benchmarks.loader import LoaderSettings
+from resist_hvd.benchmarks.table import show_rates
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.errors import UserError
+
+from .. import photographs
+from . import runs
+
+BENCH = (runs.PYTHON, "-m", "resist_hvd.bench", "loader")
+SMALL = (
+    "--batches=2", "--passes=1", "--steps=1", "--data.batch_size=2", "--data.image_size=32", "--data.decode_threads=1",
+    "--model.sections=1,1,2,1", "--model.width_factor=0.125",
+)  # fmt: skip
+
+
+def test_every_candidate_has_a_row_and_training_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    root = photographs.make_root(tmp_path / "imagenet")
+    ended = runs.run(*SMALL, "--data.root", root, program=BENCH, ranks=1)
+    assert ended.status == 0, ended
+    rows = re.findall(r"│ (.+?) +│ +(\d+) │ +(\d+) │ +(\d+) │ (\d\.\d{3}) │", ended.stdout)
+    assert [row[0] for row in rows] == ["bare DALI, the same operators", "this loader", "torchvision's DataLoader"], (
+        ended
+    )
+    assert all(int(figure) > 0 for row in rows for figure in row[1:4])
+    assert rows[0][4] == "1.000"
+    said = " ".join(ended.stdout.split())
+    assert re.search(r"2 images of 32 x 32: 1 threads or processes, \d+ cores, 1 ranks, cpu", said)
+    assert re.search(r"Beside training [\d,]+ parameters \(fp32\): [\d.]+ images/s, a step of \d+ ms", said)
+    assert re.search(r"of which \d+\.\d\d % wait for data", said)
+    ratio = re.search(r"^ratio (\d+\.\d{3})$", ended.stdout, re.MULTILINE)
+    assert ratio is not None
+    assert ratio[1] == rows[1][4]
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    ended = runs.run(*SMALL, "--data.root", tmp_path / "none", program=BENCH, ranks=1, launcher="none")
+    assert ended.mistake == (
+        f"There is no such folder [{tmp_path / 'none'}, rank 0 of 1 on {runs.HOST}, loading the data]. "
+        "Give the folder that holds train and val with --data.root."
+    )
+
+
+def test_without_dali_there_is_nothing_to_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from resist_hvd.data.baseline import bare_dali
+    from resist_hvd.data.source import Shard
+
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    settings = DataSettings(name="imagenet", root=Path("imagenet"))
+    with pytest.raises(UserError, match=r"NVIDIA DALI is not installed\. Install it with launch/setup --dali"):
+        next(bare_dali(settings, shard=Shard(rank=0, size=1), seed=1, device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batches=0"], "--batches is 0. Give 1 or more."),
+        (["--passes=0"], "--passes is 0. Give 1 or more."),
+        (["--steps=-1"], "--steps is -1. Give 0 or more."),
+        (["--data.name=digits"], "--data.name is digits, which has no loader to be timed. Leave it out."),
+    ],
+)
+def test_settings_that_are_wrong(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError) as info:
+        bench.parse(["loader", *flags])
+    assert str(info.value) == message
+
+
+def test_flags_reach_the_loader(tmp_path: Path) -> None:
+    benchmark, settings = bench.parse(["loader", "--data.root", str(tmp_path), "--passes=3", "--data.prefetch=4"])
+    assert benchmark is bench.BENCHMARKS["loader"]
+    assert isinstance(settings, LoaderSettings)
+    assert (settings.data.name, settings.data.root, settings.data.prefetch) == ("imagenet", tmp_path, 4)
+    assert settings.passes == 3
+
+
+def test_more_is_better_in_a_table_of_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    show_rates("Rates", {"one": [100.0, 300.0, 200.0], "other": [50.0, 600.0, 300.0]}, "images/s", "a note")
+    said = capsys.readouterr().out
+    assert re.search(r"one +│ +200 │ +100 │ +300 │ 1\.000", said)
+    assert re.search(r"other +│ +300 │ +50 │ +600 │ 1\.500", said)
+    assert "median images/s" in said
+    assert "a note" in said
