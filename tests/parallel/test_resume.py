@@ -1,6 +1,5 @@
 """A run that was stopped and goes on from its checkpoint equals the run that never stopped, bit for bit."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +52,6 @@ def stopped(settings: Settings, world: World, *, before_batch: int) -> None:
         train(run, tiny.Watching(run))
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """A run's file of lines, without what no two runs have in common."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in lines]
-
-
 def assert_same_run(one: Run, other: Run, world: World) -> None:
     assert torch.equal(one.method.subnet.parameters_flat, other.method.subnet.parameters_flat)
     assert one.method.partition == other.method.partition
@@ -66,7 +59,7 @@ def assert_same_run(one: Run, other: Run, world: World) -> None:
         assert getattr(one.progress, name) == getattr(other.progress, name)
     if world.is_first:
         for name in ("rounds.jsonl", "eval.jsonl"):
-            assert lines_of(one.folder / name) == lines_of(other.folder / name)
+            assert tiny.timeless_lines(one.folder / name) == tiny.timeless_lines(other.folder / name)
 
 
 CASES = [
@@ -94,7 +87,7 @@ def test_resuming_is_exact(changes: dict[str, Any], world: World, folder: Path) 
     stopped(replace(settings, output=folder / "cut"), world, before_batch=7)
     if world.is_first:
         # The third round is on record, but not in a checkpoint.
-        assert len(lines_of(folder / "cut" / "rounds.jsonl")) == 3
+        assert len(tiny.timeless_lines(folder / "cut" / "rounds.jsonl")) == 3
     world.barrier()
     resumed = finished(replace(settings, output=folder / "cut", resume=True), world)
     assert resumed.progress.round == 4

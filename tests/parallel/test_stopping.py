@@ -1,6 +1,5 @@
 """A run that is told to stop, on any rank, stops after that round on all; resumed, it is the run that never stopped."""
 
-import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -55,11 +54,6 @@ def stopped(run: Run) -> str:
     return sentences[0]
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in lines]
-
-
 def assert_same(whole: Run, resumed: Run) -> None:
     assert torch.equal(whole.method.subnet.parameters_flat, resumed.method.subnet.parameters_flat)
     assert whole.method.partition == resumed.method.partition
@@ -67,8 +61,8 @@ def assert_same(whole: Run, resumed: Run) -> None:
         assert getattr(whole.progress, name) == getattr(resumed.progress, name), name
     if whole.world.is_first:
         for name in ("rounds.jsonl", "eval.jsonl"):
-            assert lines_of(whole.folder / name) == lines_of(resumed.folder / name), name
-        numbers = [line["round"] for line in lines_of(resumed.folder / "rounds.jsonl")]
+            assert tiny.timeless_lines(whole.folder / name) == tiny.timeless_lines(resumed.folder / name), name
+        numbers = [line["round"] for line in tiny.timeless_lines(resumed.folder / "rounds.jsonl")]
         assert numbers == list(range(ROUNDS))
 
 
@@ -123,4 +117,4 @@ def test_told_while_it_evaluates_it_stops_when_that_is_done(
     monkeypatch.setattr(loop, "evaluate", told)
     assert stopped(run_of(settings, world)).startswith("Stopped by TERM after round 1; checkpoint ")
     if world.is_first:
-        assert [line["round"] for line in lines_of(folder / "eval.jsonl")] == [1]
+        assert [line["round"] for line in tiny.timeless_lines(folder / "eval.jsonl")] == [1]

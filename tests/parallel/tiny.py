@@ -1,5 +1,6 @@
 """What these tests train: tiny networks, on a few images of noise."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,3 +145,13 @@ class Watching(Telemetry):
     def record(self, done: Round) -> None:
         super().record(done)
         self._look(done)
+
+
+def timeless_lines(path: Path) -> list[dict[str, Any]]:
+    """A run's file of lines, without the seconds, which no two runs have in common."""
+
+    def is_timed(name: str) -> bool:
+        return name == "ranks" or name.startswith("seconds")
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not is_timed(name)} for line in lines]
