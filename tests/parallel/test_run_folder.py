@@ -45,6 +45,7 @@ SUMMARY = [
     "parameters_global",
     "parameters_worker",
     "peak_memory_bytes",
+    "broken_files",
 ]
 
 
