@@ -83,11 +83,13 @@ def run(settings: LoaderSettings, world: World) -> float:
         with world.agree("making first batches"):
             settle = {name: first_batches(batches, own) for name, batches in candidates.items()}
         rates: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(settings.passes):
-            for name, batches in candidates.items():
+        for number in range(settings.passes):
+            # There and back, so that none gains by what comes before it.
+            order = list(candidates.items())
+            for name, batches in reversed(order) if number % 2 else order:
                 world.barrier()
                 rates[name].append(images_a_second(batches, settings, world.device, settle[name]))
-        del candidates
+        del candidates, order, batches
         beside = training_beside(settings, world, source) if settings.steps else ""
     if world.is_first:
         what = f"{threads(own)} threads or processes, {cores} cores, {world.size} ranks, {world.device.type}"
