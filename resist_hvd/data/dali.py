@@ -152,7 +152,7 @@ class DaliLoader(ImageLoader):
         draws = work.draws
         if draws is None:
             return (paths,)
-        inputs = [draws.widths_squared, draws.heights_squared, draws.places, draws.mirrored.astype(np.int32)]
+        inputs = [*dali_graph.window_inputs(draws), draws.mirrored.astype(np.int32)]
         if self._settings.color_jitter:
             inputs.append((1 + self._settings.color_jitter * draws.colours).astype(np.float32))
         return (paths, *map(np.ascontiguousarray, inputs))

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali import math as dali_math
 
 from resist_hvd.data.settings import DaliSettings, DataSettings
-from resist_hvd.data.windows import RATIOS, TRIES
+from resist_hvd.data.windows import GREATEST_RATIO, TRIES, Draws
 
 Node = Any
 """A value in a graph: DALI's `DataNode`, one array for each image of a batch."""
@@ -82,8 +83,8 @@ def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[
         means: what it works with.
         settings: what is done to the images.
         normalisation: `mean`, `std` and `dtype` as DALI takes them.
-        source: of paths, `Draws.widths_squared`, `heights_squared`, `places`, whether mirrored (int32 [B]) and, with
-            colour jitter, factors (float32 [B, 3]).
+        source: of paths, both `window_inputs`, whether mirrored (int32 [B]) and, with colour jitter, factors (float32
+            [B, 3]).
 
     Returns:
         A pipeline that puts out images [B, size, size, 3] and the last two bytes of each file, uint8 [B, 2].
@@ -91,11 +92,11 @@ def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[
     jitters = settings.color_jitter > 0
     pipeline = means.pipeline()
     with pipeline:
-        path, widths_squared, heights_squared, places, mirrored, *factors = fn.external_source(
-            source=source, num_outputs=6 if jitters else 5, batch=True
+        path, tries, places, mirrored, *factors = fn.external_source(
+            source=source, num_outputs=5 if jitters else 4, batch=True
         )
         encoded = fn.io.file.read(path)
-        corner, shape = random_window(encoded, widths_squared, heights_squared, places)
+        corner, shape = random_window(encoded, tries, places)
         images = fn.decoders.image_slice(encoded, corner, shape, axis_names="HW", **means.decoding())
         images = fn.resize(images, size=[settings.size, settings.size], interp_type=types.INTERP_LINEAR, antialias=True)
         if jitters:
@@ -138,24 +139,39 @@ def sides_of(encoded: Node) -> Node:
     return fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
 
 
-def random_window(encoded: Node, widths_squared: Node, heights_squared: Node, places: Node) -> tuple[Node, Node]:
-    """The corner and the shape (rows first, int64 [2] each) of the windows that `random_windows` gives."""
+def random_window(encoded: Node, tries: Node, places: Node) -> tuple[Node, Node]:
+    """The corner and the shape (rows first, int64 [2] each) of the windows that `random_windows` gives.
+
+    Each of DALI's operations takes a while however little it works on, so there are few, on heights and widths at once.
+
+    Args:
+        encoded: image files.
+        tries: the first that `window_inputs` makes of draws.
+        places: the second.
+    """
     sides = fn.cast(sides_of(encoded), dtype=types.FLOAT64)
-    height, width = sides[0], sides[1]
-    area = height * width
-    widths = dali_math.floor(dali_math.sqrt(area * widths_squared) + 0.5)
-    heights = dali_math.floor(dali_math.sqrt(area * heights_squared) + 0.5)
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    # The first try that fits is the greatest of numbers that fall from TRIES to 1, 0 where the try does not fit.
-    chosen = TRIES - fn.reductions.max(fits * types.Constant(np.arange(TRIES, 0, -1, dtype=np.int32)))
-    least, greatest = RATIOS
-    last_width = dali_math.min(width, dali_math.floor(height * greatest + 0.5))
-    last_height = dali_math.min(height, dali_math.floor(width / least + 0.5))
-    shape = fn.stack(
-        fn.cat(heights, fn.reshape(last_height, shape=[1]))[chosen],
-        fn.cat(widths, fn.reshape(last_width, shape=[1]))[chosen],
-    )
-    spare = sides - shape
-    in_the_middle = chosen == TRIES
-    corner = dali_math.floor(in_the_middle * (spare * 0.5) + (in_the_middle ^ True) * (places * (spare + 1)))
+    area = sides[0] * sides[1]
+    shapes = dali_math.floor(dali_math.sqrt(area * tries) + 0.5)
+    fits = shapes == dali_math.clamp(shapes, 1.0, sides)
+    # The first try that fits is the greatest of numbers that fall from TRIES to 1, 0 where a side does not fit.
+    falling = types.Constant(np.arange(TRIES, 0, -1, dtype=np.int32)[:, None])
+    chosen = TRIES - fn.reductions.max(fn.reductions.min(fits * falling, axes=[1]))
+    # Height and width change places: the one is not to be greater than the other times the greatest ratio.
+    last = dali_math.min(sides, dali_math.floor(area / sides * GREATEST_RATIO + 0.5))
+    shape = fn.cat(shapes, fn.expand_dims(last, axes=[0]))[chosen]
+    corner = dali_math.floor(places[chosen] * (sides - shape + 1))
     return fn.cast(corner, dtype=types.INT64), fn.cast(shape, dtype=types.INT64)
+
+
+def window_inputs(draws: Draws) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What `random_window` is given of B images' draws.
+
+    Returns:
+        Squared heights and widths of all tries [B, TRIES, 2]; and the places for each try, and for the window in the
+        middle that is taken after them [B, TRIES + 1, 2].
+    """
+    tries = np.stack([draws.heights_squared, draws.widths_squared], axis=2)
+    places = np.repeat(draws.places[:, None], TRIES + 1, axis=1)
+    # Just below a half, so that of an odd number of spare pixels the smaller half comes first.
+    places[:, TRIES] = 0.5 - 2.0**-30
+    return tries, places

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 TRIES = 10
 """Windows that are drawn for an image until one fits into it."""
 
-RATIOS = (3 / 4, 4 / 3)
-"""The least and the greatest width of a window as a multiple of its height."""
+GREATEST_RATIO = 4 / 3
+"""The most that a window's width is of its height, and its height of its width."""
 
 WORDS_PER_WINDOW = 2 * TRIES + 8
 """64-bit random words that one image takes for everything random about it; a multiple of four."""
@@ -51,8 +51,7 @@ class Draws:
         """
         uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # evenly spaced from 0 up to 1
         areas = least_area + (1 - least_area) * uniform[:, :TRIES]
-        low, high = (math.log(ratio) for ratio in RATIOS)
-        ratios = np.exp(low + (high - low) * uniform[:, TRIES : 2 * TRIES])
+        ratios = np.exp(math.log(GREATEST_RATIO) * (2 * uniform[:, TRIES : 2 * TRIES] - 1))
         rest = uniform[:, 2 * TRIES :]
         return cls(
             widths_squared=areas * ratios,
@@ -75,9 +74,8 @@ def random_windows(draws: Draws, heights: NDArray[np.int64], widths: NDArray[np.
     fits = (
         (tried_widths >= 1) & (tried_widths <= image_widths) & (tried_heights >= 1) & (tried_heights <= image_heights)
     )
-    least, greatest = RATIOS
-    last_width = np.minimum(image_widths, np.floor(image_heights * greatest + 0.5))
-    last_height = np.minimum(image_heights, np.floor(image_widths / least + 0.5))
+    last_width = np.minimum(image_widths, np.floor(image_heights * GREATEST_RATIO + 0.5))
+    last_height = np.minimum(image_heights, np.floor(image_widths * GREATEST_RATIO + 0.5))
     chosen = np.where(fits.any(axis=1), fits.argmax(axis=1), TRIES)[:, None]
     height = np.take_along_axis(np.hstack([tried_heights, last_height]), chosen, axis=1)[:, 0]
     width = np.take_along_axis(np.hstack([tried_widths, last_width]), chosen, axis=1)[:, 0]

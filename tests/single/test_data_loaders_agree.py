@@ -27,7 +27,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
 from nvidia.dali import fn, types
 
-from resist_hvd.data.dali_graph import Means, evaluation_pipeline, random_window, training_pipeline
+from resist_hvd.data.dali_graph import Means, evaluation_pipeline, random_window, training_pipeline, window_inputs
 
 CPU = torch.device("cpu")
 ARCHIVE = "imagenet-sample.tar"
@@ -147,11 +147,10 @@ def test_dalis_arithmetic_makes_the_same_windows() -> None:
         Image.new("L", (width, height)).save(file, "PNG")
         encoded.append(np.frombuffer(file.getvalue(), dtype=np.uint8))
     draws = Draws.of(sample_words(1, 0, count, each=WORDS_PER_WINDOW), least_area=0.08, may_mirror=True)
-    inputs = [draws.widths_squared, draws.heights_squared, draws.places]
     means = Means(batch_size=count, threads=1, prefetch=1, device_id=None, tuning=DaliSettings())
     pipeline = means.pipeline()
     with pipeline:
-        nodes = fn.external_source(source=lambda: (encoded, *map(np.ascontiguousarray, inputs)), num_outputs=4)
+        nodes = fn.external_source(source=lambda: (encoded, *window_inputs(draws)), num_outputs=3)
         pipeline.set_outputs(*random_window(*nodes))
     corners, shapes = (np.asarray(output.as_array()) for output in pipeline.run())
     expected = random_windows(draws, heights, widths)
