@@ -59,12 +59,21 @@ def run(settings: CompareSettings, world: World) -> float:
                 source.train().load_state(start)
                 evaluates = settings.evaluate and repeat == 0
                 measurements.append(measure(name, settings, world, source, evaluates=evaluates))
+                if world.is_first:
+                    tell(name, repeat, settings, measurements[-1])
     if world.is_first:
         show(settings, world, backend, measured)
         if settings.json is not None:
             written = {name: [asdict(m) for m in measurements] for name, measurements in measured.items()}
             settings.json.write_text(json.dumps({"ranks": world.size, "measured": written}, indent=2) + "\n")
     return ratio_to_the_best(measured)
+
+
+def tell(name: str, repeat: int, settings: CompareSettings, measured: Measurement) -> None:
+    """Print what has just been measured: a comparison takes minutes, and may be cut short."""
+    step, communicating = 1e3 * measured.seconds_step, 1e3 * measured.seconds_communication
+    which = f"  repeat {repeat + 1}/{settings.repeats}  {name:<22}"
+    print(f"{which}  {step:9.1f} ms a step, {communicating:.1f} communicating", flush=True)
 
 
 def measure(name: str, settings: CompareSettings, world: World, source: DataSource, *, evaluates: bool) -> Measurement:
