@@ -1,6 +1,8 @@
 """Links: a bridge, a cable to each host, their speed, and what the kernel counted on them."""
 
+import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ HEADERS = 14 + 20 + 32
 
 BURST_SECONDS = 0.002
 """How long a link may run above its speed: what it sends at once is that many seconds' worth."""
+
+PATIENCE = 10.0
+"""Seconds within which a mended link must carry packets."""
 
 
 def check_bandwidth(text: str) -> str:
@@ -85,8 +90,15 @@ def silence_ipv6() -> None:
 
 
 def connect(switch_pid: int, name: str, *, up: bool) -> None:
-    """Cut a host's cable at the bridge, or mend it."""
-    do("nsenter", f"--target={switch_pid}", "--net", "ip", "link", "set", name, "up" if up else "down")
+    """Cut a host's cable at the bridge, or mend it; mended, it carries packets when this returns."""
+    within = ("nsenter", f"--target={switch_pid}", "--net", "ip")
+    do(*within, "link", "set", name, "up" if up else "down")
+    end = time.monotonic() + PATIENCE
+    # The kernel notices a carrier up to a second later, and drops what is sent until then.
+    while up and json.loads(do(*within, "-json", "link", "show", name))[0]["operstate"] != "UP":
+        if time.monotonic() > end:
+            raise LabError(f"the link of {name} does not come up", mend="Its host may have ended: `launch/lab ps`.")
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)

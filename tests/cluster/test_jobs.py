@@ -75,5 +75,5 @@ def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
     await_round(slurm_lab, job, start=1)
     slurm_lab.ask("scancel", str(job))
     labs.wait_until(lambda: not any(slurm_lab.processes().values()), lambda: str(slurm_lab.processes()))
-    assert slurm_lab.job(job)["JobState"] == "CANCELLED"
+    slurm_lab.await_job(job, "CANCELLED")
     assert "start 2 of job" not in slurm_lab.log(job)

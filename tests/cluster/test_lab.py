@@ -122,6 +122,13 @@ def test_cable_can_be_cut_and_mended(lab_of_two: labs.Lab) -> None:
     labs.wait_until(lambda: "NO-CARRIER" in lab.do(*carrier).stdout, lambda: lab.do(*carrier).stdout)
     assert lab.do("mend", "n2").status == 0
     labs.wait_until(lambda: "NO-CARRIER" not in lab.do(*carrier).stdout, lambda: lab.do(*carrier).stdout)
+    receiver = subprocess.Popen(
+        lab.command("run", "--on", "n2", sys.executable, "-c", RECEIVER), stdout=subprocess.PIPE
+    )
+    assert receiver.stdout is not None
+    assert receiver.stdout.readline() == b"listening\n"
+    assert lab.do("run", "--on", "n1", sys.executable, "-c", SENDER).status == 0
+    assert receiver.wait(timeout=30) == 0
 
 
 def test_host_can_be_paused_resumed_and_killed(lab_of_two: labs.Lab) -> None:

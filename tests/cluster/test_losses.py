@@ -3,12 +3,22 @@
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
 from . import labs
 
 ROUNDS = 60
+REACHES = """
+import socket
+try:
+    socket.create_connection(("n1", 9), timeout=5)
+except ConnectionRefusedError:
+    pass
+"""
+"""Succeeds where n1 answers, if only to refuse."""
+
 WATCHDOG = 8
 SETTINGS = (*labs.TINY, f"--max_rounds={ROUNDS}", "--checkpoint_every=5", f"--watchdog={WATCHDOG}", "--resume")
 
@@ -55,6 +65,8 @@ def test_each_loss_ends_the_run_by_name_and_a_restart_goes_on(lab_of_two: labs.L
         said = await_end(lab, process)
         assert re.search(r"on n2 ha(s|ve) not been heard of", said), lab.said()
         lab.do("mend", "n2")
+    # A host that was not found for a while is looked for again only some seconds later.
+    labs.wait_until(lambda: lab.do("run", "--on", "n2", sys.executable, "-c", REACHES).status == 0, lab.said)
 
     with lab.ranks(*run) as process:
         assert process.wait(timeout=labs.LONGEST) == 0, lab.said()
