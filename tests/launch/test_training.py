@@ -26,7 +26,7 @@ ROUND = (
 EVALUATION = "round epoch samples seconds bytes_sent accuracy loss"
 SUMMARY = (
     "method workers rounds samples accuracy best_accuracy seconds seconds_compute seconds_data seconds_sync bytes_sent "
-    "parameters_global parameters_worker peak_memory_bytes"
+    "parameters_global parameters_worker peak_memory_bytes broken_files"
 )
 METHODS = ("resist", "local-sgd", "data-parallel", "ensemble")
 BLOCKS = 5
