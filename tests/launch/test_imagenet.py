@@ -70,7 +70,7 @@ def test_a_broken_file_that_one_rank_meets_ends_all(root: Path, loader: str, tmp
     broken.write_bytes(b"")
     ended = runs.run(*flags(root, loader, tmp_path / "run"))
     assert ended.mistake.startswith(f"The image file is empty [{broken}, rank ")
-    assert "local training]. Put a sound copy in its place, or pass over" in ended.mistake
+    assert "local training, waiting for a batch]. Put a sound copy in its place, or pass over" in ended.mistake
     assert ended.status != 0
 
 
