@@ -66,10 +66,16 @@ def told(world: World, number: int, cause: str = "") -> None:
 def _stop_soon(world: World, number: int, cause: str) -> None:
     """Have the run stop when its round is done: all ranks learn of it in the message that ends a round."""
     world.stop_signal, world.stop_told_at = number, time.monotonic()
-    if world.is_first:
+    if not world.is_first:
+        return
+    told = f"Told to stop by {cause} [{world.position}]"
+    if silent := world.unheard():
+        # A launcher that has lost a host tells so, too, and kills a second later.
+        last_words.say(f"{told}, and the round cannot be ended without all ranks. {silent}. {last_words.advice()}")
+    else:
         last_words.write(
-            f"Told to stop by {cause} [{world.position}]: a checkpoint is written when the round is done, and the run "
-            f"ends. A second signal ends it at once. Until then: {last_words.advice()}\n"
+            f"{told}: a checkpoint is written when the round is done, and the run ends. A second signal ends it at "
+            f"once. Until then: {last_words.advice()}\n"
         )
 
 

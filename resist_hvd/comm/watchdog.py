@@ -17,13 +17,16 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from resist_hvd.comm import last_words, undertaker
-from resist_hvd.comm.judging import Sight, limit_of, time_of, verdict
+from resist_hvd.comm.judging import NAMED, Sight, limit_of, said_of_silent, time_of, verdict
 from resist_hvd.comm.last_words import LOST
 from resist_hvd.comm.lifeline import Line, Meeting, open_server
 from resist_hvd.comm.world import World
 
 BEAT = 1.0
 """Seconds between two words."""
+
+MISSED = 3
+"""How many words a rank may miss before it is worth a mention."""
 
 LEAVING = 15.0
 """Seconds in which all others must have ended once a rank has ended by a failure: launchers see to it, mostly."""
@@ -69,6 +72,7 @@ class Watchdog:
         self._selector.register(self._wakeup[1], selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         last_words.ending.before = self._say_goodbye
+        world.unheard = self.unheard
         if world.size == 1:
             self._thread.start()
         elif not self._meet():
@@ -195,6 +199,17 @@ class Watchdog:
                 since = time_of(time.time() - (now - peer.heard))
                 self._end(f"Rank {rank} of {self.world.size} has ended with status {peer.status}, at {since}")
 
+    def unheard(self) -> str:
+        """Return which ranks have missed several words, empty if none has.
+
+        Open MPI's launcher may find a host gone before a patient watchdog does, and ends the others by TERM: they say
+        then what they know.
+        """
+        now = time.monotonic()
+        sights = [peer.sight(rank, now) for rank, peer in sorted(self._peers.items())]
+        silent = [sight for sight in sights if sight.silent > MISSED * BEAT]
+        return ". ".join(said_of_silent(silent, self.world.size, time.time())[:NAMED])
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _end(self, message: str) -> None:
@@ -229,6 +244,7 @@ class Watchdog:
         """End watching; all ranks do, one after another."""
         self._say_goodbye(0)
         last_words.ending.before = None
+        self.world.unheard = str
         self._wakeup[0].send(b"!")
         if self._thread.ident is not None:
             self._thread.join(timeout=5 * BEAT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ class World:
         stop_signal, stop_told_at: the signal by which this rank was told to stop, 0 if it was not; and when, on the
             monotonic clock.
         stopwatch: where this worker's seconds go.
+        unheard: says which other ranks have not been heard of for a while, empty if none: whatever watches them sets
+            it.
     """
 
     comm: Any
@@ -53,6 +55,7 @@ class World:
     stop_signal: int = 0
     stop_told_at: float = 0.0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    unheard: Callable[[], str] = str
 
     @property
     def is_first(self) -> bool:

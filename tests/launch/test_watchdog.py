@@ -12,6 +12,7 @@ import pytest
 from . import runs
 
 LOST = 69
+STOPPED = 75
 ENDLESS = ["--epochs=100000", "--evaluate_every=0", "--checkpoint_every=0"]
 
 HANGS = """
@@ -74,6 +75,34 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
         ended.mistake,
     ), ended
     assert ended.seconds < runs.SOON
+
+
+def test_told_to_stop_while_a_rank_is_silent_it_names_that_rank_and_stops_once_it_is_back(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with runs.started(*tiny, *ENDLESS, "--watchdog=100", "--output", folder, ranks=3) as running:
+        running.wait_for(r"round +4/")
+        time.sleep(2.5)
+        os.kill(running.rank(1), signal.SIGSTOP)
+        time.sleep(5)
+        os.kill(running.rank(0), signal.SIGTERM)  # as Open MPI's launcher does once it has lost a host
+        end = time.monotonic() + runs.LONGEST
+        while "has not been heard of" not in running.err.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.kill(running.rank(1), signal.SIGCONT)
+        ended = running.end()
+    assert ended.status == STOPPED, ended
+    named, stopped = ended.messages
+    assert re.fullmatch(
+        r"Told to stop by TERM \[round \d+, [\w ,]+\], and the round cannot be ended without all ranks\. "
+        rf"Rank 1 of 3 on {runs.HOST} has not been heard of for [4-9] s, since \d\d:\d\d:\d\d "
+        r"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off\. "
+        rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
+        named,
+    ), ended
+    assert stopped.startswith("Stopped by TERM after round ")
 
 
 def test_rank_whose_data_do_not_come_is_named(

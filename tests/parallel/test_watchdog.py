@@ -82,6 +82,25 @@ def test_where_a_host_is_cut_off_both_sides_say_so(world: World) -> None:
 
 
 @pytest.mark.world_size(2)
+def test_who_has_missed_some_words_is_known_before_it_counts_as_lost(world: World) -> None:
+    culprit = world.size - 1
+    dog = Listening(world, 1000)
+    time.sleep(0.5)
+    assert world.unheard() == ""
+    world.barrier()
+    if world.rank == culprit:
+        dog._over.set()  # it beats no more
+    time.sleep(1.5)
+    silent = world.unheard()
+    world.barrier()
+    dog.stop()
+    everyone = world.gather_objects(silent)
+    assert everyone[0].startswith(f"Rank {culprit} of {world.size} on {world.host} has not been heard of for ")
+    assert not any(everyone[1:culprit])
+    assert world.unheard() == ""
+
+
+@pytest.mark.world_size(2)
 def test_the_rank_that_does_not_get_on_is_named_and_not_those_that_wait(world: World) -> None:
     culprit = world.size - 1
     dog = Listening(world, LIMIT)
