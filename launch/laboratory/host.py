@@ -20,9 +20,10 @@ def settle(order: dict[str, Any]) -> None:
     """Make this process's namespaces a host.
 
     Args:
-        order: its `name`, `address`, `bandwidth`, the text of `hosts` for /etc/hosts, the `shares` that stay visible
-            below its private folders, and the lab's `folder`.
+        order: its `name`, `address`, `bandwidth` and `cores`, the text of `hosts` for /etc/hosts, the `shares` that
+            stay visible below its private folders, and the lab's `folder`.
     """
+    os.sched_setaffinity(0, order["cores"])
     socket.sethostname(order["name"])
     links.set_up_port(order["address"], order["bandwidth"])
     # Held by a handle, a folder can still be bound to its place after something was mounted over it.

@@ -48,6 +48,20 @@ def make(name: str, *, hosts: int, bandwidth: str, shares: list[str]) -> Lab:
     return lab
 
 
+def cores_of(number: int, hosts: int, cores: list[int]) -> list[int]:
+    """Return the cores of a host: its part of the machine's, or one that several have where there are too few.
+
+    Without cores of its own a host whose ranks wait, spinning, may take one core while two that work share another.
+
+    Args:
+        number: of the host, from 0.
+        hosts: how many there are.
+        cores: the machine's.
+    """
+    each = len(cores) // hosts
+    return cores[number * each : (number + 1) * each] if each else [cores[number % len(cores)]]
+
+
 def _visible(shares: list[str]) -> list[str]:
     """Return the folders to share: those asked for, and this one and the project's where hosts would not see them."""
     found = {Path(share).resolve() for share in shares}
@@ -79,6 +93,7 @@ def _start(lab: Lab) -> None:
     # From here on another command can find and end it, should this one be killed.
     lab.write()
     names = "".join(f"{host.address} {host.name}\n" for host in lab.hosts)
+    cores = sorted(os.sched_getaffinity(0))
     orders = [
         {
             "name": host.name,
@@ -87,8 +102,9 @@ def _start(lab: Lab) -> None:
             "hosts": f"127.0.0.1 localhost\n{names}",
             "shares": lab.shares,
             "folder": str(lab.folder),
+            "cores": cores if host.name == HEAD else cores_of(number, len(lab.workers), cores),
         }
-        for host in lab.hosts
+        for number, host in enumerate(lab.hosts, start=-1)
     ]
     print(json.dumps(orders), file=process.stdin, flush=True)
     answer = json.loads(process.stdout.readline() or "{}")

@@ -21,7 +21,7 @@ def environment(lab: Lab, user: User | None) -> dict[str, str]:
     programs = ROOT / ".venv/bin"
     path = packages.system_path()
     variables["PATH"] = f"{programs}{os.pathsep}{path}" if programs.is_dir() else path
-    # All hosts share this machine's cores: a rank that waits must leave its core to those that work.
+    # Hosts may share a core: a rank that waits must leave it to those that work.
     variables.setdefault("OMP_NUM_THREADS", "1")
     variables.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     if user is None:

@@ -13,6 +13,7 @@ import pytest
 from laboratory import links, packages, state
 from laboratory.__main__ import main
 from laboratory.errors import LabError
+from laboratory.making import cores_of
 
 from . import labs
 
@@ -67,6 +68,28 @@ def test_hosts_have_names_addresses_and_folders_of_their_own(lab_of_two: labs.La
         assert "on-head" not in lab.do("run", "--on", "n1", "ls", folder).stdout
         assert not Path(folder, "on-head").exists()
     assert lab.ask("ls", str(labs.ROOT / "launch/lab")).strip() == str(labs.ROOT / "launch/lab")
+
+
+def test_hosts_have_cores_of_their_own(lab_of_two: labs.Lab) -> None:
+    tell = "import os; print(*sorted(os.sched_getaffinity(0)))"
+    found = [lab_of_two.do("run", "--on", host, sys.executable, "-c", tell).stdout.split() for host in ("n1", "n2")]
+    all_cores = {str(core) for core in os.sched_getaffinity(0)}
+    assert all(found)
+    assert set(found[0]) | set(found[1]) <= all_cores
+    assert set(found[0]).isdisjoint(found[1]) or len(all_cores) == 1
+
+
+@pytest.mark.parametrize(
+    ("hosts", "cores", "expected"),
+    [
+        (2, [0, 1], [[0], [1]]),
+        (4, [0, 1], [[0], [1], [0], [1]]),
+        (2, [3, 4, 5, 8, 9], [[3, 4], [5, 8]]),
+        (3, [7], [[7], [7], [7]]),
+    ],
+)
+def test_cores_are_shared_out_evenly(hosts: int, cores: list[int], expected: list[list[int]]) -> None:
+    assert [cores_of(number, hosts, cores) for number in range(hosts)] == expected
 
 
 def test_status_streams_and_signals_pass_through(lab_of_two: labs.Lab) -> None:
