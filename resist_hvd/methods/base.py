@@ -26,6 +26,7 @@ class Setup:
         min_blocks: m, the fewest blocks of a deck that a sub-network has.
         momentum: what becomes of momentum when parameters are averaged and blocks move.
         scale_activations: whether the global network scales the output of its partitioned blocks by k / N.
+        zero_residual: whether every block begins as the identity.
         dtype: of parameters; float32 but in tests.
     """
 
@@ -35,6 +36,7 @@ class Setup:
     min_blocks: int = 0
     momentum: Momentum = "restart"
     scale_activations: bool = True
+    zero_residual: bool = False
     dtype: torch.dtype = torch.float32
 
 
@@ -166,5 +168,5 @@ def make_subnet(setup: Setup, depths: Sequence[int], scales: Sequence[float], bl
     per_slot = [scale for scale, slots in zip(scales, depths, strict=True) for _ in range(slots)]
     for module, scale in zip(subnet.slot_modules(), per_slot, strict=True):
         module.scale = scale
-    subnet.initialise(setup.seed, blocks)
+    subnet.initialise(setup.seed, blocks, zero_residual=setup.zero_residual)
     return subnet

@@ -30,7 +30,8 @@ class Ensemble(Method):
         self.partition = deal(architecture.decks, world.size, setup.min_blocks, derive(setup.seed, "ensemble"))
         self.subnet = make_subnet(setup, depths, [1.0] * len(depths), self.blocks)
         # Members that started alike would end alike: each has an initial trunk of its own.
-        self.subnet.initialise(derive(setup.seed, "member", world.rank), self.blocks)
+        seed_of_member = derive(setup.seed, "member", world.rank)
+        self.subnet.initialise(seed_of_member, self.blocks, zero_residual=setup.zero_residual)
         self.velocity = Velocity(torch.zeros_like(self.subnet.parameters_flat))
 
     def synchronise(self, seed: int) -> None:

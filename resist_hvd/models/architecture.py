@@ -44,6 +44,10 @@ class ModelSettings:
     final_norm: bool = True
     """Normalise before the head, as He et al. (2016b) do; the authors' released CIFAR network does not."""
 
+    zero_init_residual: bool = False
+    """Begin with every block as the identity: its last convolution is zero, as in Goyal et al. (2017), section 5.1.
+    Sub-networks of different blocks then agree from the start."""
+
     partition: Scope = "section3"
     """Blocks to deal out: those of section3 but its strided one, or all that are not strided (the paper's ablation)."""
 

@@ -209,10 +209,15 @@ def count_parameters(architecture: Architecture) -> int:
         return sum(parameter.numel() for parameter in ResNet(architecture).parameters())
 
 
-def initialise(module: nn.Module, seed: int) -> None:
+def initialise(module: nn.Module, seed: int, *, zero_residual: bool = False) -> None:
     """Fill a module's parameters in their order, from a seed of its own.
 
     Convolutions as in He et al. (2015), by fan-out; norms are the identity; the head is uniform by its inputs.
+
+    Args:
+        module: a stem, a block or a head.
+        seed: its own.
+        zero_residual: whether the last convolution of a block is zero instead; all others are what they would be.
     """
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
@@ -228,3 +233,5 @@ def initialise(module: nn.Module, seed: int) -> None:
         elif isinstance(part, Norm):
             part.weight.data.fill_(1.0)
             part.bias.data.zero_()
+    if zero_residual and isinstance(module, Block):
+        cast(Unit, module.units[-1]).conv.weight.data.zero_()

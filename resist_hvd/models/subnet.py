@@ -83,15 +83,15 @@ class SubNet(nn.Module):
         scores: Tensor = self.network(images)
         return scores
 
-    def initialise(self, seed: int, blocks: Sequence[int]) -> None:
+    def initialise(self, seed: int, blocks: Sequence[int], *, zero_residual: bool = False) -> None:
         """Fill trunk and slots with their initial weights; `blocks` says which block each slot holds.
 
         The trunk and each block have a seed of their own: every holder makes the same ones alone, and the initial
-        global network is the same for any number of workers.
+        global network is the same for any number of workers. With `zero_residual` every block begins as the identity.
         """
-        initialise_trunk(self, derive(seed, "trunk"))
+        initialise_trunk(self, derive(seed, "trunk"), zero_residual=zero_residual)
         for module, block in zip(self.slot_modules(), blocks, strict=True):
-            initialise(module, derive(seed, "block", block))
+            initialise(module, derive(seed, "block", block), zero_residual=zero_residual)
 
 
 def bind(module: nn.Module, parameters: Iterable[nn.Parameter], flat: Tensor, gradients: Tensor | None) -> None:
@@ -116,14 +116,14 @@ def view_as(parameter: Tensor, flat: Tensor) -> Tensor:
     return flat.view(parameter.shape)
 
 
-def initialise_trunk(subnet: SubNet, seed: int) -> None:
+def initialise_trunk(subnet: SubNet, seed: int, *, zero_residual: bool) -> None:
     """Fill the shared layers, in the network's order, whatever the number of slots between them."""
     slots = {id(module) for module in subnet.slot_modules()}
     network = subnet.network
     every = (block for section in range(len(subnet.depths)) for block in network.blocks(section))
     shared = [block for block in every if id(block) not in slots]
     for place, module in enumerate((network.stem, *shared, network.head)):
-        initialise(module, derive(seed, place))
+        initialise(module, derive(seed, place), zero_residual=zero_residual)
 
 
 def make_block(

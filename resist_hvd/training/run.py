@@ -103,4 +103,5 @@ def method_setup(settings: Settings, source: DataSource, world: World) -> Setup:
         min_blocks=settings.min_blocks,
         momentum=settings.momentum,
         scale_activations=settings.scale_activations,
+        zero_residual=settings.model.zero_init_residual,
     )

@@ -1,5 +1,6 @@
 """What ResIST is compared with does what it says, too: one worker, data-parallel training, the ensemble."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import TrainStream
 from resist_hvd.methods import data_parallel
+from resist_hvd.methods.settings import MethodName
 from resist_hvd.models import ResNet
 from resist_hvd.training.loop import train
 from resist_hvd.training.optim import OptimSettings
@@ -46,6 +48,17 @@ def train_plainly(network: ResNet, stream: TrainStream, optim: OptimSettings, ra
     parameters, velocities = dict(network.named_parameters()), dict[str, Tensor]()
     for rate in rates:
         update(parameters, gradients_of(network, next(stream)), velocities, rate=rate, optim=optim)
+
+
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_blocks_begin_as_the_identity_where_that_is_asked_for(
+    method: MethodName, zero: bool, world: World, folder: Path
+) -> None:
+    settings = tiny.settings(world, method=method, model=replace(tiny.MODEL, zero_init_residual=zero))
+    network = tiny.make_run(settings, world, folder).method.subnet.network
+    blocks = [block for section in range(len(network.sections)) for block in network.blocks(section)]
+    assert {bool(block.units[-1].conv.weight.any()) for block in blocks} == {not zero}
 
 
 @pytest.mark.parametrize("bucket_bytes", [2**25, 4096])

@@ -1,12 +1,14 @@
 """Initial weights are the same for any number of workers, since trunk and blocks have seeds of their own."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from resist_hvd.models import Architecture, ModelSettings, SubNet
+from resist_hvd.models.architecture import BlockKind
 from resist_hvd.models.resnet import Norm
 from resist_hvd.protocol.partition import deal, depth
 
@@ -67,6 +69,29 @@ def test_their_spread_is_that_of_he_et_al() -> None:
     assert torch.equal(linear.bias, torch.zeros(10))
     assert linear.weight.abs().max() <= 1 / math.sqrt(512)
     assert linear.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 512), rel=0.05)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_with_zero_residuals_every_block_begins_as_the_identity_and_nothing_else_changes(block: BlockKind) -> None:
+    settings = replace(SETTINGS[0], block=block)
+    architecture = Architecture.of(settings, channels=3, classes=5)
+    numbers = tuple(range(architecture.partitionable))
+    usual, zero = (SubNet(architecture, architecture.decks, device=CPU) for _ in range(2))
+    usual.initialise(5, numbers)
+    zero.initialise(5, numbers, zero_residual=True)
+    last = f".units.{1 if block == 'basic' else 2}.conv.weight"
+    for (name, before), after in zip(usual.network.named_parameters(), zero.network.parameters(), strict=True):
+        assert torch.equal(after, torch.zeros_like(before) if name.endswith(last) else before), name
+    x = torch.rand(2, architecture.outputs(2), 4, 4)
+    for module in zero.slot_modules():
+        assert torch.equal(module(x), x)
+    # So the network is the same, whichever blocks are left out.
+    images = torch.rand(2, 3, 16, 16)
+    few = SubNet(architecture, [0, 0, 2, 0], device=CPU)
+    few.initialise(5, (1, 4), zero_residual=True)
+    assert torch.equal(few(images), zero(images))
+    zero(images).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(module.units[-1].conv.weight.grad.abs().sum() > 0 for module in zero.slot_modules())
 
 
 def test_global_randomness_plays_no_part() -> None:
