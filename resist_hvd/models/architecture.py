@@ -44,9 +44,9 @@ class ModelSettings:
     final_norm: bool = True
     """Normalise before the head, as He et al. (2016b) do; the authors' released CIFAR network does not."""
 
-    zero_init_residual: bool = False
-    """Begin with every block as the identity: its last convolution is zero, as in Goyal et al. (2017), section 5.1.
-    Sub-networks of different blocks then agree from the start."""
+    zero_init_residual: bool = True
+    """Begin with every block as the identity, its last convolution zero (Goyal et al. 2017, section 5.1): sub-networks
+    of different blocks then agree from the start. Without, all convolutions begin as in He et al. (2015)."""
 
     partition: Scope = "section3"
     """Blocks to deal out: those of section3 but its strided one, or all that are not strided (the paper's ablation)."""

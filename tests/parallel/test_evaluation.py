@@ -30,7 +30,7 @@ CASES = [
     pytest.param({}, id="no-shared-blocks"),
     pytest.param({"min_blocks": 3}, id="shared-blocks"),
     pytest.param({"scale_activations": False}, id="not-scaled"),
-    pytest.param({"model": ModelSettings(sections="2,2,4", width_factor=1 / 16, partition="all")}, id="all-sections"),
+    pytest.param({"model": replace(tiny.MODEL, sections="2,2,4", partition="all")}, id="all-sections"),
     pytest.param({"model": replace(tiny.MODEL, final_norm=False, block="bottleneck")}, id="bottleneck-no-final-norm"),
     pytest.param({"method": "local-sgd"}, id="local-sgd"),
 ]

@@ -20,8 +20,10 @@ from .assembly import assemble
 from .oracle import Oracle, cosine, initial_parameters
 
 TOLERANCE = 1e-12
-ALL = ModelSettings(sections="2,2,5,2", width_factor=1 / 16, partition="all")
-BOTTLENECK = ModelSettings(sections="1,1,5", width_factor=1 / 16, block="bottleneck", final_norm=False)
+ALL = ModelSettings(sections="2,2,5,2", width_factor=1 / 16, partition="all", zero_init_residual=False)
+BOTTLENECK = ModelSettings(
+    sections="1,1,5", width_factor=1 / 16, block="bottleneck", final_norm=False, zero_init_residual=False
+)
 
 Snapshot = tuple[tuple[tuple[int, ...], ...], dict[str, Tensor]]
 
