@@ -1,7 +1,7 @@
 """Batches decoded by NVIDIA DALI, on a GPU or on CPUs; each is ready before it is asked for.
 
 DALI's pipelines read, decode and scale in threads of their own while a training step runs. All that Python does for a
-batch is to name its files and to draw its random numbers.
+batch is to name its files, and to work out its windows once their sizes are known.
 """
 
 from collections import deque
@@ -23,10 +23,7 @@ from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
-from resist_hvd.data.windows import Draws
-
-Build = Callable[[Source], Pipeline]
-"""Makes a pipeline that takes its inputs from a source, and puts out images and the last two bytes of each file."""
+from resist_hvd.data.windows import Draws, random_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +32,10 @@ class Work:
 
     images: NDArray[np.int64]
     draws: Draws | None = None
+
+
+Build = Callable[[Callable[[], Work]], Pipeline]
+"""Makes a pipeline that works on what it is given, and puts out images and the last two bytes of each file."""
 
 
 class DaliLoader(ImageLoader):
@@ -75,7 +76,8 @@ class DaliLoader(ImageLoader):
                 yield Work(images=images, draws=draws)
                 drawn = plan.after(drawn)
 
-        def build(source: Source) -> Pipeline:
+        def build(next_work: Callable[[], Work]) -> Pipeline:
+            source = self._training_inputs(index, means, next_work)
             return dali_graph.training_pipeline(means, self._settings, self._normalisation, source)
 
         return self._batches(index, works(), build)
@@ -85,7 +87,10 @@ class DaliLoader(ImageLoader):
         size = self._settings.test_batch_size
         means = self._means(size)
 
-        def build(source: Source) -> Pipeline:
+        def build(next_work: Callable[[], Work]) -> Pipeline:
+            def source() -> tuple[Any, ...]:
+                return (index.encoded_paths(next_work().images),)
+
             return dali_graph.evaluation_pipeline(means, self._settings, self._normalisation, source)
 
         works = (Work(images=images[start : start + size]) for start in range(0, len(images), size))
@@ -111,51 +116,70 @@ class DaliLoader(ImageLoader):
         waiting: deque[Work] = deque()
         while True:
             begun: deque[Work] = deque()
-            pipeline = build(self._source(index, waiting, works, begun))
-            pipeline.build()
-            pipeline.schedule_run()
-            while True:
-                try:
-                    images, ends = pipeline.outputs(cuda_stream=self._stream())
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    self._find_broken(index, begun, error)
-                    break
-                if self._any_broken_off(index, begun[0], np.asarray(ends.as_array())):
-                    break
-                pixels = from_dlpack(images.as_tensor())
+            try:
+                pipeline = build(self._taking_up(index, waiting, works, begun))
+                pipeline.build()
                 pipeline.schedule_run()
-                yield self._batch(pixels, index.labels[begun.popleft().images])
+                while True:
+                    images, ends = pipeline.outputs(cuda_stream=self._stream())
+                    if self._any_broken_off(index, begun[0], np.asarray(ends.as_array())):
+                        break
+                    pixels = from_dlpack(images.as_tensor())
+                    pipeline.schedule_run()
+                    yield self._batch(pixels, index.labels[begun.popleft().images])
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                self._find_broken(index, begun, error)
             waiting.extendleft(reversed(begun))
 
-    def _source(self, index: ImageIndex, waiting: deque[Work], works: Iterator[Work], begun: deque[Work]) -> Source:
-        """What a pipeline gets its inputs from: first what is `waiting`, then `works`; it goes over to `begun`."""
+    def _taking_up(
+        self, index: ImageIndex, waiting: deque[Work], works: Iterator[Work], begun: deque[Work]
+    ) -> Callable[[], Work]:
+        """Gives work to a pipeline: first what is `waiting`, then `works`; it goes over to `begun`."""
 
-        def inputs() -> tuple[Any, ...]:
+        def next_work() -> Work:
             while True:
                 work = self._usable(index, waiting.popleft() if waiting else next(works))
                 if len(work.images):
                     begun.append(work)
-                    return self._inputs(index, work)
+                    return work
 
-        return inputs
+        return next_work
 
     def _usable(self, index: ImageIndex, work: Work) -> Work:
         if work.draws is None:
             return Work(images=self._broken.left(index, work.images))
         return Work(images=self._broken.replaced(index, work.images), draws=work.draws)
 
-    def _inputs(self, index: ImageIndex, work: Work) -> tuple[Any, ...]:
-        """What a pipeline is given of a batch."""
-        paths = index.encoded_paths(work.images)
-        draws = work.draws
-        if draws is None:
-            return (paths,)
-        inputs = [*dali_graph.window_inputs(draws), draws.mirrored.astype(np.int32)]
-        if self._settings.color_jitter:
-            inputs.append((1 + self._settings.color_jitter * draws.colours).astype(np.float32))
-        return (paths, *map(np.ascontiguousarray, inputs))
+    def _training_inputs(self, index: ImageIndex, means: Means, next_work: Callable[[], Work]) -> Source:
+        """What the training pipeline takes: files that are read ahead, and windows that fit their images."""
+        reading: deque[Draws] = deque()
+        # What a pipeline was given is not copied: it is kept until the batch is surely done.
+        kept: deque[tuple[Any, ...]] = deque(maxlen=means.prefetch + 3)
+
+        def paths() -> tuple[Any, ...]:
+            work = next_work()
+            assert work.draws is not None
+            reading.append(work.draws)
+            return (index.encoded_paths(work.images),)
+
+        files = dali_graph.reading_pipeline(means, paths)
+        files.build()
+        files.schedule_run()
+
+        def inputs() -> tuple[Any, ...]:
+            encoded, sides, ends = files.outputs()
+            draws = reading.popleft()
+            windows = random_windows(draws, *np.asarray(sides.as_array()).T)
+            given = [windows[:, :2], windows[:, 2:], draws.mirrored.astype(np.int32)]
+            if self._settings.color_jitter:
+                given.append((1 + self._settings.color_jitter * draws.colours).astype(np.float32))
+            files.schedule_run()
+            kept.append((encoded, ends, *map(np.ascontiguousarray, given)))
+            return kept[-1]
+
+        return inputs
 
     def _stream(self) -> Any:
         """The stream that waits for the images, so that the process need not."""
@@ -193,10 +217,9 @@ class DaliLoader(ImageLoader):
 
     def _is_decodable(self, index: ImageIndex, image: int) -> bool:
         """Whether DALI decodes a file that others do; noted where it does not."""
-        work = Work(images=np.array([image]))
-        source = self._source(index, deque([work]), iter(()), deque())
+        path = index.encoded_paths(np.array([image]))
         try:
-            dali_graph.evaluation_pipeline(self._means(1), self._settings, self._normalisation, source).run()
+            dali_graph.evaluation_pipeline(self._means(1), self._settings, self._normalisation, lambda: (path,)).run()
         except RuntimeError:
             self._broken.note(index, image, "is of a kind that DALI does not decode")
             return False

@@ -1,21 +1,19 @@
 """Image pipelines as graphs of NVIDIA DALI's operators: what is done to a batch, from paths to normalised pixels.
 
-A graph reads its inputs from Python once a batch: paths, and the random numbers of each image. Everything else happens
-in DALI's own threads or on the GPU, without Python. So what `resist_hvd.data.windows` says in NumPy is said here once
-more in DALI's arithmetic; a test holds the two to the same windows.
+A graph reads its inputs from Python once a batch; everything else happens in DALI's own threads or on the GPU. For
+training there are two, one that reads files and tells their sizes, and one that decodes: between them Python works out
+which window is cut out of each, while earlier batches are decoded. In a graph the same takes some thirty operators, and
+while they work on a few numbers each, no image is decoded.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali import math as dali_math
 
 from resist_hvd.data.settings import DaliSettings, DataSettings
-from resist_hvd.data.windows import GREATEST_RATIO, TRIES, Draws
 
 Node = Any
 """A value in a graph: DALI's `DataNode`, one array for each image of a batch."""
@@ -57,6 +55,10 @@ class Means:
             exec_dynamic=True,
         )
 
+    def for_reading(self) -> "Means":
+        """What reading files alone takes: one thread, and no GPU."""
+        return replace(self, threads=1, device_id=None)
+
     def decoding(self) -> dict[str, Any]:
         """What all of DALI's image decoders are told."""
         # Images lie as they are stored, as Pillow and torchvision have them: labels were given to those.
@@ -76,6 +78,25 @@ class Means:
         }
 
 
+def reading_pipeline(means: Means, source: Source) -> Pipeline:
+    """Image files as they are stored.
+
+    Args:
+        means: what it works with.
+        source: of paths.
+
+    Returns:
+        A pipeline that puts out files, their images' heights and widths (int64 [B, 2]), and their last two bytes
+        (uint8 [B, 2]).
+    """
+    pipeline = means.for_reading().pipeline()
+    with pipeline:
+        (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
+        encoded = fn.io.file.read(path)
+        pipeline.set_outputs(encoded, sides_of(encoded), encoded[-2:])
+    return pipeline
+
+
 def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[str, Any], source: Source) -> Pipeline:
     """Random windows, scaled, mirrored and normalised.
 
@@ -83,8 +104,9 @@ def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[
         means: what it works with.
         settings: what is done to the images.
         normalisation: `mean`, `std` and `dtype` as DALI takes them.
-        source: of paths, both `window_inputs`, whether mirrored (int32 [B]) and, with colour jitter, factors (float32
-            [B, 3]).
+        source: of files and their last two bytes (as they are read), the corner and the shape of each one's window
+            (rows first, int64 [B, 2] each), whether mirrored (int32 [B]) and, with colour jitter, factors (float32
+            [B, 3]). It is not copied: it must stay as it is until the batch is put out.
 
     Returns:
         A pipeline that puts out images [B, size, size, 3] and the last two bytes of each file, uint8 [B, 2].
@@ -92,25 +114,23 @@ def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[
     jitters = settings.color_jitter > 0
     pipeline = means.pipeline()
     with pipeline:
-        path, tries, places, mirrored, *factors = fn.external_source(
-            source=source, num_outputs=5 if jitters else 4, batch=True
+        encoded, ends, corner, shape, mirrored, *factors = fn.external_source(
+            source=source, num_outputs=6 if jitters else 5, batch=True, no_copy=True
         )
-        encoded = fn.io.file.read(path)
-        corner, shape = random_window(encoded, tries, places)
         images = fn.decoders.image_slice(encoded, corner, shape, axis_names="HW", **means.decoding())
         images = fn.resize(images, size=[settings.size, settings.size], interp_type=types.INTERP_LINEAR, antialias=True)
         if jitters:
             (factor,) = factors
             images = fn.color_twist(images, brightness=factor[0], contrast=factor[1], saturation=factor[2])
         images = fn.crop_mirror_normalize(images, mirror=mirrored, output_layout="HWC", **normalisation)
-        pipeline.set_outputs(images, encoded[-2:])
+        pipeline.set_outputs(images, ends)
     return pipeline
 
 
 def evaluation_pipeline(
     means: Means, settings: DataSettings, normalisation: dict[str, Any], source: Source
 ) -> Pipeline:
-    """The middle of images whose shorter side was scaled; arguments and outputs as above, of `source` paths alone."""
+    """The middle of images whose shorter side was scaled; arguments and outputs as above, `source` being of paths."""
     size, shorter_side = settings.size, settings.resize_before_test
     pipeline = means.pipeline()
     with pipeline:
@@ -137,41 +157,3 @@ def evaluation_pipeline(
 def sides_of(encoded: Node) -> Node:
     """Height and width of an image as it is stored, int64 [2]."""
     return fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
-
-
-def random_window(encoded: Node, tries: Node, places: Node) -> tuple[Node, Node]:
-    """The corner and the shape (rows first, int64 [2] each) of the windows that `random_windows` gives.
-
-    Each of DALI's operations takes a while however little it works on, so there are few, on heights and widths at once.
-
-    Args:
-        encoded: image files.
-        tries: the first that `window_inputs` makes of draws.
-        places: the second.
-    """
-    sides = fn.cast(sides_of(encoded), dtype=types.FLOAT64)
-    area = sides[0] * sides[1]
-    shapes = dali_math.floor(dali_math.sqrt(area * tries) + 0.5)
-    fits = shapes == dali_math.clamp(shapes, 1.0, sides)
-    # The first try that fits is the greatest of numbers that fall from TRIES to 1, 0 where a side does not fit.
-    falling = types.Constant(np.arange(TRIES, 0, -1, dtype=np.int32)[:, None])
-    chosen = TRIES - fn.reductions.max(fn.reductions.min(fits * falling, axes=[1]))
-    # Height and width change places: the one is not to be greater than the other times the greatest ratio.
-    last = dali_math.min(sides, dali_math.floor(area / sides * GREATEST_RATIO + 0.5))
-    shape = fn.cat(shapes, fn.expand_dims(last, axes=[0]))[chosen]
-    corner = dali_math.floor(places[chosen] * (sides - shape + 1))
-    return fn.cast(corner, dtype=types.INT64), fn.cast(shape, dtype=types.INT64)
-
-
-def window_inputs(draws: Draws) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What `random_window` is given of B images' draws.
-
-    Returns:
-        Squared heights and widths of all tries [B, TRIES, 2]; and the places for each try, and for the window in the
-        middle that is taken after them [B, TRIES + 1, 2].
-    """
-    tries = np.stack([draws.heights_squared, draws.widths_squared], axis=2)
-    places = np.repeat(draws.places[:, None], TRIES + 1, axis=1)
-    # Just below a half, so that of an odd number of spare pixels the smaller half comes first.
-    places[:, TRIES] = 0.5 - 2.0**-30
-    return tries, places

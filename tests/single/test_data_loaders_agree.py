@@ -1,6 +1,5 @@
 """DALI and torchvision make the same batches, to within what decoding and scaling round differently."""
 
-import io
 import os
 import subprocess
 import sys
@@ -17,17 +16,15 @@ from PIL import Image
 
 from resist_hvd.data import DataSettings, DataSource, Shard, load
 from resist_hvd.data.imagenet import STD
-from resist_hvd.data.order import sample_words
 from resist_hvd.data.settings import DaliSettings
-from resist_hvd.data.windows import WORDS_PER_WINDOW, Draws, random_windows
 
 from .. import photographs
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
-from nvidia.dali import fn, types
+from nvidia.dali import types
 
-from resist_hvd.data.dali_graph import Means, evaluation_pipeline, random_window, training_pipeline, window_inputs
+from resist_hvd.data.dali_graph import Means, evaluation_pipeline, reading_pipeline, training_pipeline
 
 CPU = torch.device("cpu")
 ARCHIVE = "imagenet-sample.tar"
@@ -136,27 +133,35 @@ def test_what_is_no_files_fault_is_not_blamed_on_one(root: Path) -> None:
         assert source.broken_files() == {}
 
 
-def test_dalis_arithmetic_makes_the_same_windows() -> None:
+def test_files_are_read_whole_with_the_sides_of_their_images(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    count = 512
-    heights, widths = random.integers(1, 500, size=(2, count))
-    heights[:100], widths[100:200] = random.integers(1, 5, 100), random.integers(1, 5, 100)
-    encoded = []
-    for height, width in zip(heights.tolist(), widths.tolist(), strict=True):
-        file = io.BytesIO()
-        Image.new("L", (width, height)).save(file, "PNG")
-        encoded.append(np.frombuffer(file.getvalue(), dtype=np.uint8))
-    draws = Draws.of(sample_words(1, 0, count, each=WORDS_PER_WINDOW), least_area=0.08, may_mirror=True)
-    means = Means(batch_size=count, threads=1, prefetch=1, device_id=None, tuning=DaliSettings())
-    pipeline = means.pipeline()
-    with pipeline:
-        nodes = fn.external_source(source=lambda: (encoded, *window_inputs(draws)), num_outputs=3)
-        pipeline.set_outputs(*random_window(*nodes))
-    corners, shapes = (np.asarray(output.as_array()) for output in pipeline.run())
-    expected = random_windows(draws, heights, widths)
-    assert np.array_equal(np.hstack([corners, shapes]), expected)
-    # Some must be the middle that is taken where no try fits: the narrow ones.
-    assert (expected[:, 2:] == 1).any()
+    sides = random.integers(1, 300, size=(32, 2))
+    paths = []
+    for number, (height, width) in enumerate(sides.tolist()):
+        paths.append(tmp_path / f"{number}.JPEG")
+        kind = ("JPEG", "PNG")[number % 2]
+        Image.new(("L", "RGB", "CMYK" if kind == "JPEG" else "P")[number % 3], (width, height)).save(paths[-1], kind)
+    means = Means(batch_size=32, threads=2, prefetch=1, device_id=None, tuning=DaliSettings())
+    named = [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in paths]
+    pipeline = reading_pipeline(means, lambda: (named,))
+    pipeline.build()
+    files, found, ends = pipeline.run()
+    assert np.array_equal(found.as_array(), sides)
+    for path, file, end in zip(paths, files, np.asarray(ends.as_array()), strict=True):
+        assert np.asarray(file).tobytes() == path.read_bytes()
+        assert end.tobytes() == path.read_bytes()[-2:]
+
+
+def test_batches_stay_what_they_were_while_others_are_made(root: Path) -> None:
+    with source_of(root, "dali") as source:
+        stream = source.train()
+        batches = [next(stream)[0] for _ in range(12)]
+        copies = [batch.clone() for batch in batches]
+        later = [next(stream)[0] for _ in range(6)]
+    assert all(torch.equal(batch, copy) for batch, copy in zip(batches, copies, strict=True))
+    with source_of(root, "dali", prefetch=1) as source:
+        stream = source.train()
+        assert all(torch.equal(next(stream)[0], batch) for batch in (*copies, *later))
 
 
 def test_threads_and_prefetching_change_nothing(root: Path) -> None:
