@@ -12,7 +12,7 @@ from laboratory.state import HEAD, Lab
 
 PATIENCE = 30.0
 SLOTS = 8
-"""Ranks that a host may have at once; however many cores it has."""
+"""Ranks that a host may have at once, however many cores it has."""
 
 # Processes are followed by their parents, and nothing needs control groups, which may be missing in a container.
 # Credentials expire early, since a requeued job does not start again before its old ones have.

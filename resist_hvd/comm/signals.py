@@ -68,13 +68,13 @@ def _stop_soon(world: World, number: int, cause: str) -> None:
     world.stop_signal, world.stop_told_at = number, time.monotonic()
     if not world.is_first:
         return
-    told = f"Told to stop by {cause} [{world.position}]"
+    opening = f"Told to stop by {cause} [{world.position}]"
     if silent := world.unheard():
         # A launcher that has lost a host tells so, too, and kills a second later.
-        last_words.say(f"{told}, and the round cannot be ended without all ranks. {silent}. {last_words.advice()}")
+        last_words.say(f"{opening}, and the round cannot be ended without all ranks. {silent}. {last_words.advice()}")
     else:
         last_words.write(
-            f"{told}: a checkpoint is written when the round is done, and the run ends. A second signal ends it at "
+            f"{opening}: a checkpoint is written when the round is done, and the run ends. A second signal ends it at "
             f"once. Until then: {last_words.advice()}\n"
         )
 
