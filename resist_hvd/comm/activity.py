@@ -17,7 +17,8 @@ class Activity:
         phase: in words: "round 7, local training".
         detail: what it does within the phase, if that is worth saying: "waiting for a batch".
         waits: how many calls it is in that end only once other ranks have done their part.
-        unhurried: whether nobody knows how long this takes: data are loaded, a network is compiled.
+        wait: the number of the last such call: the same on ranks that wait in the same one.
+        unhurried: whether no time limit fits yet: no round is done, or a network is compiled.
         progressed: when it last got on, on the monotonic clock, in seconds.
         rounds: how long the last rounds took, in seconds.
     """
@@ -25,14 +26,21 @@ class Activity:
     phase: str = "setting up"
     detail: str = ""
     waits: int = 0
+    wait: int = 0
     unhurried: bool = True
     progressed: float = field(default_factory=time.monotonic)
     rounds: deque[float] = field(default_factory=lambda: deque(maxlen=25))
+    _unhurried_steps: int = 0
 
     @property
     def words(self) -> str:
         """Phase and detail."""
         return f"{self.phase}, {self.detail}" if self.detail else self.phase
+
+    @property
+    def has_time(self) -> bool:
+        """Whether what it does may take longer than a round may: see `unhurried` and `unhurried_for`."""
+        return self.unhurried or self._unhurried_steps > 0
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
@@ -53,9 +61,27 @@ class Activity:
     def waiting(self) -> Iterator[None]:
         """While it waits for other ranks: if they do not come, it is not this one's fault."""
         self.waits += 1
+        self.wait += 1
         self.progress()
         try:
             yield
         finally:
             self.waits -= 1
+            self.progress()
+
+    @contextmanager
+    def unhurried_for(self, detail: str) -> Iterator[None]:
+        """Give a step half an hour, whatever rounds take: it reads or writes files, and a file server may be slow.
+
+        Args:
+            detail: the step, in words: "writing the checkpoint".
+        """
+        before, self.detail = self.detail, detail
+        self._unhurried_steps += 1
+        self.progress()
+        try:
+            yield
+        finally:
+            self._unhurried_steps -= 1
+            self.detail = before
             self.progress()

@@ -177,7 +177,7 @@ class Watchdog:
             "words": activity.words,
             "idle": round(now - activity.progressed, 1),
             "waiting": activity.waits > 0,
-            "unhurried": activity.unhurried,
+            "unhurried": activity.has_time,
         }
 
     def _forgive(self, seconds: float) -> None:
