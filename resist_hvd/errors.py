@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
+
+from resist_hvd import console
 
 
 class UserError(Exception):
@@ -47,11 +48,9 @@ class Stopped(Exception):
 
 def run_alone(program: Callable[[], None]) -> None:
     """Run the main function of a program that is one process, and end it as it deserves: a mistake is a sentence."""
+    console.guard()
     try:
         program()
     except UserError as error:
-        print(f"resist_hvd: {error}", file=sys.stderr)
+        console.err(f"resist_hvd: {error}")
         sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # Who reads has seen enough, as `head` does; nothing is to be told on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from resist_hvd import flags
+from resist_hvd import console, flags
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.planning import tables
 from resist_hvd.planning.forecast import SCALE, Planner
@@ -37,7 +37,7 @@ def run_from_flags() -> None:
                 raise UserError(
                     f"Cannot write the plan: {error.strerror}", where=str(path), mend="Give a file that can be written."
                 ) from None
-            print(f"Written: {path}")
+            console.out(f"Written: {path}")
 
 
 def write_json(planner: Planner) -> None:

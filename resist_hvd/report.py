@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from resist_hvd import __version__, drawing, flags
+from resist_hvd import __version__, console, drawing, flags
 from resist_hvd.drawing import Theme
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.reporting import results
@@ -57,22 +57,22 @@ def run_from_flags() -> None:
             where=str(folder),
             mend="Give an --output that can be written.",
         ) from None
-    print(f"Written: {folder / 'report.html'}")
+    console.out(f"Written: {folder / 'report.html'}")
 
 
-def show(runs: list[RunRecord], console: Console) -> None:
+def show(runs: list[RunRecord], screen: Console) -> None:
     """Print the table of results, and what is missing."""
     table = Table()
     for place, column in enumerate(results.COLUMNS):
         table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
     for row in results.rows(runs):
         table.add_row(*row.cells, style="italic dim" if row.is_paper else None)
-    console.print(table)
+    screen.print(table)
     if results.has_papers_rows(runs):
-        console.print(results.PAPERS_NOTE)
+        screen.print(results.PAPERS_NOTE)
     for run in runs:
         for sentence in run.missing:
-            console.print(f"{run.label}: {sentence}", markup=False)
+            screen.print(f"{run.label}: {sentence}", markup=False)
 
 
 def write(runs: list[RunRecord], title: str, folder: Path) -> None:

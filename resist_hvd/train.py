@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import sys
 import time
 from pathlib import Path
 
 import torch
 
-from resist_hvd import data
+from resist_hvd import console, data
 from resist_hvd.comm import failure
 from resist_hvd.comm.watchdog import watched
 from resist_hvd.comm.world import World
@@ -58,7 +57,7 @@ def run_training(settings: Settings) -> None:
             begin_files(run, resumed=checkpoint is not None)
             telemetry = Telemetry(run)
             if world.is_first:
-                print(headline(run), flush=True)
+                console.out(headline(run))
             with telemetry.display:
                 train(run, telemetry)
             if source.extra_tests:
@@ -70,9 +69,9 @@ def run_training(settings: Settings) -> None:
             summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
             telemetry.close()
     if world.is_first:
-        print(farewell(summary, folder), flush=True)
+        console.out(farewell(summary, folder))
         if broken:
-            print(passed_over(broken), flush=True)
+            console.out(passed_over(broken))
 
 
 def compute_deterministically(*, compiled: bool) -> None:
@@ -100,7 +99,7 @@ def open_folder(settings: Settings, world: World) -> tuple[Path, Checkpoint | No
             if settings.resume:
                 checkpoint, passed_over = find_newest(folder)
                 for sentence in passed_over:
-                    print(f"Passed over: {sentence}", file=sys.stderr, flush=True)
+                    console.err(f"Passed over: {sentence}")
             elif any((folder / kept).exists() for kept in ("rounds.jsonl", "checkpoints")):
                 raise UserError(
                     "The folder already holds a run",
@@ -136,7 +135,7 @@ def make_run(settings: Settings, world: World, source: DataSource, folder: Path,
         with world.agree("reading the checkpoint"):
             sentence = load(checkpoint, run)
     if settings.resume and world.is_first:
-        print(sentence, flush=True)
+        console.out(sentence)
     return run
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter
 
-from resist_hvd import data
+from resist_hvd import console, data
 from resist_hvd.benchmarks import rivals
 from resist_hvd.benchmarks.candidates import CompareSettings, make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
@@ -73,7 +73,7 @@ def tell(name: str, repeat: int, settings: CompareSettings, measured: Measuremen
     """Print what has just been measured: a comparison takes minutes, and may be cut short."""
     step, communicating = 1e3 * measured.seconds_step, 1e3 * measured.seconds_communication
     which = f"  repeat {repeat + 1}/{settings.repeats}  {name:<22}"
-    print(f"{which}  {step:9.1f} ms a step, {communicating:.1f} communicating", flush=True)
+    console.out(f"{which}  {step:9.1f} ms a step, {communicating:.1f} communicating")
 
 
 def measure(name: str, settings: CompareSettings, world: World, source: DataSource, *, evaluates: bool) -> Measurement:

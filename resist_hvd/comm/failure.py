@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import NoReturn
 
+from resist_hvd import console
 from resist_hvd.comm import last_words, signals
 from resist_hvd.comm.last_words import LOST, STOPPED, advice, advise, current_world, say, whereabouts
 from resist_hvd.comm.launch import launched_rank
@@ -46,6 +47,7 @@ def run(program: Callable[[], None]) -> None:
     rank 0, and all exit; so is `Stopped`. Anything else may have happened on this rank alone, with others waiting for
     it: this rank says where it was, and takes the world down.
     """
+    console.guard()
     signal.signal(signal.SIGUSR2, _stopped_early)
     try:
         program()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from resist_hvd import console
 from resist_hvd.comm.launch import host_name, launched_rank
 from resist_hvd.comm.world import World
 
@@ -115,11 +115,8 @@ def say(message: str, details: str = "") -> None:
 
 
 def write(text: str) -> None:
-    """Write to standard error, unless whoever read it has gone."""
-    try:
-        os.write(sys.stderr.fileno(), text.encode())
-    except OSError:
-        return
+    """Write lines to standard error, unless whoever read it has gone."""
+    console.urgent(text.removesuffix("\n"))
 
 
 def say_unless_said(message: str, patience: float, details: str = "") -> None:

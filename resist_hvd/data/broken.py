@@ -1,12 +1,12 @@
 """Image files that are empty, cut short or damaged: what is done about them, and an account of them."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resist_hvd import console
 from resist_hvd.data.decoding import decode_rgb
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.errors import UserError
@@ -78,7 +78,7 @@ class BrokenFiles:
             )
         if path not in self.found:
             self.found[path] = fault
-            print(f"Passed over: the image file {fault} [{path}]", file=sys.stderr, flush=True)
+            console.err(f"Passed over: the image file {fault} [{path}]")
         numbers = self._numbers.setdefault(index.folder, set())
         numbers.add(image)
         if len(numbers) == len(index):

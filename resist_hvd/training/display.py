@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -9,10 +10,13 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from resist_hvd import console
+from resist_hvd.comm.launch import person_watches
 
-def print_at_once(line: str) -> None:
-    """Print a line that is seen when it is printed, through a pipe too."""
-    print(line, flush=True)
+
+def bar_is_of_use() -> bool:
+    """Return whether a person watches, at a terminal that can draw over what it has drawn."""
+    return person_watches() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
 class Lines:
@@ -22,7 +26,7 @@ class Lines:
         printer: takes a line.
     """
 
-    def __init__(self, printer: Callable[[str], None] = print_at_once) -> None:
+    def __init__(self, printer: Callable[[str], None] = console.out) -> None:
         self._print = printer
 
     def round(self, line: str, *, done: int, total: int, loss: str) -> None:
@@ -53,22 +57,27 @@ class Bar(Lines):
     """One line at a terminal's end for all rounds; other lines stay above it.
 
     Args:
-        console: where it is drawn.
+        screen: where it is drawn.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, screen: Console | None = None) -> None:
         self._progress = Progress(
             TextColumn("round {task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(),
             TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]}"),
-            console=console or Console(highlight=False),
+            console=screen or Console(highlight=False),
             auto_refresh=False,
         )
-        super().__init__(lambda text: self._progress.console.print(text, markup=False, highlight=False))
+        super().__init__(self._above)
+
+    def _above(self, text: str) -> None:
+        console.keep(text)
+        self._progress.console.print(console.printable(text), markup=False, highlight=False)
 
     def round(self, line: str, *, done: int, total: int, loss: str) -> None:
-        """Move the bar."""
+        """Move the bar; the line itself goes into the log only."""
+        console.keep(line)
         if not self._progress.tasks:
             self._progress.start()
             # A process that is killed could not bring it back.

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resist_hvd.comm.launch import person_watches
 from resist_hvd.comm.transport import BytesSent
 from resist_hvd.models.resnet import count_parameters
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.training.disk import disk_errors, write_whole
-from resist_hvd.training.display import Bar, Lines
+from resist_hvd.training.display import Bar, Lines, bar_is_of_use
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.evaluate import Evaluation
 from resist_hvd.training.run import Run
@@ -68,7 +67,7 @@ class Telemetry:
         if printer is not None:
             self.display = Lines(printer)
         else:
-            self.display = Bar() if run.world.is_first and person_watches() else Lines()
+            self.display = Bar() if run.world.is_first and bar_is_of_use() else Lines()
         with run.world.agree("opening the run's files"), disk_errors(run.folder):
             self._board = open_board(run) if run.world.is_first else None
         self._trace = trace_of(run)

@@ -191,6 +191,7 @@ def started(
     ranks: int = 2,
     launcher: str = "mpirun",
     program: Sequence[str | Path] = TRAIN,
+    terminal: int | None = None,
     **variables: str,
 ) -> Iterator[Running]:
     """Start a program under its launcher; whatever happens, nothing of it is left afterwards.
@@ -200,6 +201,7 @@ def started(
         ranks: how many.
         launcher: mpirun, horovodrun, perhaps with options, or none.
         program: what to launch.
+        terminal: a descriptor that takes what it prints, in place of files.
         variables: of its environment.
     """
     mark = uuid.uuid4().hex
@@ -210,8 +212,8 @@ def started(
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
+                stdout=stdout if terminal is None else terminal,
+                stderr=stderr if terminal is None else terminal,
                 cwd=folder,
                 env=environment(**{MARK: mark}, **variables),
                 start_new_session=True,
