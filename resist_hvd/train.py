@@ -55,19 +55,18 @@ def run_training(settings: Settings) -> None:
         with source:
             run = make_run(settings, world, source, folder, checkpoint)
             begin_files(run, resumed=checkpoint is not None)
-            telemetry = Telemetry(run)
-            if world.is_first:
-                console.out(headline(run))
-            with telemetry.display:
-                train(run, telemetry)
-            if source.extra_tests:
-                world.position = "evaluating on further test sets"
-                telemetry.evaluated_extra(evaluate_on(source.extra_tests, run.method, source, world, run.autocast))
-            world.position = "exporting the model"
-            export(folder, run.method, source, world, run.autocast)
-            broken = every_broken_file(source, world)
-            summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
-            telemetry.close()
+            with Telemetry(run) as telemetry:
+                if world.is_first:
+                    console.out(headline(run))
+                with telemetry.display:
+                    train(run, telemetry)
+                if source.extra_tests:
+                    world.position = "evaluating on further test sets"
+                    telemetry.evaluated_extra(evaluate_on(source.extra_tests, run.method, source, world, run.autocast))
+                world.position = "exporting the model"
+                export(folder, run.method, source, world, run.autocast)
+                broken = every_broken_file(source, world)
+                summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
     if world.is_first:
         console.out(farewell(summary, folder))
         if broken:

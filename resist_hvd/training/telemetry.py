@@ -7,14 +7,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from resist_hvd import console
 from resist_hvd.comm.transport import BytesSent
+from resist_hvd.errors import Stopped, UserError
 from resist_hvd.models.resnet import count_parameters
 from resist_hvd.protocol.partition import Partition
+from resist_hvd.training.board import Board
 from resist_hvd.training.disk import disk_errors, write_whole
 from resist_hvd.training.display import Bar, Lines, bar_is_of_use
 from resist_hvd.training.divergence import diverged
@@ -68,8 +72,8 @@ class Telemetry:
             self.display = Lines(printer)
         else:
             self.display = Bar() if run.world.is_first and bar_is_of_use() else Lines()
-        with run.world.agree("opening the run's files"), disk_errors(run.folder):
-            self._board = open_board(run) if run.world.is_first else None
+        first_step = run.progress.round + 1
+        self._board = Board(run.folder / "tensorboard", first_step=first_step) if run.world.is_first else None
         self._trace = trace_of(run)
 
     def record(self, done: Round) -> None:
@@ -237,26 +241,27 @@ class Telemetry:
 
     def _to_board(self, scalars: dict[str, float]) -> None:
         if self._board is not None:
-            with disk_errors(self.run.folder / "tensorboard"):
-                for name, value in scalars.items():
-                    self._board.add_scalar(name, value, self.run.progress.round)
+            self._board.add(scalars, self.run.progress.round)
 
-    def close(self) -> None:
-        """Let go of the files; all ranks must call it together."""
-        if self._trace is not None:
-            self._trace.write()
-        if self._board is not None:
-            with disk_errors(self.run.folder / "tensorboard"):
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of the files, however the run ends; where it ends for all ranks together, write the trace, too."""
+        together = isinstance(error, Stopped) or (isinstance(error, UserError) and error.everywhere)
+        try:
+            if self._trace is not None and (error is None or together):
+                self._trace.write()
+        except UserError as unwritten:
+            if error is None:
+                raise
+            if self.run.world.is_first:  # what ends the run is to be told, and its status given
+                console.err(f"There is no trace: {unwritten}")
+        finally:
+            if self._board is not None:
                 self._board.close()
-
-
-def open_board(run: Run) -> Any:
-    """Return a TensorBoard writer into the run's folder, None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.progress.round + 1)
 
 
 def figure(value: float) -> str:

@@ -68,9 +68,9 @@ def test_the_files_of_a_run(world: World, folder: Path) -> None:
         record(done)
 
     telemetry.record = listen  # type: ignore[method-assign]
-    train(run, telemetry)
-    summary = telemetry.summarise([1] * world.size, {})
-    telemetry.close()
+    with telemetry:
+        train(run, telemetry)
+        summary = telemetry.summarise([1] * world.size, {})
     everyone = world.gather_objects(losses)
     # Two rounds a line each, two evaluations a line each; nothing from ranks that are not first.
     assert len(printed) == (4 if world.is_first else 0)

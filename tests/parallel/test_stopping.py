@@ -1,5 +1,6 @@
 """A run that is told to stop, on any rank, stops after that round on all; resumed, it is the run that never stopped."""
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,8 @@ def run_of(settings: Settings, world: World, *, told_in_batch: int | None = None
 
 
 def train(run: Run) -> Run:
-    loop.train(run, tiny.Watching(run))
+    with tiny.Watching(run) as telemetry:
+        loop.train(run, telemetry)
     return run
 
 
@@ -118,3 +120,22 @@ def test_told_while_it_evaluates_it_stops_when_that_is_done(
     assert stopped(run_of(settings, world)).startswith("Stopped by TERM after round 1; checkpoint ")
     if world.is_first:
         assert [line["round"] for line in tiny.timeless_lines(folder / "eval.jsonl")] == [1]
+
+
+def test_a_run_that_stops_early_leaves_its_trace(world: World, folder: Path) -> None:
+    stopped(run_of(settings_of(world, output=folder, trace=True), world, told_in_batch=1, rank=world.size - 1))
+    assert world.stopwatch.spans is None
+    if world.is_first:
+        events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+        assert {event["pid"] for event in events if event["name"] == "synchronise"} == set(range(world.size))
+
+
+def test_a_trace_that_cannot_be_written_does_not_hide_that_the_run_was_stopped(
+    world: World, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if world.is_first:
+        (folder / "trace.json").mkdir()
+    world.barrier()
+    stopped(run_of(settings_of(world, output=folder, trace=True), world, told_in_batch=1))
+    assert ("There is no trace: Cannot write: Is a directory" in capfd.readouterr().err) == world.is_first
+    assert (folder / "checkpoints/latest").is_file()
