@@ -54,6 +54,9 @@ def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:
     if name in ("-h", "--help"):
         print(f"{__doc__}\n\n" + "\n".join(f"  {known}  {b.settings.__doc__}" for known, b in BENCHMARKS.items()))
         sys.exit(0)
+    if name == "--version":
+        print(flags.VERSION)
+        sys.exit(0)
     if name not in BENCHMARKS:
         raise UserError(f"There is no benchmark {name!r}", mend=f"Give one of {', '.join(BENCHMARKS)}, and --help.")
     benchmark = BENCHMARKS[name]

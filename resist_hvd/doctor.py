@@ -23,6 +23,7 @@ from resist_hvd.comm.launch import launched_rank, person_watches
 from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.units import counted
 
 MUST_MEND = 1
 """Exit status where something must be mended."""
@@ -117,7 +118,7 @@ def show(findings: Sequence[Finding], console: Console) -> None:
     console.print(table)
     to_mend = sum(finding.level == "mend" for finding in findings)
     if to_mend:
-        console.print(Text(f"{to_mend} thing{'s' if to_mend > 1 else ''} must be mended.", style="bold red"))
+        console.print(Text(f"{counted(to_mend, 'thing')} must be mended.", style="bold red"))
     else:
         console.print(Text("Nothing must be mended.", style="bold green"))
 

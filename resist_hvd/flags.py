@@ -17,9 +17,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
+from resist_hvd import __version__
 from resist_hvd.errors import UserError
 
 T = TypeVar("T")
+
+VERSION = f"resist_hvd {__version__}"
+"""The answer of every program to --version."""
 
 SEE_HELP = "See --help for every setting."
 
@@ -41,7 +45,7 @@ class HelpFormatter(DefaultHelpFormatter):
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """Return a parser whose help takes each setting's text from the docstring under its field."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(
+    parser = ArgumentParser(
         prog=prog,
         usage="%(prog)s [--FLAG VALUE ...]",
         description=description,
@@ -49,6 +53,8 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=VERSION, help="Show the version and exit.")
+    return parser
 
 
 def add_settings(parser: ArgumentParser, settings: type[Any]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shlex
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from resist_hvd import console, data
+from resist_hvd import console, data, flags
 from resist_hvd.comm import failure
 from resist_hvd.comm.watchdog import watched
 from resist_hvd.comm.world import World
@@ -26,6 +29,7 @@ from resist_hvd.training.export import export
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Progress, Run, method_setup
 from resist_hvd.training.telemetry import Telemetry, keep_lines_before
+from resist_hvd.units import counted
 
 
 def main() -> None:
@@ -142,6 +146,7 @@ def begin_files(run: Run, *, resumed: bool) -> None:
     """Have the run's files say what its checkpoint knows, and its settings: not before it is sure that it can run."""
     with run.world.agree("opening the run's files"), disk_errors(run.folder):
         if run.world.is_first:
+            console.open_log(run.folder / "console.log", log_heading(run.world))
             write_whole(run.folder / "config.yaml", to_yaml(run.settings))
             keep_lines_before(run.folder / "rounds.jsonl", round_number=run.progress.round, inclusive=False)
             evaluated = resumed and run.progress.evaluated_round == run.progress.round
@@ -149,25 +154,35 @@ def begin_files(run: Run, *, resumed: bool) -> None:
             keep_lines_before(run.folder / "extra_tests.jsonl", round_number=run.progress.round, inclusive=False)
 
 
+def log_heading(world: World) -> str:
+    """Return the line of console.log that tells one start of a run from the next: when, what, and how."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    command = shlex.join(sys.orig_argv)
+    return f"# {now}, {flags.VERSION}, {counted(world.size, 'worker')}, on {world.host}: {command}"
+
+
 def headline(run: Run) -> str:
     """Return what is about to be trained, in two lines."""
     spec, subnet, world = run.source.spec, run.method.subnet, run.world
     whole = run.method.subnet.architecture
+    loader = f", decoded by {run.source.loader_name}" if run.source.loader_name else ""
     return (
-        f"{run.settings.method} on {world.size} worker{'s' if world.size > 1 else ''} ({world.device.type}), "
-        f"{spec.name}: {spec.train_size:,} "
-        f"training and {spec.test_size:,} test images, {len(spec.classes)} classes\n"
-        f"sections {','.join(map(str, whole.sections))}, {whole.partitionable} blocks to deal out, "
-        f"{len(subnet.slots)} a worker: {subnet.parameters_flat.numel():,} parameters each; {run.rounds():,} rounds of "
-        f"{run.settings.local_iterations} local iterations; into {run.folder}"
+        f"{run.settings.method} on {counted(world.size, 'worker')} ({world.device.type}), "
+        f"{spec.name}: {spec.train_size:,} training and {counted(spec.test_size, 'test image')}, "
+        f"{counted(len(spec.classes), 'class', 'classes')}{loader}\n"
+        f"sections {','.join(map(str, whole.sections))}, {counted(whole.partitionable, 'block')} to deal out, "
+        f"{len(subnet.slots)} a worker: {subnet.parameters_flat.numel():,} parameters each; "
+        f"{counted(run.rounds(), 'round')} of {counted(run.settings.local_iterations, 'local iteration')}; "
+        f"into {run.folder}"
     )
 
 
-def farewell(summary: dict[str, object], folder: Path) -> str:
+def farewell(summary: dict[str, Any], folder: Path) -> str:
     """Return what has been reached, in a line."""
     return (
-        f"accuracy {summary['accuracy']:.2f} % after {summary['rounds']:,} rounds: {summary['seconds']:.1f} s of "
-        f"training, {summary['bytes_sent'] / 1e6:,.1f} MB sent; model in {folder / 'model.safetensors'}"  # type: ignore[operator]
+        f"accuracy {summary['accuracy']:.2f} % after {counted(summary['rounds'], 'round')}: "
+        f"{summary['seconds']:.1f} s of training, {summary['bytes_sent'] / 1e6:,.1f} MB sent; "
+        f"model in {folder / 'model.safetensors'}"
     )
 
 
@@ -179,7 +194,7 @@ def every_broken_file(source: DataSource, world: World) -> dict[str, str]:
 def passed_over(broken: dict[str, str]) -> str:
     """Return which image files were not used, and why, in a line each."""
     files = [f"  {path}: {fault}" for path, fault in sorted(broken.items())]
-    return "\n".join([f"image files passed over because they are broken: {len(broken)}", *files])
+    return "\n".join([f"{counted(len(broken), 'image file')} passed over, being broken:", *files])
 
 
 def peak_memory(world: World) -> int:

@@ -53,6 +53,30 @@ def three_figures(value: float) -> str:
     return f"{value:.{min(decimals, 6)}f}"
 
 
+def counted(count: float, name: str, plural: str = "") -> str:
+    """Return so many of something, in its singular or its plural: 1 round, 1,200 rounds.
+
+    Args:
+        count: how many.
+        name: of one.
+        plural: of several; the name with an s by default.
+    """
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {name if count == 1 else plural or f'{name}s'}"
+
+
+def remaining(seconds: float) -> str:
+    """Return a time that is estimated, no more exactly than it is known: 41 s, 12 min, 4 h 10 min, 3 d 4 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as people say them: 3.2 ms, 41.0 s, 12.5 min, 4.2 h, 3.1 d."""
     for limit, unit, worth in ((1.0, "ms", 1e-3), (120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):

@@ -18,7 +18,7 @@ from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.training.evaluate import evaluate
-from resist_hvd.units import scaled
+from resist_hvd.units import counted, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +146,12 @@ def show(settings: CompareSettings, world: World, backend: str, measured: dict[s
     ]
     steps = settings.rounds * settings.local_iterations
     print_rows(
-        f"{world.size} ranks on {world.size // world.local_size} host(s), {settings.data.name}, batches of "
-        f"{settings.data.batch_size}, l = {settings.local_iterations}, {steps} steps each; PyTorch over {backend}",
+        f"{counted(world.size, 'rank')} on {counted(world.size // world.local_size, 'host')}, {settings.data.name}, "
+        f"batches of {settings.data.batch_size}, l = {settings.local_iterations}, {counted(steps, 'step')} each; "
+        f"PyTorch over {backend}",
         measured,
         columns,
-        f"{settings.repeats} repeats in turn: medians, and the least and the most in brackets. Bytes of all ranks in "
-        "all steps: counted is payload handed over, network and loopbacks are the kernel's. Memory: the most of a rank "
-        "above what it had before.",
+        f"{counted(settings.repeats, 'repeat')} in turn: medians, and the least and the most in brackets. Bytes of "
+        "all ranks in all steps: counted is payload handed over, network and loopbacks are the kernel's. Memory: "
+        "the most of a rank above what it had before.",
     )

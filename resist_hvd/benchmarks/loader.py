@@ -25,6 +25,7 @@ from resist_hvd.models import ModelSettings
 from resist_hvd.seeds import derive
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.run import Run, method_setup
+from resist_hvd.units import counted
 
 OURS, DALI, TORCHVISION = "this loader", "bare DALI, the same operators", "torchvision's DataLoader"
 
@@ -92,12 +93,14 @@ def run(settings: LoaderSettings, world: World) -> float:
         del candidates, order, batches
         beside = training_beside(settings, world, source) if settings.steps else ""
     if world.is_first:
-        what = f"{threads(own)} threads or processes, {cores} cores, {world.size} ranks, {world.device.type}"
+        machine = f"{counted(cores, 'core')}, {counted(world.size, 'rank')}, {world.device.type}"
+        what = f"{threads(own)} threads or processes, {machine}"
         show_rates(
             f"Training batches of {own.batch_size} images of {own.size} x {own.size}: {what}",
             rates,
             "images/s",
-            f"{settings.passes} passes in turn, each of {settings.batches} batches; rank 0's. This loader against "
+            f"{counted(settings.passes, 'pass', 'passes')} in turn, each of "
+            f"{counted(settings.batches, 'batch', 'batches')}; rank 0's. This loader against "
             f"torchvision's: {paired_ratio(rates[OURS], rates[TORCHVISION]):.2f}.{beside}",
         )
     return paired_ratio(rates[OURS], rates[DALI])

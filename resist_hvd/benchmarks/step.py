@@ -21,6 +21,7 @@ from resist_hvd.models import ModelSettings, ResNet
 from resist_hvd.seeds import derive
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.run import Run, method_setup
+from resist_hvd.units import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,11 @@ def run(settings: StepSettings, world: World) -> float:
     baseline, measured = seconds.values()
     if world.is_first:
         show(
-            f"One step, {settings.data.batch_size} images, {method.subnet.parameters_flat.numel():,} parameters, "
-            f"{world.size} ranks",
+            f"One step, {counted(settings.data.batch_size, 'image')}, {method.subnet.parameters_flat.numel():,} "
+            f"parameters, {counted(world.size, 'rank')}",
             seconds,
-            f"{settings.repeats} repeats in turn, each the mean of {settings.steps} steps; rank 0's",
+            f"{counted(settings.repeats, 'repeat')} in turn, each the mean of "
+            f"{counted(settings.steps, 'step')}; rank 0's",
         )
     return paired_ratio(measured, baseline)
 

@@ -15,6 +15,7 @@ from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
 from resist_hvd.models import Architecture, ModelSettings
 from resist_hvd.seeds import derive
+from resist_hvd.units import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,10 @@ def run(settings: SyncSettings, world: World) -> float:
         sent = method.transport.sent
         blocks = method.subnet.slots
         show(
-            f"{world.size} ranks: trunk of {method.subnet.trunk.numel():,} parameters, {len(blocks)} blocks a worker",
+            f"{counted(world.size, 'rank')}: trunk of {method.subnet.trunk.numel():,} parameters, "
+            f"{counted(len(blocks), 'block')} a worker",
             seconds,
-            f"{settings.repeats} repeats in turn, each the slowest rank's; sent a round by rank 0: trunk "
+            f"{counted(settings.repeats, 'repeat')} in turn, each the slowest rank's; sent a round by rank 0: trunk "
             f"{sent.trunk / rounds / 1e6:.1f} MB, blocks {sent.blocks / rounds / 1e6:.1f} MB",
         )
     return paired_ratio(measured, baseline)

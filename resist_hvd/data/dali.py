@@ -48,6 +48,8 @@ class DaliLoader(ImageLoader):
         broken: what is done about broken files.
     """
 
+    name = "DALI"
+
     def __init__(
         self,
         settings: DataSettings,

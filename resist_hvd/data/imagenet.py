@@ -171,6 +171,7 @@ class StreamedSource(DataSource):
         self._train, self._test = train, test
         self.extra_tests = tuple(self._extra_test(name, index) for name, index in extra.items())
         self._loader, self._broken, self._shard = loader, broken, shard
+        self.loader_name = loader.name
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
         plan = TrainingPlan(
             order=EpochOrder(len(train), seed),

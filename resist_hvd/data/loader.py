@@ -60,6 +60,8 @@ def work_on(device: torch.device) -> None:
 class ImageLoader(ABC):
     """Decodes the files of an `ImageIndex` into batches as `DataSettings` ask for, on one device."""
 
+    name: str
+
     @abstractmethod
     def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
         """Endless training batches, from where all workers have drawn so many samples; some are made in advance."""

@@ -102,6 +102,8 @@ class DataSource(ABC):
 
     spec: DataSpec
     extra_tests: tuple[ExtraTest, ...] = ()
+    loader_name: str = ""
+    """What decodes its images as they are needed; empty where they lie in memory."""
 
     @abstractmethod
     def train(self) -> TrainStream:

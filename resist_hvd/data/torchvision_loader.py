@@ -168,6 +168,8 @@ class TorchvisionLoader(ImageLoader):
         broken: what is done about broken files.
     """
 
+    name = "torchvision"
+
     def __init__(
         self,
         settings: DataSettings,

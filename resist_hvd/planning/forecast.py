@@ -12,6 +12,7 @@ from resist_hvd.planning.settings import PlanSettings
 from resist_hvd.protocol import cost
 from resist_hvd.protocol.cost import Cost, MethodCosted
 from resist_hvd.protocol.partition import depth
+from resist_hvd.units import counted
 
 METHODS: tuple[MethodCosted, ...] = ("resist", "local-sgd", "data-parallel", "gpipe", "federated-dropout")
 EVERY_STEP: tuple[MethodCosted, ...] = ("data-parallel", "gpipe")
@@ -165,7 +166,10 @@ class Planner:
             if runs[twice].seconds > (1 - GAIN) * runs[workers].seconds:
                 return Limit(workers, f"twice as many make a run less than {GAIN:.0%} shorter")
             if runs[twice].rounds < FEWEST_ROUNDS:
-                few = f"twice as many leave {runs[twice].rounds} rounds of {self.settings.local_iterations} iterations"
+                few = (
+                    f"twice as many leave {counted(runs[twice].rounds, 'round')} of "
+                    f"{counted(self.settings.local_iterations, 'iteration')}"
+                )
                 return Limit(workers, f"{few}, and with fewer than {FEWEST_ROUNDS} the paper's accuracy falls")
         return Limit(SCALE[-1], "no more were planned for")
 

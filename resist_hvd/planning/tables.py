@@ -16,7 +16,7 @@ from resist_hvd.planning.forecast import (
 )
 from resist_hvd.planning.settings import ASSUMED_RATE
 from resist_hvd.protocol.partition import depth
-from resist_hvd.units import duration, scaled
+from resist_hvd.units import counted, duration, scaled
 
 
 def show(planner: Planner, console: Console) -> None:
@@ -27,7 +27,7 @@ def show(planner: Planner, console: Console) -> None:
     console.print(scale_table(planner))
     console.print(advice_table([planner.advise(workers) for workers in planner.settings.worker_counts]))
     limit = planner.stops_paying()
-    console.print(f"ResIST pays up to {limit.workers:,} workers: {limit.reason}.")
+    console.print(f"ResIST pays up to {counted(limit.workers, 'worker')}: {limit.reason}.")
 
 
 def heading(planner: Planner) -> str:
@@ -38,9 +38,9 @@ def heading(planner: Planner) -> str:
     return (
         f"{settings.model.name if settings.model.sections is None else settings.model.sections} on {settings.dataset}: "
         f"{network.whole.parameters:,} parameters, {network.trunk.parameters:,} of them shared by all, "
-        f"{network.partitionable} blocks to deal out\n"
-        f"{settings.epochs:g} epochs summed over workers, batches of {settings.batch_size}, "
-        f"l = {settings.local_iterations}, at least {settings.min_blocks} blocks a worker\n"
+        f"{counted(network.partitionable, 'block')} to deal out\n"
+        f"{counted(settings.epochs, 'epoch')} summed over workers, batches of {settings.batch_size}, "
+        f"l = {settings.local_iterations}, at least {counted(settings.min_blocks, 'block')} a worker\n"
         f"{' and '.join(scaled(rate, 'FLOP/s') for rate in sorted(rates))} a worker ({source}); "
         f"{settings.bandwidth}/s a host, {settings.efficiency:.0%} of it payload, {settings.latency} latency"
     )
@@ -59,7 +59,7 @@ def table(title: str, caption: str, *columns: str) -> Table:
 def methods_table(planner: Planner, workers: int) -> Table:
     """Return all methods side by side on so many workers."""
     made = table(
-        f"{workers} worker{'s' if workers > 1 else ''}",
+        counted(workers, "worker"),
         "sent: payload handed over, summed over workers; paper: its convention (Table 1). FLOP and memory of the "
         "busiest worker.",
         "",

@@ -9,7 +9,7 @@ from resist_hvd import drawing
 from resist_hvd.drawing import Theme
 from resist_hvd.reporting.phases import seconds_of_ranks
 from resist_hvd.reporting.reading import RunRecord
-from resist_hvd.units import scaled
+from resist_hvd.units import counted, scaled
 
 WIDTH = 11.0
 MOST_ROUNDS = 60
@@ -75,8 +75,9 @@ def figures(runs: list[RunRecord]) -> list[Figure]:
                 Figure(
                     f"deal-{number + 1}",
                     f"The deal: {run.label}",
-                    f"Left: who held which block in the first {shown} rounds, in the workers' colours; a block with "
-                    "several holders is divided among them. Right: in how many of all rounds a worker held a block.",
+                    f"Left: who held which block in the first {counted(shown, 'round')}, in the workers' colours; a "
+                    "block with several holders is divided among them. Right: in how many of all rounds a worker "
+                    "held a block.",
                     lambda theme, run=run: deal(run, theme),  # type: ignore[misc]
                 )
             )
@@ -214,7 +215,7 @@ def deal(run: RunRecord, theme: Theme) -> Any:
     counts = [[sum(block in held[rank] for held in dealt) for rank in range(workers)] for block in range(blocks)]
     shades = LinearSegmentedColormap.from_list("held", [to_rgb(theme.paper), to_rgb(drawing.COLOURS[0])])
     image = right.imshow(counts, aspect="auto", cmap=shades, vmin=0, interpolation="nearest")
-    right.set(xlabel="worker", yticks=[], title=f"of {len(dealt)} rounds")
+    right.set(xlabel="worker", yticks=[], title=f"of {counted(len(dealt), 'round')}")
     right.grid(visible=False)
     if workers <= 16:
         right.set_xticks(range(workers))

@@ -12,7 +12,7 @@ from resist_hvd import drawing
 from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import Figure
 from resist_hvd.reporting.reading import RunRecord
-from resist_hvd.units import duration, scaled
+from resist_hvd.units import counted, duration, scaled
 
 STYLE = resources.files("resist_hvd.reporting").joinpath("page.css").read_text()
 
@@ -58,7 +58,7 @@ def page(title: str, runs: list[RunRecord], pictures: Sequence[Drawn], version: 
 def _subtitle(runs: list[RunRecord]) -> str:
     data = {run.data for run in runs} - {""}
     rounds = sum(len(run.rounds) for run in runs)
-    said = f"{len(runs)} run{'s' if len(runs) > 1 else ''}, {rounds:,} rounds"
+    said = f"{counted(len(runs), 'run')}, {counted(rounds, 'round')}"
     return f'<p class="quiet">{escape(said + (", " + " and ".join(sorted(data)) if data else ""))}</p>'
 
 
@@ -71,7 +71,7 @@ def _card(number: int, run: RunRecord) -> str:
         "rounds": f"{len(run.rounds):,}",
     }
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    workers = f" on {run.workers} worker{'s' if run.workers != 1 else ''}" if run.workers else ""
+    workers = f" on {counted(run.workers, 'worker')}" if run.workers else ""
     return (
         f'<div class="card" style="--run: {drawing.colour(number)}"><h3>{escape(run.label)}</h3>'
         f'<div class="quiet">{escape(run.method)}{workers}</div>'

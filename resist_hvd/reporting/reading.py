@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from resist_hvd.errors import UserError
+from resist_hvd.units import counted
 
 ROUND_NUMBERS = ("round", "iterations", "loss", "seconds_compute", "seconds_data", "seconds_sync", "bytes_sent")
 EVALUATION_NUMBERS = ("round", "seconds", "bytes_sent", "accuracy")
@@ -159,9 +160,9 @@ def _lines(run: RunRecord, name: str, numbers: tuple[str, ...]) -> list[Line]:
         repeated += line["round"] in good
         good[line["round"]] = line
     if bad:
-        run.missing.append(f"{bad} of {len(texts)} lines of {name} cannot be read and were left out.")
+        run.missing.append(f"{bad} of {counted(len(texts), 'line')} of {name} cannot be read and {was(bad)} left out.")
     if repeated:
-        run.missing.append(f"{repeated} lines of {name} are repeated; the last of each counts.")
+        run.missing.append(f"{counted(repeated, 'line')} of {name} {are(repeated)} repeated; the last of each counts.")
     return [good[number] for number in sorted(good)]
 
 
@@ -175,21 +176,34 @@ def _check(run: RunRecord) -> None:
     for line in misdealt:
         del line["partition"]
     if misdealt:
-        run.missing.append(f"{len(misdealt)} rounds do not say rightly who held which block.")
+        run.missing.append(f"{counted(len(misdealt), 'round')} cannot be read as to who held which block.")
     if run.rounds:
         numbers = {line["round"] for line in run.rounds}
-        lacking = run.rounds[-1]["round"] + 1 - len(numbers)
+        whole = run.rounds[-1]["round"] + 1  # they are counted from 0
+        lacking = whole - len(numbers)
         if lacking > 0:
-            run.missing.append(f"{lacking} of {run.rounds[-1]['round'] + 1} rounds are missing: sums are too small.")
+            run.missing.append(f"{lacking} of {counted(whole, 'round')} {are(lacking)} missing: sums are too small.")
         without = sum(not has_ranks(line) for line in run.rounds)
         if without == len(run.rounds):
             run.missing.append(
                 "It does not say each rank's seconds, as an older version's: means over ranks are shown."
             )
         elif without:
-            run.missing.append(f"{without} rounds do not say each rank's seconds and are left out of that picture.")
+            run.missing.append(
+                f"{counted(without, 'round')} without each rank's seconds {are(without)} left out of that picture."
+            )
     if not run.evaluations:
         run.missing.append("It has not been evaluated.")
+
+
+def are(count: int) -> str:
+    """Return the verb that goes with so many."""
+    return "is" if count == 1 else "are"
+
+
+def was(count: int) -> str:
+    """Return the verb that goes with so many, in the past."""
+    return "was" if count == 1 else "were"
 
 
 def is_number(value: object) -> bool:

@@ -27,6 +27,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.training.disk import digest, disk_errors, flush, write_whole
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.run import Progress, Run
+from resist_hvd.units import counted
 
 FORMAT = 1
 
@@ -245,9 +246,10 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
     members, workers = was["workers"], run.world.size
     if run.method.members_apart and members != workers:
         raise UserError(
-            f"The checkpoint is of {members} networks, one a worker, and there are {workers} workers now",
+            f"The checkpoint is of {counted(members, 'network')}, one a worker, and the world has "
+            f"{counted(workers, 'worker')} now",
             where=str(checkpoint.folder),
-            mend=f"Resume on {members} workers, or give another --output.",
+            mend=f"Resume on {counted(members, 'worker')}, or give another --output.",
         )
 
 
@@ -272,7 +274,7 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         checkpoint.read(run.method.state_of_this_worker(), files=own)
     else:
         why = "another seed" if manifest["workers"] == world.size else f"it had {manifest['workers']}"
-        sentence += f"; blocks are dealt anew to {world.size} workers ({why}), momentum restarts"
+        sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"
     states = manifest["data_states"]
     state = states[world.rank] if world.rank < len(states) else states[0]
     remark = run.source.train().load_state(state)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from resist_hvd import console
 from resist_hvd.comm.launch import person_watches
@@ -29,7 +29,7 @@ class Lines:
     def __init__(self, printer: Callable[[str], None] = console.out) -> None:
         self._print = printer
 
-    def round(self, line: str, *, done: int, total: int, loss: str) -> None:
+    def round(self, line: str, *, done: int, total: int, loss: str, left: str = "") -> None:
         """Show that a round is done.
 
         Args:
@@ -37,8 +37,9 @@ class Lines:
             done: rounds that are done.
             total: rounds of the whole run.
             loss: the round's, as text.
+            left: the time that the rest will take, as text; empty while it is not known.
         """
-        self.line(line)
+        self.line(f"{line}  left {left}" if left else line)
 
     def line(self, text: str) -> None:
         """Show a line that stays."""
@@ -64,8 +65,8 @@ class Bar(Lines):
         self._progress = Progress(
             TextColumn("round {task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(),
-            TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[left]}"),
             console=screen or Console(highlight=False),
             auto_refresh=False,
         )
@@ -75,15 +76,16 @@ class Bar(Lines):
         console.keep(text)
         self._progress.console.print(console.printable(text), markup=False, highlight=False)
 
-    def round(self, line: str, *, done: int, total: int, loss: str) -> None:
+    def round(self, line: str, *, done: int, total: int, loss: str, left: str = "") -> None:
         """Move the bar; the line itself goes into the log only."""
         console.keep(line)
+        left = f"left {left}" if left else ""
         if not self._progress.tasks:
             self._progress.start()
             # A process that is killed could not bring it back.
             self._progress.console.show_cursor(True)
-            self._progress.add_task("", total=total, completed=done - 1, loss=loss)
-        self._progress.update(self._progress.task_ids[0], completed=done, loss=loss.strip(), refresh=True)
+            self._progress.add_task("", total=total, completed=done - 1, loss=loss, left=left)
+        self._progress.update(self._progress.task_ids[0], completed=done, loss=loss.strip(), left=left, refresh=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,4 +1,9 @@
-"""What a run tells: a line a round on the console, and the files of its folder."""
+"""What a run tells: a line a round on the console, and the files of its folder.
+
+Rounds are counted from 1 wherever a person reads them: on the console, in TensorBoard, in reports, in messages. A line
+of `rounds.jsonl` is of round number `round`, counted from 0. Where something is so after rounds (`eval.jsonl`,
+`extra_tests.jsonl`, a checkpoint's name), `round` is how many are done.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +28,10 @@ from resist_hvd.training.disk import disk_errors, write_whole
 from resist_hvd.training.display import Bar, Lines, bar_is_of_use
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.evaluate import Evaluation
+from resist_hvd.training.pace import Pace
 from resist_hvd.training.run import Run
 from resist_hvd.training.trace import trace_of
+from resist_hvd.units import remaining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,9 @@ class Round:
     bytes_sent: BytesSent
     partition: Partition
 
+
+SECONDS = ("seconds_compute", "seconds_data", "seconds_sync")
+"""What the seconds of a round are made of."""
 
 RANK_COLUMNS = {"seconds_compute": 1, "seconds_data": 2, "seconds_sync": 3, "seconds_trunk": 8, "seconds_blocks": 9}
 """What a round's line says of each rank, and where the gathered accounts have it."""
@@ -75,6 +85,7 @@ class Telemetry:
         first_step = run.progress.round + 1
         self._board = Board(run.folder / "tensorboard", first_step=first_step) if run.world.is_first else None
         self._trace = trace_of(run)
+        self._pace = Pace()
 
     def record(self, done: Round) -> None:
         """Add a round to the run's progress and files; all ranks must call it together.
@@ -85,15 +96,22 @@ class Telemetry:
         run, progress = self.run, self.run.progress
         account = self._gather(done)
         progress.round += 1
-        for name in ("seconds_compute", "seconds_data", "seconds_sync"):
+        for name in SECONDS:
             setattr(progress, name, getattr(progress, name) + account[name])
             progress.seconds += account[name]
         progress.bytes_sent += account["bytes_sent"]
         ranks = account.pop("ranks")
         self._append("rounds.jsonl", {**account, "partition": done.partition.held, "ranks": ranks})
         if run.world.is_first:
+            self._pace.round_done(sum(account[name] for name in SECONDS))
+            total = run.rounds()
+            left = self._pace.left(total - progress.round)
             self.display.round(
-                self._line(account), done=progress.round, total=run.rounds(), loss=figure(account["loss"])
+                self._line(account),
+                done=progress.round,
+                total=total,
+                loss=figure(account["loss"]),
+                left=remaining(left) if left else "",
             )
             self._to_board({name: account[name] for name in ("loss", "lr", "bytes_sent", "seconds_sync")})
         if self._trace is not None:

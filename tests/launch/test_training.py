@@ -91,7 +91,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_folder_has_what_the_contract_names_and_no_more(finished: tuple[str, Path]) -> None:
     method, folder = finished
     model = {"members"} if method == "ensemble" else {"model.safetensors", "model.json"}
-    named = {"config.yaml", "rounds.jsonl", "eval.jsonl", "summary.json", "checkpoints"} | model
+    named = {"config.yaml", "rounds.jsonl", "eval.jsonl", "summary.json", "console.log", "checkpoints"} | model
     assert {path.name for path in folder.iterdir()} - {"tensorboard"} == named
     checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
     assert checkpoints == {"latest", "round-000002", "round-000004"}
@@ -211,6 +211,14 @@ def test_resumed_run_ends_as_the_one_that_never_stopped(copy_of_cut: Path, whole
                 del entry[seconds]
         assert ours == theirs
     assert set(load_file(copy_of_cut / "model.safetensors")) == set(load_file(whole / "model.safetensors"))
+    # The log has both starts, and of each what it printed.
+    first, second = (copy_of_cut / "console.log").read_text().removeprefix("# ").split("\n# ")
+    for start in (first, second):
+        assert "2 workers" in start.splitlines()[0]
+        assert "resist_hvd.train" in start.splitlines()[0]
+    assert "--resume" in second.splitlines()[0]
+    assert second.splitlines()[1:] == ended.stdout.splitlines()
+    assert sum(line.startswith("round ") for line in first.splitlines()) == 2
 
 
 def test_damaged_checkpoint_is_passed_over_for_the_one_before(whole: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_another_number_of_workers(
     # From many workers to one ...
     if world.is_first:
         one, said = resume_on(alone, settings, folder / "many", capsys)
-        assert f"dealt anew to 1 workers (it had {world.size})" in said
+        assert f"dealt anew to 1 worker (it had {world.size})" in said
         assert one.velocity.fresh
         now = named_parameters(one)
         assert now.keys() == whole.keys()
@@ -210,6 +210,6 @@ def test_an_ensemble_keeps_its_members(world: World, alone: World, folder: Path)
     if world.is_first:
         finished(settings, alone)
     world.barrier()
-    with pytest.raises(UserError, match=r"one a worker.*Resume on 1 workers") as caught:
+    with pytest.raises(UserError, match=r"one a worker.*Resume on 1 worker,") as caught:
         run_of(replace(settings, resume=True), world)
     assert caught.value.everywhere

@@ -1,11 +1,12 @@
 """The help of every program says what each of its flags is, in lines that fit."""
 
 import re
+import sys
 from typing import Any
 
 import pytest
 
-from resist_hvd import bench, flags
+from resist_hvd import __version__, bench, doctor, flags, plan, report, train
 from resist_hvd.planning.settings import PlanSettings
 from resist_hvd.report import ReportSettings
 
@@ -14,6 +15,15 @@ PROGRAMS: dict[str, type[Any]] = {
     "report": ReportSettings,
     **{f"bench {name}": benchmark.settings for name, benchmark in bench.BENCHMARKS.items()},
 }
+
+
+@pytest.mark.parametrize("main", [train.main, plan.main, report.main, bench.main, doctor.main])
+def test_every_program_tells_its_version(main: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"resist_hvd {__version__}\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -192,3 +192,14 @@ def test_quantities() -> None:
     assert read == ["0 B", "12.0 B", "999 B", "1.00 kB", "1.29 GB", "3500 PB"]
     spans = [units.duration(seconds) for seconds in (0.00321, 41, 750, 15120, 267840)]
     assert spans == ["3.21 ms", "41.0 s", "12.5 min", "4.20 h", "3.10 d"]
+
+
+def test_one_of_a_thing_is_one() -> None:
+    assert [units.counted(count, "round") for count in (0, 1, 2, 1200)] == [
+        "0 rounds",
+        "1 round",
+        "2 rounds",
+        "1,200 rounds",
+    ]
+    assert [units.counted(count, "class", "classes") for count in (1, 10)] == ["1 class", "10 classes"]
+    assert [units.counted(count, "epoch") for count in (1.0, 0.5)] == ["1 epoch", "0.5 epochs"]

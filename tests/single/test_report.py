@@ -55,7 +55,7 @@ def test_an_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None
     run = read_run(folder)
     assert run.missing == [
         "It has not ended, or was cut: there is no summary.json; figures are those so far.",
-        "1 of 9 lines of rounds.jsonl cannot be read and were left out.",
+        "1 of 9 lines of rounds.jsonl cannot be read and was left out.",
         "There is no eval.jsonl.",
         "It has not been evaluated.",
     ]
@@ -78,7 +78,7 @@ def test_damage_is_said(tmp_path: Path) -> None:
         "config.yaml is damaged and was left out.",
         "summary.json is damaged and was left out.",
         "3 of 10 lines of rounds.jsonl cannot be read and were left out.",
-        "1 lines of rounds.jsonl are repeated; the last of each counts.",
+        "1 line of rounds.jsonl is repeated; the last of each counts.",
         "2 of 8 rounds are missing: sums are too small.",
     ]
     assert [line["round"] for line in run.rounds] == [0, 1, 2, 4, 6, 7]
@@ -98,7 +98,7 @@ def test_a_run_that_went_on_in_a_newer_version(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     rewrite(folder / "rounds.jsonl", lambda line: {**line, "ranks": line["ranks"] if line["round"] > 2 else None})
     run = read_run(folder)
-    assert run.missing == ["3 rounds do not say each rank's seconds and are left out of that picture."]
+    assert run.missing == ["3 rounds without each rank's seconds are left out of that picture."]
     assert len(seconds_of_ranks(run)) == 4
 
 
