@@ -68,6 +68,14 @@ def environment(**variables: str) -> dict[str, str]:
     return inherited | ranks | variables
 
 
+class HangsError(AssertionError):
+    """A run has not ended within its limit."""
+
+
+class LeftBehindError(AssertionError):
+    """Processes of a run outlive its launcher."""
+
+
 @dataclass
 class Ended:
     """A run that has ended.
@@ -131,6 +139,14 @@ class Running:
                 found[int(folder.name)] = dict(entry.partition("=")[::2] for entry in variables if entry)
         return found
 
+    def ranks(self) -> list[int]:
+        """Return the processes that are ranks."""
+        return [
+            pid
+            for pid, variables in self.processes().items()
+            if "OMPI_COMM_WORLD_RANK" in variables and _is_python(pid)
+        ]
+
     def rank(self, rank: int) -> int:
         """Return the process that is a rank."""
         (pid,) = (
@@ -152,19 +168,28 @@ class Running:
         """Count the seconds to its end from now."""
         self.since = time.monotonic()
 
-    def end(self) -> Ended:
-        """Wait for its end, and see that nothing of it is left."""
+    def end(self, *, limit: float = LONGEST, patience: float = 5.0) -> Ended:
+        """Wait for its end, and see that nothing of it is left.
+
+        Args:
+            limit: seconds after which it counts as hanging.
+            patience: seconds that its processes may outlive the launcher.
+
+        Raises:
+            HangsError: it has not ended.
+            LeftBehindError: processes are left.
+        """
         try:
-            status = self.process.wait(timeout=LONGEST)
+            status = self.process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"it hangs:\n{self._ended(-1)}") from None
+            raise HangsError(f"it hangs:\n{self._ended(-1)}") from None
         ended = self._ended(status)
-        end = time.monotonic() + 5
+        end = time.monotonic() + patience
         while left := self.processes():
             if time.monotonic() > end:
                 self.kill()
-                raise AssertionError(f"processes {sorted(left)} were left behind by:\n{ended}")
+                raise LeftBehindError(f"processes {sorted(left)} were left behind by:\n{ended}")
             time.sleep(0.05)
         return ended
 

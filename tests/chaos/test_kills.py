@@ -1,0 +1,141 @@
+"""A rank is sent a signal at some moment of a run: the run ends, says why, and is resumed to the same end, bit for bit.
+
+How many kills, from which seed, is on the command line; `launch/test --only chaos --help` says how.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ..launch import runs
+from . import tally, verdicts
+from .dealing import ANY, FINISHING, Kill
+from .settings import Setting
+
+WATCHDOG = 10
+"""Seconds after which a paused rank counts as lost."""
+
+SLOWEST = 90.0
+"""Seconds more within which all ranks must be gone, on a machine that has much else to do."""
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_kill(
+    kill: Kill,
+    data: Path,
+    reference: Callable[[Setting], tuple[Path, float]],
+    tmp_path: Path,
+    outcomes: list[tally.Outcome],
+) -> None:
+    whole, seconds = reference(kill.setting)
+    outcome = tally.Outcome(kill.number, str(kill.setting), kill.rank, kill.signal.name[3:], kill.moment.name)
+    outcomes.append(outcome)
+    folder = tmp_path / "run"
+    arguments = [*kill.setting.arguments(data), "--output", folder]
+    try:
+        ended = killed(kill, arguments, seconds, tmp_path / "told", outcome)
+        outcome.status, outcome.seconds = ended.status, ended.seconds
+        outcome.faults += verdicts.faults_of_end(kill, ended, folder, whole)
+        said = str(ended)
+    except runs.HangsError as error:
+        outcome.hung, said = True, str(error)
+    except runs.LeftBehindError as error:
+        outcome.orphans, said = True, str(error)
+    if kill.twice:
+        cut_short([*arguments, "--resume"], kill, seconds)
+    resumed = runs.run(
+        *arguments,
+        "--resume",
+        ranks=kill.setting.ranks,
+        program=kill.setting.program,
+        **kill.setting.variables,
+    )
+    outcome.unequal += verdicts.differences(folder, whole) if resumed.status == 0 else ["it cannot be resumed"]
+    assert not outcome.hung, said
+    assert not outcome.orphans, said
+    assert not outcome.faults, said
+    assert not outcome.unequal, f"{resumed}\n-- after\n{said}"
+
+
+def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, outcome: tally.Outcome) -> runs.Ended:
+    """Start a run, have its rank sent the signal at the kill's moment, and return how it ended.
+
+    Args:
+        kill: what is done to it.
+        arguments: its flags.
+        seconds: how long it would take, left alone.
+        told: where the rank says that the moment has come.
+        outcome: where it is noted whether it did.
+    """
+    setting, delay = kill.setting, kill.share * kill.moment.longest
+    outside = kill.moment in (ANY, FINISHING)
+    aim = {
+        "rank": kill.rank,
+        "begins": kill.moment.begins,
+        "time": kill.time,
+        "delay": delay,
+        "signal": 0 if outside else int(kill.signal),
+        "told": str(told),
+    }
+    flags = [f"--watchdog={WATCHDOG}"] if kill.signal == signal.SIGSTOP else []
+    with runs.started(
+        *arguments,
+        *flags,
+        ranks=setting.ranks,
+        program=setting.program,
+        RESIST_HVD_AIM=json.dumps(aim),
+        **setting.variables,
+    ) as running:
+        if kill.moment == ANY:
+            time.sleep(kill.share * seconds)
+        else:
+            while not told.exists() and running.process.poll() is None and time.monotonic() - running.since < 120:
+                time.sleep(0.005)
+            if kill.moment == FINISHING:
+                time.sleep(delay)
+        if outside:
+            running.signalled()
+            outcome.sent = send(running, kill)
+        elif told.exists():
+            outcome.sent, running.since = True, float(told.read_text())
+        ended = end_of(running, WATCHDOG + SLOWEST)
+    if not outcome.sent and (not outside or ended.status != 0):
+        outcome.faults.append("the moment never came")
+    return ended
+
+
+def send(running: runs.Running, kill: Kill) -> bool:
+    """Send a rank its signal; return whether it was there to get it."""
+    try:
+        os.kill(running.rank(kill.rank), kill.signal)
+    except (ValueError, OSError):  # it has not started, or has ended
+        return False
+    return True
+
+
+def end_of(running: runs.Running, limit: float) -> runs.Ended:
+    """Return how a run ended; one that hangs first says where its ranks are."""
+    try:
+        running.process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        for pid in running.ranks():
+            os.kill(pid, signal.SIGUSR1)
+        time.sleep(3)
+    return running.end(limit=1, patience=30)
+
+
+def cut_short(arguments: list[str | Path], kill: Kill, seconds: float) -> None:
+    """Go on with a run, and kill one of its ranks at any time."""
+    setting = kill.setting
+    with runs.started(*arguments, ranks=setting.ranks, program=setting.program, **setting.variables) as running:
+        time.sleep((1 - kill.share) * seconds)
+        for pid in running.ranks()[-1:]:
+            os.kill(pid, signal.SIGKILL)
+        running.end()
