@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -69,9 +68,7 @@ class LoaderSettings:
 
 def run(settings: LoaderSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return the ratio to bare DALI; all ranks call it together."""
-    cores = len(os.sched_getaffinity(0))
-    own = replace(settings.data, decode_threads=settings.data.decode_threads or max(1, cores // world.local_size))
-    settings = replace(settings, data=own)
+    own = settings.data
     shard = Shard(rank=world.rank, size=world.size)
     with world.agree("loading the data"):
         source = data.load(own, shard=shard, seed=settings.seed, device=world.device)
@@ -93,8 +90,8 @@ def run(settings: LoaderSettings, world: World) -> float:
         del candidates, order, batches
         beside = training_beside(settings, world, source) if settings.steps else ""
     if world.is_first:
-        machine = f"{counted(cores, 'core')}, {counted(world.size, 'rank')}, {world.device.type}"
-        what = f"{threads(own)} threads or processes, {machine}"
+        cores = f"{world.cores:.3g} cores for rank 0"
+        what = f"{threads(own)} threads or processes, {cores}, {counted(world.size, 'rank')}, {world.device.type}"
         show_rates(
             f"Training batches of {own.batch_size} images of {own.size} x {own.size}: {what}",
             rates,

@@ -141,8 +141,7 @@ def process_group(world: World, interface: str | None) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("", 0))
         where = world.broadcast_object((address, free.getsockname()[1]))
-    own_gpu = world.device.type == "cuda" and world.local_size <= torch.cuda.device_count()
-    backend = "nccl" if own_gpu else "gloo"
+    backend = "nccl" if world.device.type == "cuda" and not world.shares_gpus else "gloo"
     dist.init_process_group(backend, init_method="tcp://{}:{}".format(*where), rank=world.rank, world_size=world.size)
     try:
         yield backend

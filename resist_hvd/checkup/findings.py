@@ -8,7 +8,10 @@ from statistics import median
 from typing import Literal, TypeVar
 
 from resist_hvd.checkup.view import View
+from resist_hvd.comm.devices import Choice, shares_gpus
 from resist_hvd.comm.probe import Link
+from resist_hvd.comm.resources import memory as memory_shares
+from resist_hvd.comm.resources import shared_cores
 
 T = TypeVar("T", bound=Hashable)
 
@@ -23,6 +26,7 @@ DISK_LEAST, DISK_WELL = 256 * MIB, 10 * GIB
 """What must be free at the run's folder, and what leaves room for checkpoints of a large network, in bytes."""
 CLOCK_LEAST, CLOCK_WELL = 30.0, 1.0
 """Seconds that clocks may be apart."""
+ROUNDING = 1e-6
 SLOW_LINK = 0.5
 """A link with less than this share of the median bandwidth is out of line."""
 
@@ -121,34 +125,75 @@ def ranks(views: Sequence[View]) -> Finding:
 
 
 def cores(views: Sequence[View]) -> Finding:
-    """Whether ranks and their threads have a core each."""
-    crowded = []
-    for host, there in hosts_of(views).items():
-        available, wanted = len(set().union(*(view.cores for view in there))), sum(view.threads for view in there)
-        bound_tightly = [view for view in there if view.threads > len(view.cores)]
-        if wanted > available:
-            crowded.append((host, wanted, available))
-        elif bound_tightly:
-            crowded.append((host, bound_tightly[0].threads, len(bound_tightly[0].cores)))
-    first = views[0]
-    if not crowded:
-        return Finding("cores", f"{len(first.cores)} for rank 0, {first.threads} of its threads compute")
-    host, wanted, available = crowded[0]
+    """Whether ranks and their threads have a core each, and whether any core is left out."""
+    hosts = hosts_of(views)
+    for look in (tied_to_the_same, too_few, left_out):
+        for host, there in hosts.items():
+            if found := look(host, there):
+                return found
+    own = shared_cores([view.resources for view in hosts[views[0].host]])[0]
+    seen = f"{count(own, 'core')}{limits(views[:1])} for rank 0, {views[0].threads} of its threads compute"
+    return Finding("cores", seen)
+
+
+def tied_to_the_same(host: str, there: Sequence[View]) -> Finding | None:
+    """Return a finding if OpenMP ties threads of several ranks to the same cores."""
+    masks = [view.resources.cores for view in there if view.resources.omp_bound]
+    if len(set().union(*masks)) == sum(map(len, masks)):
+        return None
+    seen = f"OMP_PROC_BIND or OMP_PLACES ties the threads of {len(masks)} ranks on {host} to the same cores"
+    return Finding("cores", seen, "note", "Unset both, or have the launcher give each rank cores of its own.")
+
+
+def too_few(host: str, there: Sequence[View]) -> Finding | None:
+    """Return a finding if ranks of a host compute with more threads than they have cores."""
+    shares = shared_cores([view.resources for view in there])
+    wanted, available = sum(view.threads for view in there), sum(shares)
+    if wanted <= available + ROUNDING:
+        excess = [(view.threads, share) for view, share in zip(there, shares, strict=True)]
+        wanted, available = max(excess, key=lambda pair: pair[0] - pair[1])
+        if wanted <= available + 1:  # a share's part of a core need not be left unused
+            return None
+    seen = f"{count(wanted, 'thread')} on {count(available, 'core')}{limits(there)} on {host}"
+    return Finding("cores", seen, "note", "Start fewer ranks, bind fewer to a core, or set OMP_NUM_THREADS lower.")
+
+
+def left_out(host: str, there: Sequence[View]) -> Finding | None:
+    """Return a finding if mpirun ties the ranks of a host to a part of its cores."""
+    bound = len(set().union(*(view.resources.cores for view in there)))
+    around = max(view.resources.launcher_cores for view in there)
+    if bound >= around:
+        return None
     return Finding(
         "cores",
-        f"{wanted} threads share {available} cores on {listed([entry[0] for entry in crowded])}",
+        f"mpirun ties the ranks on {host} to {bound} of {around} cores",
         "note",
-        "Start fewer ranks, bind fewer to a core, or set OMP_NUM_THREADS lower.",
+        "Give mpirun --bind-to none, as launch/run does, or --map-by slot:PE=N for N cores a rank.",
     )
+
+
+def count(number: float, noun: str) -> str:
+    """Return a number with its noun: 1 core, 0.5 cores."""
+    return f"{number:.3g} {noun}" + ("" if number == 1 else "s")
+
+
+def limits(there: Sequence[View]) -> str:
+    """Return what control groups limit ranks to, in brackets; empty if they do not."""
+    amounts = [limit.amount for view in there for limit in view.resources.core_limits]
+    return f" (a control group's limit: {min(amounts):.3g})" if amounts else ""
 
 
 def memory(views: Sequence[View]) -> Finding:
     """Whether ranks find enough of it."""
-    shares = {host: min(v.memory for v in there) // len(there) for host, there in hosts_of(views).items()}
+    shares = {host: min(memory_shares([v.resources for v in there])) for host, there in hosts_of(views).items()}
     host = min(shares, key=lambda name: shares[name])
+    there = hosts_of(views)[host]
+    limited = shares[host] < min(view.resources.memory for view in there) // len(there)
     seen = f"{shares[host] / GIB:.1f} GiB available to each rank on {host}"
+    seen += ", as its control group limits it" if limited else ""
     if shares[host] < MEMORY:
-        return Finding("memory", seen, "note", "Start fewer ranks there, or end what else runs.")
+        mend = "Ask for more (--mem, docker run --memory)." if limited else "Start fewer ranks, or end what else runs."
+        return Finding("memory", seen, "note", mend)
     return Finding("memory", seen)
 
 
@@ -193,11 +238,12 @@ def gpus(views: Sequence[View]) -> Finding:
     """Whether GPUs that are there can be used, and are not shared."""
     hidden = [view.host for view in views if view.gpus_seen and not view.gpus]
     if hidden:
+        drivers = ", ".join(sorted({view.driver for view in views if view.gpus_seen}))
         return Finding(
             "GPUs",
-            f"PyTorch sees none on {listed(sorted(set(hidden)))}, where there is one",
+            f"PyTorch sees none on {listed(sorted(set(hidden)))}, where there is one (driver {drivers})",
             "mend",
-            "Check nvidia-smi, the driver's version and CUDA_VISIBLE_DEVICES.",
+            "Check nvidia-smi, CUDA_VISIBLE_DEVICES, and the driver: CUDA 13 wants 580 or newer.",
         )
     kinds = by_value(views, lambda view: view.gpus)
     if set(kinds) == {()}:
@@ -208,8 +254,8 @@ def gpus(views: Sequence[View]) -> Finding:
         ]
         return Finding("GPUs", "; ".join(parts), "note", "A round waits for the slowest rank: take hosts of one kind.")
     names = views[0].gpus
-    seen = f"{len(names)} x {names[0]} a host"
-    if any(len(there) > len(names) for there in hosts_of(views).values()):
+    seen = f"{len(names)} x {names[0]} for each rank to see"
+    if shares_gpus([Choice(host=view.host, gpu=view.gpu, nccl=view.libraries.with_nccl) for view in views]):
         return Finding("GPUs", f"{seen}, shared by ranks", "note", "Start one rank for each GPU: NCCL refuses two.")
     if len(views) > 1 and not all(view.libraries.with_nccl for view in views):
         mend = "Build Horovod with NCCL: launch/setup --cuda yes."

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 import torch
 
 import resist_hvd
+from resist_hvd.comm.devices import driver_version, gpu_identity, gpu_is_present
 from resist_hvd.comm.libraries import Libraries, libraries
+from resist_hvd.comm.resources import Resources, own_resources
 from resist_hvd.comm.world import World
 
 
@@ -25,11 +26,12 @@ class View:
     """One rank's view. Sizes are in bytes; what does not exist is empty, -1 where it is a size without a limit.
 
     Attributes:
-        cores: those this rank may run on.
+        resources: cores and memory that this rank may use, and what limits them.
         threads: how many PyTorch computes with.
-        memory: available on the host.
         code, config: SHA-256 of the package's files, and of the file of settings.
         gpus: names of those PyTorch can use.
+        gpu: UUID of the one that this rank would take.
+        driver: version of NVIDIA's.
         gpus_seen: whether the host has a GPU, whatever PyTorch thinks of it.
         dali: its version.
         shared_memory: free in /dev/shm.
@@ -41,13 +43,14 @@ class View:
 
     rank: int
     host: str
-    cores: tuple[int, ...]
+    resources: Resources
     threads: int
-    memory: int
     python: str
     torch: str
     cuda: str
     gpus: tuple[str, ...]
+    gpu: str
+    driver: str
     gpus_seen: bool
     dali: str
     libraries: Libraries
@@ -62,19 +65,21 @@ class View:
 
 def look(world: World, output: Path, config: Path | None) -> View:
     """Return this rank's view; all ranks call it together."""
+    gpus = torch.cuda.device_count()
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     error, free = look_at_output(world, output)
     return View(
         rank=world.rank,
         host=world.host,
-        cores=tuple(sorted(os.sched_getaffinity(0))),
+        resources=own_resources(),
         threads=torch.get_num_threads(),
-        memory=psutil.virtual_memory().available,
         python=platform.python_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda or "",
-        gpus=tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),
-        gpus_seen=Path("/dev/nvidia0").exists(),
+        gpus=tuple(torch.cuda.get_device_name(number) for number in range(gpus)),
+        gpu=gpu_identity(torch.device("cuda", world.local_rank % gpus)) if gpus else "",
+        driver=driver_version(),
+        gpus_seen=gpu_is_present(os.environ),
         dali=version_of_dali(),
         libraries=libraries(),
         code=digest_of_code(),

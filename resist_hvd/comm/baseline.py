@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mpi4py import MPI
 from torch import Tensor
 
 from resist_hvd.comm.world import World
@@ -10,4 +9,6 @@ from resist_hvd.comm.world import World
 
 def allreduce_by_mpi(world: World, flat: Tensor) -> None:
     """Sum a contiguous buffer in host memory over all ranks, in place, by one MPI_Allreduce."""
+    from mpi4py import MPI
+
     world.comm.Allreduce(MPI.IN_PLACE, flat.numpy())

@@ -5,10 +5,16 @@ Nothing here imports MPI or Horovod, so that a mistake in the settings is told b
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from resist_hvd.comm.early import CORES
+from resist_hvd.errors import UserError
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
 LOCAL_SIZE_VARIABLES = (
@@ -17,12 +23,17 @@ LOCAL_SIZE_VARIABLES = (
     "HOROVOD_LOCAL_SIZE",
     "SLURM_NTASKS_PER_NODE",
 )
+MPI_PREFIXES = ("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "PALS_", "MPI_LOCALNRANKS")
+"""Beginnings of variables by which a launcher tells a rank how to find the others by MPI."""
+
+SPINNING_THREADS = 2
+"""Threads of a rank that keep a core busy while they wait: the main one in MPI, and Horovod's."""
 
 
-def first_integer(variables: tuple[str, ...], default: int) -> int:
+def first_integer(variables: tuple[str, ...], default: int, environment: Mapping[str, str] = os.environ) -> int:
     """Return the first of the environment's variables that holds a number, else `default`."""
     for variable in variables:
-        value = os.environ.get(variable, "")
+        value = environment.get(variable, "")
         if value.isdecimal():
             return int(value)
     return default
@@ -30,12 +41,14 @@ def first_integer(variables: tuple[str, ...], default: int) -> int:
 
 def launched_rank() -> int:
     """Return this process's rank as its launcher says, 0 where none does."""
+    if processes_of_pytorch(os.environ):
+        return first_integer(("RANK",), 0)
     return first_integer(RANK_VARIABLES, 0)
 
 
-def launched_local_size() -> int:
+def launched_local_size(environment: Mapping[str, str] = os.environ) -> int:
     """Return how many ranks the launcher started on this host, 1 where it does not say."""
-    return first_integer(LOCAL_SIZE_VARIABLES, 1)
+    return first_integer(LOCAL_SIZE_VARIABLES, 1, environment)
 
 
 def host_name() -> str:
@@ -59,20 +72,190 @@ def person_watches() -> bool:
         return False
 
 
-def prepare_environment() -> None:
-    """Set what Open MPI and Horovod read when they start; what the user has set stays.
+# -- launches in which every process would be a world of its own ---------------------------------------------------
 
-    With more ranks than cores a rank that waits must yield its core. Horovod's cycle of 1 ms is the price of each of
-    our few collectives, so it is shortened. Buffers are flat already, so that fusing them would only copy them. A
-    stalled collective ends the world instead of waiting for ever.
-    An Open MPI that lies in the virtual environment is told its folder by its `mpirun`; a single worker, started
-    without one, has nobody else to tell it.
+
+def refuse_separate_worlds(environment: Mapping[str, str] = os.environ, prefix: Path = Path(sys.prefix)) -> None:
+    """Refuse a launch whose processes cannot find one another by MPI, before MPI is asked to.
+
+    Args:
+        environment: this process's.
+        prefix: its Python's folder, which may hold an Open MPI.
+
+    Raises:
+        UserError: with the command that starts them as one world.
     """
-    if Path(sys.prefix, "bin", "orted").exists():
-        os.environ.setdefault("OPAL_PREFIX", sys.prefix)
-    if launched_local_size() > len(os.sched_getaffinity(0)):
-        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
-    os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+    size = environment.get("HOROVOD_SIZE", "1")
+    if environment.get("HOROVOD_CONTROLLER") == "gloo" and size != "1":
+        raise UserError(
+            f"Horovod was launched over Gloo with {size} ranks, each of which has an MPI world of its own",
+            mend="Blocks travel by MPI: launch without --gloo (horovodrun --mpi, mpirun, or srun --mpi=pmix).",
+        )
+    if processes := processes_of_pytorch(environment):
+        raise UserError(
+            f"PyTorch's launcher (torchrun) started {processes} processes, each with an MPI world of its own",
+            mend=f"Start them by MPI: launch/run -np {processes} FLAGS, or mpirun -np {processes} python -m "
+            "resist_hvd.train FLAGS.",
+        )
+    # With a site's own MPI a bare srun may well be right, which is seen once MPI is up.
+    if has_open_mpi(prefix) and (tasks := tasks_without_mpi(environment)):
+        raise UserError(
+            f"srun started {tasks} tasks without an MPI, so that each has a world of its own",
+            mend=f"Give srun --mpi=pmix --ntasks={tasks} (srun --mpi=list shows what there is), or start mpirun "
+            f"-np {tasks} inside the allocation.",
+        )
+
+
+def launched_by_mpi(environment: Mapping[str, str]) -> bool:
+    """Return whether a launcher has told this process how to find others by MPI."""
+    return any(name.startswith(MPI_PREFIXES) for name in environment)
+
+
+def processes_of_pytorch(environment: Mapping[str, str]) -> int:
+    """Return how many processes torchrun, or another launcher of PyTorch's kind, started; 0 where none or one did."""
+    launched = all(environment.get(name, "").isdecimal() for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if not launched or launched_by_mpi(environment):
+        return 0
+    size = int(environment["WORLD_SIZE"])
+    return size if size > 1 else 0
+
+
+def in_step_without_mpi(environment: Mapping[str, str]) -> bool:
+    """Return whether this process runs in a step that `srun` started without an MPI.
+
+    The batch script of a job is in none, nor is what its mpirun starts.
+    """
+    return environment.get("SLURM_STEP_ID", "").isdecimal() and not launched_by_mpi(environment)
+
+
+def tasks_without_mpi(environment: Mapping[str, str]) -> int:
+    """Return of how many tasks of a bare `srun` this process is one; 0 where it is the only one.
+
+    What a person starts by hand in the shell of `srun --pty` is none.
+    """
+    if not in_step_without_mpi(environment) or "SLURM_PTY_PORT" in environment:
+        return 0
+    tasks = first_integer(("SLURM_STEP_NUM_TASKS",), 1, environment)
+    return tasks if tasks > 1 else 0
+
+
+# -- what Open MPI reads when it starts ----------------------------------------------------------------------------
+
+
+def has_open_mpi(prefix: Path) -> bool:
+    """Return whether an Open MPI is installed in a Python's folder: it is then the one that mpi4py loads."""
+    return (prefix / "bin" / "orted").exists()
+
+
+def prepare_environment() -> None:
+    """Set what Open MPI reads when it starts.
+
+    Raises:
+        UserError: the environment names an Open MPI that is not there.
+    """
+    refuse_missing_open_mpi()
+    os.environ.update(open_mpi_variables(os.environ, len(CORES), launcher_cores()))
+    if in_step_without_mpi(os.environ):
+        # This process is alone in its step. Open MPI would take it for one of several, and end it.
+        del os.environ["SLURM_STEP_ID"]
+
+
+def refuse_missing_open_mpi(environment: Mapping[str, str] = os.environ, prefix: Path = Path(sys.prefix)) -> None:
+    """Refuse an OPAL_PREFIX without an Open MPI, which would end MPI's start with pages of text.
+
+    Raises:
+        UserError: there is none in the folder, and none in the Python's own, which would go before it.
+    """
+    named = environment.get("OPAL_PREFIX", "")
+    if named and not has_open_mpi(prefix) and not Path(named, "share", "openmpi").is_dir():
+        raise UserError(
+            f"OPAL_PREFIX is {named}, where there is no Open MPI",
+            mend="Unset it, or set it to the folder of the Open MPI that launch/setup was run with.",
+        )
+
+
+def open_mpi_variables(
+    environment: Mapping[str, str], cores: int, around: int, prefix: Path = Path(sys.prefix)
+) -> dict[str, str]:
+    """Return the variables to set for Open MPI, which are none that a user has set.
+
+    Its own threads: where a host's ranks have more threads that wait than cores, those yield their core. All ranks'
+    masks are not known yet, so of the launcher's cores each rank is taken to have a part as large as its own.
+
+    An Open MPI in the virtual environment is told its folder by its mpirun; a single worker has nobody else to tell it,
+    and a module may have named another. It is kept from listening on the network where all ranks are on one host; a
+    site's is left as its files have it.
+
+    Args:
+        environment: this process's.
+        cores: how many it may run on.
+        around: how many its launcher may run on, 0 where that is not known.
+        prefix: the Python's folder.
+    """
+    found: dict[str, str] = {}
+    local = launched_local_size(environment)
+    sharing = max(1, math.ceil(local * cores / around)) if around > cores else local
+    if sharing * SPINNING_THREADS > cores:
+        found["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    if has_open_mpi(prefix):
+        found["OPAL_PREFIX"] = str(prefix)
+        if on_one_host(environment):
+            found |= {"OMPI_MCA_btl": "^tcp", "OMPI_MCA_oob_tcp_if_include": "lo"}
+            if environment.get("OMPI_MCA_oob_tcp_if_exclude"):
+                del found["OMPI_MCA_oob_tcp_if_include"]  # Open MPI takes no two
+    in_files = parameters_in_files(prefix)
+    return {
+        name: value
+        for name, value in found.items()
+        if name == "OPAL_PREFIX" or (name not in environment and name.removeprefix("OMPI_MCA_") not in in_files)
+    }
+
+
+def on_one_host(environment: Mapping[str, str]) -> bool:
+    """Return whether the launcher started all ranks on this host, as far as it says; or there is no launcher."""
+    if not launched_by_mpi(environment):
+        return True
+    size = environment.get("OMPI_COMM_WORLD_SIZE")
+    return size is not None and size == environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+def parameters_in_files(prefix: Path) -> set[str]:
+    """Return the parameters that Open MPI's files set: the user's and its own."""
+    found = set()
+    for file in (Path("~/.openmpi/mca-params.conf").expanduser(), prefix / "etc" / "openmpi-mca-params.conf"):
+        with contextlib.suppress(OSError):
+            lines = file.read_text(errors="replace").splitlines()
+            found |= {line.partition("=")[0].strip() for line in lines if "=" in line}
+    return found
+
+
+def launcher_cores() -> int:
+    """Return how many cores the mpirun that started this process may run on, 0 where there is none."""
+    if "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return 0
+    try:
+        return len(os.sched_getaffinity(os.getppid()))
+    except OSError:
+        return 0
+
+
+# -- what Horovod reads when it starts -----------------------------------------------------------------------------
+
+CYCLE, RELAXED_CYCLE = "0.1", "1"
+"""Milliseconds between two times at which Horovod's thread asks all ranks what is to be averaged."""
+
+
+def prepare_horovod(*, relaxed: bool) -> None:
+    """Set what Horovod reads when it starts; what the user has set stays.
+
+    Its cycle is the price of each of our few collectives, so it is shortened, but not where threads that ask would take
+    cores from those that work. Buffers are flat already, so that fusing them would only copy them. A stalled collective
+    ends the world instead of waiting for ever.
+
+    Args:
+        relaxed: whether to ask less often: cores are short, or a GPU computes.
+    """
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", RELAXED_CYCLE if relaxed else CYCLE)
     os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")

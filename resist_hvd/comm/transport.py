@@ -2,19 +2,19 @@
 
 What all workers share is averaged by Horovod. Blocks that some workers share are averaged in MPI subcommunicators, made
 once; then blocks travel between ranks by non-blocking messages, all at once.
+
+MPI and Horovod are imported by the functions that use them: importing mpi4py starts MPI, unless `World.join` came
+first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import CDLL
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import horovod.torch as hvd
 import torch
-from mpi4py import MPI
 from torch import Tensor
 
 from resist_hvd.comm.world import World
@@ -66,8 +66,9 @@ class Transport:
     Args:
         world: all workers.
         groups: every group of ranks that can come to share a block (`partition.holder_groups`).
-        staged: whether GPU buffers pass through pinned host memory. By default they do where MPI cannot read GPU
-            memory, and for Horovod where it has no NCCL or ranks share a GPU (which NCCL refuses).
+        staged: whether buffers pass through pinned host memory. By default a GPU's do: what MPI sends always, since
+            its non-blocking averages take no GPU memory, and averages among all where `world.averages_on_gpus` is
+            false.
 
     Attributes:
         sent: payload that this rank has sent since the start.
@@ -84,9 +85,8 @@ class Transport:
             if world.rank in group
         }
         on_gpu = world.device.type == "cuda"
-        shares_gpu = on_gpu and world.local_size > torch.cuda.device_count()
-        self._stages_collectives = on_gpu and (shares_gpu or not hvd.nccl_built()) if staged is None else staged
-        self._stages_messages = on_gpu and not _mpi_reads_gpu_memory() if staged is None else staged
+        self._stages_collectives = on_gpu and not world.averages_on_gpus if staged is None else staged
+        self._stages_messages = on_gpu if staged is None else staged
         self._host_copies: dict[tuple[str, int], Tensor] = {}
 
     # -- among all workers ---------------------------------------------------------------------------------------
@@ -100,6 +100,8 @@ class Transport:
         """
         if self.world.size == 1:
             return None
+        import horovod.torch as hvd
+
         began = perf_counter()
         self.sent += BytesSent(trunk=ring_bytes(flat.nbytes, self.world.size))
         buffer = self._outgoing(name, 0, flat) if self._stages_collectives else flat
@@ -113,6 +115,8 @@ class Transport:
         """Wait until an average has arrived in its buffer."""
         if pending is None:
             return
+        import horovod.torch as hvd
+
         watch = self.world.stopwatch
         with watch.measure("trunk", f"wait for {pending.name}"):
             with self.world.activity.waiting():
@@ -126,7 +130,7 @@ class Transport:
         """Fill `flat` on every rank with that of rank `root`."""
         buffer = self._outgoing("broadcast", 0, flat) if self._stages_messages else flat
         with self.world.activity.waiting():
-            self._messages.Bcast(_message(buffer), root=root)
+            self._messages.Bcast(buffer.numpy(), root=root)
         if buffer is not flat:
             flat.copy_(buffer)
 
@@ -146,6 +150,8 @@ class Transport:
             self._exchange(plan, held, arriving)
 
     def _exchange(self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor]) -> None:
+        from mpi4py import MPI
+
         rank = self.world.rank
         averages = [average for average in plan.averages if rank in average.holders]
         outgoing = [transfer for transfer in plan.transfers if transfer.source == rank]
@@ -159,8 +165,8 @@ class Transport:
             out = {block: self._outgoing("held", n, out[block]) for n, block in enumerate(sorted(used))}
             into = {block: self._host_copy(("arriving", n), into[block]) for n, block in enumerate(incoming)}
 
-        receives = [self._messages.Irecv(_message(into[b]), source=sources[b], tag=b) for b in incoming]
-        averaging = [self._groups[a.holders].Iallreduce(MPI.IN_PLACE, _message(out[a.block])) for a in averages]
+        receives = [self._messages.Irecv(into[b].numpy(), source=sources[b], tag=b) for b in incoming]
+        averaging = [self._groups[a.holders].Iallreduce(MPI.IN_PLACE, out[a.block].numpy()) for a in averages]
         shared = {average.block for average in averages}
         sends = [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block not in shared]
         with self.world.activity.waiting():
@@ -179,7 +185,7 @@ class Transport:
 
     def _send(self, buffer: Tensor, destination: int, block: int) -> Any:
         self.sent += BytesSent(blocks=buffer.nbytes)
-        return self._messages.Isend(_message(buffer), dest=destination, tag=block)
+        return self._messages.Isend(buffer.numpy(), dest=destination, tag=block)
 
     # -- host memory that stands in for a GPU's -------------------------------------------------------------------
 
@@ -194,19 +200,3 @@ class Transport:
             copy = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._host_copies[key] = copy
         return copy[: tensor.numel()]
-
-
-def _message(tensor: Tensor) -> Any:
-    """Return what mpi4py takes for a buffer: a NumPy view on a CPU, the tensor itself (DLPack) on a GPU."""
-    if tensor.is_cuda:
-        torch.cuda.current_stream().synchronize()
-        return tensor
-    return tensor.numpy()
-
-
-def _mpi_reads_gpu_memory() -> bool:
-    """Return whether this MPI takes GPU buffers: Open MPI's own word, else no."""
-    try:
-        return bool(CDLL(None).MPIX_Query_cuda_support())
-    except AttributeError:
-        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 from resist_hvd.comm.activity import Activity
-from resist_hvd.comm.launch import host_name
+from resist_hvd.comm.devices import (
+    Choice,
+    averages_on_gpus,
+    check_alike,
+    choose_device,
+    gpu_identity,
+    shares_gpus,
+)
+from resist_hvd.comm.early import load_mpi
+from resist_hvd.comm.launch import (
+    SPINNING_THREADS,
+    host_name,
+    prepare_environment,
+    prepare_horovod,
+    refuse_separate_worlds,
+)
+from resist_hvd.comm.resources import own_resources, shared_cores, threads
 from resist_hvd.errors import UserError
 from resist_hvd.stopwatch import Stopwatch
 
@@ -32,6 +48,10 @@ class World:
         local_rank, local_size: of the workers on this host.
         host: this host's name.
         device: what this worker computes on.
+        cores: how many of its host's it has, where several ranks may run on one a part of that.
+        short_of_cores: whether the threads of this host's ranks that wait would fill all of its cores.
+        shares_gpus: whether any GPU is used by several ranks.
+        averages_on_gpus: whether Horovod averages GPU memory by NCCL; else averages pass through host memory.
         activity: what this worker is doing, and since when.
         can_stop: whether the run notices soon that it was told to stop, and stops by itself.
         resumable: whether a run that ends now can go on with --resume.
@@ -49,6 +69,10 @@ class World:
     local_size: int
     host: str
     device: torch.device
+    cores: float = 1.0
+    short_of_cores: bool = False
+    shares_gpus: bool = False
+    averages_on_gpus: bool = False
     activity: Activity = field(default_factory=Activity)
     can_stop: bool = False
     resumable: bool = False
@@ -83,8 +107,10 @@ class World:
         Raises:
             UserError: the launch is unsound; the sentence says what to launch instead.
         """
-        refuse_gloo_launch()
-        import horovod.torch as hvd
+        refuse_separate_worlds()
+        prepare_environment()
+        load_mpi()
+        import horovod.torch  # noqa: F401  its MPI is to be seen by the check below
         from mpi4py import MPI
 
         check_one_mpi(Path("/proc/self/maps").read_text())
@@ -92,26 +118,70 @@ class World:
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
         comm = MPI.COMM_WORLD
         check_launched_size(comm.Get_size())
-        hvd.init(comm=comm)
-        if hvd.size() != comm.Get_size():
-            raise UserError(
-                f"MPI sees {comm.Get_size()} ranks and Horovod {hvd.size()}",
-                mend="Launch with horovodrun (without --gloo), mpirun or srun --mpi=pmix, all of one MPI.",
-            )
+        local = comm.Split_type(MPI.COMM_TYPE_SHARED)
         world = cls(
             comm=comm,
             rank=comm.Get_rank(),
             size=comm.Get_size(),
-            local_rank=hvd.local_rank(),
-            local_size=hvd.local_size(),
+            local_rank=local.Get_rank(),
+            local_size=local.Get_size(),
             host=host_name(),
             device=torch.device("cpu"),
         )
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
-        with world.agree("choosing a device"):
-            world.device = choose_device(device, world.local_rank)
+        world.choose_threads(local)
+        local.Free()
+        world.choose_devices(device)
+        world.start_horovod()
         return world
+
+    def choose_threads(self, local: Any) -> None:
+        """Give PyTorch as many threads as this rank has cores, among the ranks of its host; all call it together.
+
+        Args:
+            local: the communicator of this host's ranks.
+        """
+        own = own_resources()
+        there = local.allgather(own)
+        self.cores = shared_cores(there)[self.local_rank]
+        self.short_of_cores = SPINNING_THREADS * len(there) > sum(shared_cores(there))
+        if own.omp_bound:
+            # Threads and processes that are started from here on are not to inherit the one core that OpenMP left.
+            with suppress(OSError):
+                os.sched_setaffinity(0, own.cores)
+        torch.set_num_threads(threads(there)[self.local_rank])
+
+    def choose_devices(self, wanted: str) -> None:
+        """Choose what each rank computes on, and how averages travel; all ranks call it together.
+
+        Raises:
+            UserError: a GPU cannot be used, or some ranks have none.
+        """
+        import horovod.torch as hvd
+
+        with self.agree("choosing a device"):
+            self.device = choose_device(wanted, self.local_rank)
+            own = Choice(host=self.host, gpu=gpu_identity(self.device), nccl=bool(hvd.nccl_built()))
+        choices = self.gather_objects(own)
+        with self.agree("choosing a device"):
+            check_alike(choices)
+        self.shares_gpus, self.averages_on_gpus = shares_gpus(choices), averages_on_gpus(choices)
+
+    def start_horovod(self) -> None:
+        """Start Horovod on all ranks, which call it together.
+
+        Raises:
+            UserError: it sees another number of ranks than MPI.
+        """
+        import horovod.torch as hvd
+
+        short = any(self.gather_objects(self.short_of_cores))
+        prepare_horovod(relaxed=short or self.device.type == "cuda")
+        hvd.init(comm=self.comm)
+        if hvd.size() != self.size:
+            raise UserError(
+                f"MPI sees {self.size} ranks and Horovod {hvd.size()}",
+                mend="Launch with horovodrun (without --gloo), mpirun or srun --mpi=pmix, all of one MPI.",
+            )
 
     # -- small words among all ranks; parameters travel by `transport` ---------------------------------------------
 
@@ -191,17 +261,6 @@ class World:
         self.position = before
 
 
-def refuse_gloo_launch() -> None:
-    """Refuse a launch by Gloo, under which every rank would have an MPI world of its own."""
-    launcher = os.environ.get("HOROVOD_CONTROLLER", "")
-    size = os.environ.get("HOROVOD_SIZE", "1")
-    if launcher == "gloo" and size != "1":
-        raise UserError(
-            f"Horovod was launched over Gloo with {size} ranks, each of which has an MPI world of its own",
-            mend="Blocks travel by MPI: launch without --gloo (horovodrun --mpi, mpirun, or srun --mpi=pmix).",
-        )
-
-
 def check_launched_size(size: int) -> None:
     """Check that MPI sees as many ranks as the launcher started.
 
@@ -236,18 +295,3 @@ def check_one_mpi(memory_map: str) -> None:
             f"mpi4py and Horovod use different MPI libraries: {' and '.join(libraries)}",
             mend="Build both against one MPI: run launch/setup again, with --mpi system for the site's own.",
         )
-
-
-def choose_device(wanted: str, local_rank: int) -> torch.device:
-    """Return this worker's device: a GPU by its local rank, shared in turn where there are more ranks than GPUs.
-
-    Raises:
-        UserError: cuda is asked for, and there is none.
-    """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("--device is cuda, but PyTorch sees no GPU", mend="Check nvidia-smi, or give --device cpu.")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resist_hvd.comm.world import check_launched_size, check_one_mpi, refuse_gloo_launch
+from resist_hvd.comm.world import check_launched_size, check_one_mpi
 from resist_hvd.errors import UserError
 
 from . import runs
@@ -59,10 +59,27 @@ def test_shell_of_a_slurm_job_is_not_taken_for_a_launcher(monkeypatch: pytest.Mo
     check_launched_size(1)
 
 
-def test_gloo_with_one_rank_is_a_world_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOROVOD_CONTROLLER", "gloo")
-    monkeypatch.setenv("HOROVOD_SIZE", "1")
-    refuse_gloo_launch()
+def test_torchrun_is_refused_once_with_the_right_command(tiny: list[str], tmp_path: Path) -> None:
+    launcher = [runs.PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
+    ended = runs.run(*tiny, "--output", tmp_path / "run", launcher="none", program=[*launcher, *runs.TRAIN])
+    assert len(ended.messages) == 1, ended
+    assert "torchrun" in ended.messages[0]
+    assert "launch/run -np 2" in ended.messages[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_bare_srun_is_refused_before_open_mpi_ends_it(tiny: list[str], tmp_path: Path) -> None:
+    step = {"SLURM_JOBID": "7", "SLURM_NODELIST": "n1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+    ended = runs.run(*tiny, "--output", tmp_path / "run", launcher="none", **step, SLURM_STEP_NUM_TASKS="2")
+    assert "srun --mpi=pmix --ntasks=2" in ended.mistake
+    assert "OMPI" not in ended.stderr
+    assert ended.status == 2
+
+
+def test_another_open_mpi_in_the_environment_is_passed_over(tiny: list[str], tmp_path: Path) -> None:
+    flags = [*tiny, "--max_rounds=1", "--output", tmp_path / "run"]
+    ended = runs.run(*flags, launcher="none", OPAL_PREFIX="/opt/hpcx/ompi")
+    assert ended.status == 0, ended
 
 
 def test_second_mpi_library_is_found_before_it_is_called(tiny: list[str], tmp_path: Path) -> None:
@@ -91,8 +108,8 @@ def test_other_libraries_of_one_mpi_are_no_second_one() -> None:
 LOADS_TWO = """
 import ctypes, os, re, shutil
 from pathlib import Path
-import resist_hvd.comm
-from mpi4py import MPI
+from resist_hvd.comm.early import load_mpi
+load_mpi()
 from resist_hvd import train
 
 first = re.search(r"\\S*/libmpi\\.so\\S*", Path("/proc/self/maps").read_text())[0]

@@ -28,8 +28,9 @@ def test_views_are_true(world: World, folder: Path) -> None:
         assert view.libraries.threads == "multiple"
         assert view.libraries.mpi
         assert (view.output_error, view.config) == ("", "")
-        assert min(view.memory, view.shared_memory, view.output_free, view.threads) > 0
+        assert min(view.resources.memory, view.shared_memory, view.output_free, view.threads) > 0
         assert len(view.code) == 64
+        assert view.resources.cores
     levels = {finding.check: finding.level for finding in judge(seen, [], {})}
     assert levels["MPI"] == levels["Horovod"] == levels["code"] == levels["ranks"] == "ok"
     # What was made to look is gone.

@@ -11,6 +11,7 @@ from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import View
 from resist_hvd.comm.libraries import Libraries
 from resist_hvd.comm.probe import Link, first_ranks, turns
+from resist_hvd.comm.resources import Limit, Resources
 
 GIB, MIB = 2**30, 2**20
 LIBRARIES = Libraries(
@@ -27,13 +28,14 @@ def view(rank: int, **others: Any) -> View:
     sound = View(
         rank=rank,
         host=f"n{rank // 2}",
-        cores=tuple(range(4 * (rank % 2), 4 * (rank % 2) + 4)),
+        resources=Resources(cores=frozenset(range(4 * (rank % 2), 4 * (rank % 2) + 4)), memory=64 * GIB),
         threads=4,
-        memory=64 * GIB,
         python="3.11.9",
         torch="2.15.0",
         cuda="13.2",
         gpus=(),
+        gpu="",
+        driver="",
         gpus_seen=False,
         dali="",
         libraries=LIBRARIES,
@@ -76,7 +78,7 @@ MEND: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("Horovod", {"libraries": replace(LIBRARIES, with_mpi=False)}, {}, "built without MPI on n1"),
     ("Horovod", {"libraries": WITH_NCCL}, {}, "0.28.1, with MPI and NCCL on n1"),
     ("Python, PyTorch", {"torch": "2.14.0"}, {}, "3.11.9, 2.14.0 for CUDA 13.2 on n1"),
-    ("GPUs", {"gpus_seen": True}, {}, "PyTorch sees none on n1, where there is one"),
+    ("GPUs", {"gpus_seen": True, "driver": "550.54.15"}, {}, "none on n1, where there is one (driver 550.54.15)"),
     ("DALI", {"dali": "2.4"}, {}, "not installed on n0, n1; 2.4 on n1"),
     ("code", {"code": "0ther" * 12}, {}, "c0dec0dec0de on n0, n1; 0ther0ther0t on n1"),
     ("settings", {"config": "b" * 64}, {"config": "a" * 64}, "bbbbbbbbbbbb on n1"),
@@ -97,10 +99,12 @@ def test_what_must_be_mended(check: str, odd: dict[str, Any], every: dict[str, A
     assert finding(check, views(every=every)).level == "ok"
 
 
+SMALL = Resources(cores=frozenset({4, 5, 6, 7}), memory=2 * GIB)
+
 NOTES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("ranks", {"host": "n2"}, {}, "4 ranks on n0, n1, n2: between 1 and 2 a host"),
-    ("cores", {"threads": 5}, {}, "9 threads share 8 cores on n1"),
-    ("memory", {"memory": 2 * GIB}, {}, "1.0 GiB available to each rank on n1"),
+    ("cores", {"threads": 5}, {}, "9 threads on 8 cores on n1"),
+    ("memory", {"resources": SMALL}, {}, "1.0 GiB available to each rank on n1"),
     ("GPUs", {"gpus": ("A100",)}, GPU, "1 x H200 on n0, n1; 1 x A100 on n1"),
     ("run's folder", {"output_free": 5 * GIB}, {}, "5.0 GiB free"),
 ]
@@ -114,18 +118,45 @@ def test_what_could_be_better(check: str, odd: dict[str, Any], every: dict[str, 
     assert found.mend.endswith(".")
 
 
+def on(*cores: int, threads: int = 1, rank: int = 0, **others: Any) -> View:
+    """A view of a rank on some cores."""
+    return view(rank, resources=Resources(cores=frozenset(cores), memory=64 * GIB, **others), threads=threads)
+
+
 def test_cores_are_counted_as_ranks_are_bound() -> None:
-    assert finding("cores", views(every={"cores": (0, 1), "threads": 1})).level == "ok"
-    assert finding("cores", views(every={"cores": (0, 1), "threads": 2})).seen == "4 threads share 2 cores on n0, n1"
-    tight = [view(0, cores=(0,), threads=2), view(1, cores=(1, 2, 3), threads=1)]
-    assert finding("cores", tight).seen == "2 threads share 1 cores on n0"
+    assert finding("cores", [on(0, 1), on(0, 1, rank=1)]).level == "ok"
+    assert finding("cores", [on(0, 1, threads=2), on(0, 1, threads=2)]).seen == "4 threads on 2 cores on n0"
+    assert finding("cores", [on(0, threads=3), on(1, 2, 3)]).seen == "3 threads on 1 core on n0"
+    assert finding("cores", [on(0, 1, 2, threads=1, rank=rank % 2) for rank in range(2)]).level == "ok"
+
+
+def test_a_limit_of_a_control_group_is_told() -> None:
+    half = on(0, 1, core_limits=(Limit("one", 0.5),), memory_limits=(Limit("one", 1.5 * GIB),))
+    assert finding("cores", [half]).seen == "1 thread on 0.5 cores (a control group's limit: 0.5) on n0"
+    assert finding("memory", [half]).seen == "1.5 GiB available to each rank on n0, as its control group limits it"
+    assert "--mem" in finding("memory", [half]).mend
+
+
+def test_openmp_that_ties_all_ranks_to_the_same_cores() -> None:
+    assert "OMP_PROC_BIND" in finding("cores", [on(0, 1, omp_bound=True)] * 2).seen
+    assert finding("cores", [on(0, 1, omp_bound=True)]).level == "ok"
+    assert finding("cores", [on(0, omp_bound=True), on(1, omp_bound=True)]).level == "ok"
+
+
+def test_cores_that_mpirun_leaves_out() -> None:
+    found = finding("cores", [on(0, launcher_cores=16), on(1, launcher_cores=16)])
+    assert found.seen == "mpirun ties the ranks on n0 to 2 of 16 cores"
+    assert "--bind-to none" in found.mend
 
 
 def test_ranks_that_share_gpus_and_averages_without_nccl() -> None:
-    assert finding("GPUs", views(every=GPU)).mend.startswith("Start one rank for each GPU")
-    two = {**GPU, "gpus": ("H200", "H200")}
-    assert finding("GPUs", views(every=two)).level == "ok"
-    assert "averages pass through host memory" in finding("GPUs", views(every={**two, "libraries": LIBRARIES})).seen
+    shared = [view(rank, **GPU, gpu="GPU-1") for rank in range(2)]
+    assert finding("GPUs", shared).mend.startswith("Start one rank for each GPU")
+    # Each rank sees one GPU, and another one: nothing is shared.
+    apart = [view(rank, **GPU, gpu=f"GPU-{rank}") for rank in range(4)]
+    assert finding("GPUs", apart).level == "ok"
+    without = [replace(each, libraries=LIBRARIES) for each in apart]
+    assert "averages pass through host memory" in finding("GPUs", without).seen
 
 
 def test_a_rank_alone_needs_little_shared_memory() -> None:

@@ -1,0 +1,105 @@
+"""What each rank computes on: a GPU, shared or its own, or the CPU; decided by all ranks alike."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from resist_hvd.errors import UserError
+
+CPUS_ARE_MEANT = "give --device cpu if CPUs are meant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a rank computes on, as all ranks are told.
+
+    Attributes:
+        gpu: the GPU's own number in all the world (UUID), empty for a CPU: a number among those a rank sees says
+            nothing, since each rank may see others.
+        nccl: whether this rank's Horovod averages GPU memory.
+    """
+
+    host: str
+    gpu: str
+    nccl: bool
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Return this worker's device: a GPU by its local rank, shared in turn where there are more ranks than GPUs.
+
+    Raises:
+        UserError: cuda is asked for, and there is none; or auto is, and PyTorch cannot use the GPU that is there.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old; our own sentence tells it
+        usable = torch.cuda.is_available()
+    if not usable:
+        if gpu_is_present(os.environ):
+            raise UserError(
+                f"This host has a GPU that PyTorch cannot use (driver {driver_version()}, PyTorch for CUDA "
+                f"{torch.version.cuda or 'none'})",
+                mend="Check nvidia-smi, whether the driver is as new as CUDA wants it (580 for CUDA 13), and whether "
+                f"the job was given a GPU (--gpus-per-node); or {CPUS_ARE_MEANT}.",
+            )
+        if wanted == "cuda":
+            raise UserError("--device is cuda, but PyTorch sees no GPU", mend=f"Check nvidia-smi; {CPUS_ARE_MEANT}.")
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def gpu_is_present(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
+    """Return whether the host has a GPU of NVIDIA's that nobody hides from this process."""
+    hidden = environment.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles")
+    return not hidden and any(devices.glob("nvidia[0-9]*"))
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the version of NVIDIA's driver, "unknown" where it does not tell."""
+    try:
+        found = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", file.read_text(errors="replace"))
+    except OSError:
+        found = None
+    return found[0] if found else "unknown"
+
+
+def gpu_identity(device: torch.device) -> str:
+    """Return the UUID of a device that is a GPU, empty for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def check_alike(choices: Sequence[Choice]) -> None:
+    """Check that all ranks compute on GPUs, or none does.
+
+    Raises:
+        UserError: with the ranks that see none.
+    """
+    without = [rank for rank, choice in enumerate(choices) if not choice.gpu]
+    if 0 < len(without) < len(choices):
+        ranks = ", ".join(f"rank {rank} on {choices[rank].host}" for rank in without[:4])
+        more = f" and {len(without) - 4} more" if len(without) > 4 else ""
+        raise UserError(
+            f"{ranks}{more} of {len(choices)} ranks see no GPU, the others do",
+            mend=f"Give every rank one (nvidia-smi, --gpus-per-node, CUDA_VISIBLE_DEVICES); or {CPUS_ARE_MEANT}.",
+        )
+
+
+def shares_gpus(choices: Sequence[Choice]) -> bool:
+    """Return whether any GPU is used by several ranks, which NCCL refuses."""
+    used = [(choice.host, choice.gpu) for choice in choices if choice.gpu]
+    return len(set(used)) < len(used)
+
+
+def averages_on_gpus(choices: Sequence[Choice]) -> bool:
+    """Return whether Horovod averages GPU memory by NCCL: one answer for all ranks, who must call it alike."""
+    return all(choice.gpu and choice.nccl for choice in choices) and not shares_gpus(choices)
