@@ -1,15 +1,24 @@
 # Sourced by the batch scripts: how ranks are started here, and what happens when the job is told to stop.
 # shellcheck shell=bash
 #
-#   RESIST_HVD_LAUNCHER   srun:pmix, srun:pmi2 or mpirun: no trial of what fits
-#   RESIST_HVD_RUNS       where runs' folders are (default: runs/ where the job was submitted)
-#   RESIST_HVD_RESTARTS   how often a job that has lost a rank requeues itself (default: 10)
+#   RESIST_HVD_LAUNCHER     srun:pmix, srun:pmi2, srun:cray_shasta, srun (as the site has set it) or mpirun: no trial of
+#                           what fits
+#   RESIST_HVD_SRUN_FLAGS   flags for srun, separated by blanks: binding, containers
+#   RESIST_HVD_RUNS         where runs' folders are (default: runs/ where the job was submitted)
+#   RESIST_HVD_RESTARTS     how often a job requeues itself without a new checkpoint in between (default: 10)
+#
+# slurm/site.sh, where it exists, is sourced first: a place for a site's `module load`, and for any of these.
 
 project=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
-export PATH="$project/.venv/bin:$PATH"
 
 # What starts Python; slurm/apptainer.sbatch puts a container before it.
 python=(python)
+
+# More flags of srun; an array, so that they may hold blanks.
+srun_flags=()
+
+# What may start ranks: srun or mpirun; in slurm/pyxis.sbatch srun alone, since the container is its doing.
+may_use_mpirun=1
 
 # How many ranks; slurm/array.sbatch has jobs of several sizes.
 workers=${SLURM_NTASKS:-1}
@@ -18,25 +27,41 @@ workers=${SLURM_NTASKS:-1}
 stopped=75
 rank_lost=69
 
+if [[ -e $project/slurm/site.sh ]]; then
+    # shellcheck source=/dev/null
+    source "$project/slurm/site.sh" || exit
+fi
+export PATH="$project/.venv/bin:$PATH"
+
 say() { printf 'slurm: %s\n' "$*" >&2; }
 
 # Train to the end, or until told to stop; the arguments are those of `python -m resist_hvd.train`. Started again, the
 # same job goes on from its newest checkpoint: a requeued job keeps its number.
 train() {
     local job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-    local runs=${RESIST_HVD_RUNS:-$SLURM_SUBMIT_DIR/runs}
+    local folder=${RESIST_HVD_RUNS:-$SLURM_SUBMIT_DIR/runs}/$SLURM_JOB_NAME-$job
     local status
     cd "$SLURM_SUBMIT_DIR" || exit
+    mkdir -p "$folder" || exit
+    # The ranks write there how the run has ended: a launcher's status does not tell.
+    export RESIST_HVD_OUTCOME=$folder/outcome
+    rm -f "$RESIST_HVD_OUTCOME"
+    trap on_warning USR2
     prepare_environment
-    choose_launcher || exit
-    say "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job: $workers ranks by ${launcher[0]} on $SLURM_JOB_NODELIST"
-    run_step "${launcher[@]}" "${python[@]}" -m resist_hvd.train --resume --output "$runs/$SLURM_JOB_NAME-$job" "$@"
-    status=$?
-    requeue_if_unfinished "$status"
-    exit "$status"
+    if choose_launcher && [[ -z $warned ]]; then
+        say "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job: $workers ranks by ${launcher[0]} on $SLURM_JOB_NODELIST"
+        run_step "${launcher[@]}" "${python[@]}" -m resist_hvd.train --resume --output "$folder" "$@"
+        status=$?
+    else
+        status=$?
+        [[ -z $warned ]] || status=$stopped
+    fi
+    conclude "$status" "$folder"
 }
 
 prepare_environment() {
+    # Where jobs begin with an empty environment, srun would hand an empty one to the ranks, too.
+    export SLURM_EXPORT_ENV=ALL
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     # mpirun would tie each rank to one core, and with it all its threads.
     export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
@@ -45,23 +70,37 @@ prepare_environment() {
     if ((EUID == 0)); then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
+    local words=()
+    read -ra words <<<"${RESIST_HVD_SRUN_FLAGS:-}"
+    srun_flags+=("${words[@]}")
 }
 
 # Set `launcher`. Where the PMI of the site's SLURM fits this MPI, srun starts ranks: it passes signals on, and ends all
 # ranks on all nodes with the first that fails. A start of MPI alone tells whether they fit; elsewhere mpirun does.
 choose_launcher() {
-    local choice=${RESIST_HVD_LAUNCHER:-} offered kind
+    local choice=${RESIST_HVD_LAUNCHER:-} offered='' kind trial
     if [[ -z $choice ]]; then
         offered=$(srun --mpi=list 2>&1)
-        for kind in pmix pmi2; do
-            if [[ $offered == *"$kind"* ]] && fits "$kind"; then
-                choice=srun:$kind
-                break
+        for kind in pmix pmi2 cray_shasta ''; do
+            if [[ $offered == *"$kind"* ]]; then
+                trial=0
+                fits "$kind" || trial=$?
+                if ((trial == 0)); then
+                    choice=srun${kind:+:$kind}
+                    break
+                elif ((trial > 128)); then
+                    say "the trial of srun${kind:+ --mpi=$kind} was ended from outside"
+                    return "$trial"
+                fi
             fi
         done
     fi
-    if [[ $choice == srun:* ]]; then
-        use_srun "${choice#srun:}"
+    if [[ $choice == srun* ]]; then
+        kind=${choice#srun}
+        use_srun "${kind#:}"
+    elif [[ -z $may_use_mpirun ]]; then
+        say "srun starts no MPI here (it offers: ${offered//$'\n'/ }), and nothing else can: see docs/sites.md"
+        return 1
     elif type -P mpirun >/dev/null; then
         launcher=(mpirun -np "$workers")
     else
@@ -71,10 +110,11 @@ choose_launcher() {
     fi
 }
 
+# Set `launcher` to srun with one of its kinds of PMI, or as the site has set it where none is given.
 use_srun() {
     # srun does not take the cores of a task from the job by itself.
-    launcher=(srun "--mpi=$1" "--ntasks=$workers" "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1)
-    launcher+=(--input=none)
+    launcher=(srun ${1:+"--mpi=$1"} "--ntasks=$workers" "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}")
+    launcher+=(--kill-on-bad-exit=1 --input=none "${srun_flags[@]}")
 }
 
 # Without a PMI that fits, every rank would be a world of its own.
@@ -84,11 +124,12 @@ fits() {
     timeout 120 "${launcher[@]}" "${python[@]}" -c "$program" "$workers" >/dev/null 2>&1
 }
 
+# What has come from outside, and the process that starts the ranks.
+warned='' ended='' interrupted='' step=''
+
 # Run the ranks in the background, since the shell answers no signal while it waits for a program in the foreground.
 run_step() {
     local status=127 latest
-    warned='' ended=''
-    trap on_warning USR2
     trap on_end TERM
     "$@" &
     step=$!
@@ -104,11 +145,11 @@ run_step() {
     return "$status"
 }
 
-# The warning before the time limit comes to this shell alone (the B of --signal=B:USR2@120).
+# SLURM's warning ahead of the time limit (--signal=B:USR2@120), or a user's: it comes to this shell alone, by the B.
 on_warning() {
     interrupted=1 warned=1
-    say "the time limit is near: the ranks are told to write a checkpoint"
-    kill -USR2 "$step"
+    say "told to stop by USR2: the ranks write a checkpoint when their round is done"
+    [[ -z $step ]] || kill -USR2 "$step"
 }
 
 # Cancelled, requeued or preempted: SLURM sends TERM to all ranks itself, and knows what is to become of the job.
@@ -116,17 +157,46 @@ on_end() {
     interrupted=1 ended=1
 }
 
-requeue_if_unfinished() {
-    local status=$1 why
-    if ((status == 0)) || [[ -n $ended ]]; then
-        return
-    elif ((status == stopped)) || [[ -n $warned ]]; then
+# End this script as the run has ended, or have the job come back. The ranks' record decides; where it says nothing, the
+# run was ended from outside once it had begun, and before that only if a signal has ended its launcher.
+conclude() {
+    local status=$1 folder=$2 began='' verdict='' word why
+    if [[ -e $RESIST_HVD_OUTCOME ]]; then
+        began=1
+        while read -r word _; do
+            if [[ $word =~ ^[0-9]+$ ]]; then verdict=$word && break; fi
+        done <"$RESIST_HVD_OUTCOME"
+    fi
+    if [[ -n $verdict ]] && ((verdict != stopped && verdict != rank_lost && verdict < 128)); then
+        exit "$verdict"
+    elif [[ -n $ended ]] || { [[ -z $verdict$began$warned ]] && ((status < 128)); }; then
+        exit "$status"
+    elif [[ $verdict == "$stopped" || -n $warned ]]; then
         why="it was told to stop"
-    elif ((status == rank_lost && ${SLURM_RESTART_COUNT:-0} < ${RESIST_HVD_RESTARTS:-10})); then
+    elif [[ -n $verdict ]]; then
         why="a rank was lost"
     else
-        return
+        why="it was ended from outside"
     fi
-    say "status $status: $why; the job goes on from its newest checkpoint when it starts again"
-    scontrol requeue "$SLURM_JOB_ID" || say "it cannot requeue itself: submit it again with --output as above"
+    say "status $status: $why"
+    if ! worth_another_start "$folder"; then
+        exit "$status"
+    fi
+    say "the job goes on from its newest checkpoint when it starts again"
+    scontrol requeue "$SLURM_JOB_ID" || say "it cannot requeue itself: submit it again with --output $folder"
+    exit "$status"
+}
+
+# Count the starts that have ended with the same newest checkpoint, so that a job which gets nowhere does not come back
+# for ever.
+worth_another_start() {
+    local latest=none before='' count=0 most=${RESIST_HVD_RESTARTS:-10}
+    if [[ -e $1/checkpoints/latest ]]; then read -r latest <"$1/checkpoints/latest"; fi
+    if [[ -e $1/restarts ]]; then read -r count before <"$1/restarts"; fi
+    [[ $before == "$latest" ]] || count=0
+    if ((count >= most)); then
+        say "it was started $((count + 1)) times since its newest checkpoint ($latest), and does not come back"
+        return 1
+    fi
+    printf '%d %s\n' $((count + 1)) "$latest" >"$1/restarts"
 }

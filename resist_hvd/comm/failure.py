@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import NoReturn
 
 from resist_hvd import console
-from resist_hvd.comm import last_words, signals
+from resist_hvd.comm import last_words, outcome, signals
 from resist_hvd.comm.last_words import LOST, STOPPED, advice, advise, current_world, say, whereabouts
 from resist_hvd.comm.launch import launched_rank
 from resist_hvd.comm.launcher import watch_launcher
@@ -49,8 +49,11 @@ def run(program: Callable[[], None]) -> None:
     """
     console.guard()
     signal.signal(signal.SIGUSR2, _stopped_early)
+    outcome.begin()
     try:
         program()
+        if launched_rank() == 0:
+            outcome.end(0)
     except Stopped as stopped:
         leave(str(stopped) if launched_rank() == 0 else "", STOPPED)
     except UserError as error:
@@ -68,7 +71,16 @@ def run(program: Callable[[], None]) -> None:
         leave(f"Told to stop by INT. {advice()}" if launched_rank() == 0 else "", 128 + signal.SIGINT)
     except Exception as error:
         message = f"{type(error).__name__}: {error} [{whereabouts()}]. {advice()}"
-        take_down(message, INTERNAL_ERROR, details=traceback.format_exc())
+        take_down(message, _status_of(error), details=traceback.format_exc())
+
+
+def _status_of(error: Exception) -> int:
+    """Return the exit status for an exception that is no mistake of the user's.
+
+    A call among all ranks fails where one of them is gone, or the network is: then a restart helps.
+    """
+    in_communication = type(error).__module__.startswith(("horovod.", "mpi4py."))
+    return LOST if in_communication else INTERNAL_ERROR
 
 
 def _stopped_early(number: int, _: object) -> NoReturn:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from resist_hvd import console
+from resist_hvd.comm import outcome
 from resist_hvd.comm.launch import host_name, launched_rank
 from resist_hvd.comm.world import World
 
@@ -69,6 +70,7 @@ class Ending:
             if self.status is not None:
                 return False
             self.status = status
+        outcome.end(status)
         if self.before is not None:
             self.before(status)
         return True

@@ -17,14 +17,22 @@ SRUN = """
 if [ "$1" = --mpi=list ]; then echo "MPI plugin types are... none $OFFERED" >&2; exit; fi
 echo "srun $*" >> "$TOLD"
 case "$*" in
-    *"-c from mpi4py"*) case "$1" in --mpi="$FITS") exit 0 ;; *) exit 1 ;; esac ;;
+    *"-c from mpi4py"*)
+        touch "$TOLD.trying"
+        if [ -n "$TRIAL_WAITS" ]; then sleep 1; fi
+        case "$1" in --mpi="$FITS" | --ntasks="$FITS") exit 0 ;; *) exit "${TRIAL:-1}" ;; esac ;;
 esac
+if [ -n "$RECORD" ]; then printf "$RECORD" >> "$RESIST_HVD_OUTCOME"; fi
 trap 'echo "ranks got USR2" >> "$TOLD"; exit 75' USR2
 touch "$TOLD.running"
 if [ -n "$WAITS" ]; then while :; do sleep 0.05; done; fi
 exit "${STATUS:-0}"
 """
-MPIRUN = 'echo "mpirun $*" >> "$TOLD"; exit "${STATUS:-0}"'
+MPIRUN = """
+if [ -n "$RECORD" ]; then printf "$RECORD" >> "$RESIST_HVD_OUTCOME"; fi
+echo "mpirun $*" >> "$TOLD"
+exit "${STATUS:-0}"
+"""
 SCONTROL = 'echo "scontrol $*" >> "$TOLD"'
 
 Job = Callable[..., subprocess.Popen[str]]
@@ -103,34 +111,89 @@ def test_site_without_any_launcher_is_told_what_to_load(job: Job) -> None:
     )
 
 
+LOST_BEFORE = "started\n69 rank 1 on n1\n"
+
+
 @pytest.mark.parametrize(
-    ("status", "variables", "requeues"),
+    ("status", "record", "exits", "comes_back"),
     [
-        (0, {}, False),
-        (75, {}, True),
-        (69, {}, True),
-        (69, {"SLURM_RESTART_COUNT": "9"}, True),
-        (69, {"SLURM_RESTART_COUNT": "10"}, False),
-        (69, {"SLURM_RESTART_COUNT": "2", "RESIST_HVD_RESTARTS": "2"}, False),
-        (2, {}, False),
-        (70, {}, False),
-        (137, {}, False),
+        (0, "started\n0 rank 0 on n1\n", 0, False),
+        (1, "started\n0 rank 0 on n1\n", 0, False),  # ranks were done, and the launcher then failed
+        (75, "started\n75 rank 0 on n1\n", 75, True),
+        (143, "started\n75 rank 0 on n1\n", 143, True),
+        (69, LOST_BEFORE, 69, True),
+        (137, LOST_BEFORE, 137, True),
+        (137, "started\n", 137, True),  # a rank was killed, and the others with it
+        (1, "started\n", 1, True),  # likewise; mpirun gives 1 where it was told to end itself
+        (143, "started\n143 rank 0 on n1\n", 143, True),  # told to stop before anything could be saved
+        (143, "", 143, True),  # preempted while Python started
+        (143, "2 rank 0 on n1\n", 2, False),
+        (143, "started\n2 rank 0 on n1\n143 rank 1 on n1\n", 2, False),
+        (137, "started\n70 rank 3 on n2\n", 70, False),
+        (1, "", 1, False),  # srun has refused its flags, or Python could not import
+        (127, "", 127, False),
     ],
 )
-def test_status_tells_whether_a_job_comes_back(
-    job: Job, tmp_path: Path, status: int, variables: dict[str, str], requeues: bool
+def test_record_tells_whether_a_job_comes_back_and_how_it_ends(
+    job: Job, tmp_path: Path, status: int, record: str, exits: int, comes_back: bool
 ) -> None:
-    seen, said = ended(job("train.sbatch", STATUS=str(status), **variables))
-    assert seen == status
-    assert ("scontrol requeue 7\n" in told(tmp_path)) is requeues
-    assert ("goes on from its newest checkpoint" in said) is requeues
+    for launcher in ("srun:pmix", "mpirun"):
+        seen, said = ended(job("train.sbatch", STATUS=str(status), RECORD=record, RESIST_HVD_LAUNCHER=launcher))
+        assert seen == exits
+        assert ("scontrol requeue 7\n" in told(tmp_path)) is comes_back
+        assert ("goes on from its newest checkpoint" in said) is comes_back
+        (tmp_path / "told").unlink()
+
+
+def test_record_of_an_earlier_start_counts_for_nothing(job: Job, tmp_path: Path) -> None:
+    assert ended(job("train.sbatch", STATUS="143", RECORD="2 rank 0 on n1\n"))[0] == 2
+    assert ended(job("train.sbatch", STATUS="143"))[0] == 143
+    assert "scontrol requeue 7\n" in told(tmp_path)
+
+
+def test_job_that_gets_nowhere_does_not_come_back_for_ever(job: Job, tmp_path: Path) -> None:
+    def comes_back() -> bool:
+        (tmp_path / "told").unlink(missing_ok=True)
+        status, said = ended(job("train.sbatch", STATUS="137", RECORD="started\n", RESIST_HVD_RESTARTS="2"))
+        assert status == 137
+        if "scontrol" not in told(tmp_path):
+            assert re.search(r"started 3 times since its newest checkpoint \((none|round-000005)\)", said), said
+            return False
+        return True
+
+    assert [comes_back() for _ in range(3)] == [True, True, False]
+    checkpoints = tmp_path / "runs/name-7/checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "latest").write_text("round-000005\n")
+    assert [comes_back() for _ in range(3)] == [True, True, False]
+
+
+def test_job_that_is_preempted_during_the_trial_comes_back(job: Job, tmp_path: Path) -> None:
+    status, _ = ended(job("train.sbatch", FITS="none", TRIAL="143"))
+    assert status == 143
+    assert told(tmp_path).endswith("scontrol requeue 7\n")
+    assert "mpirun" not in told(tmp_path)
+
+
+def test_warning_during_the_trial_brings_the_job_back(job: Job, tmp_path: Path) -> None:
+    process = job("train.sbatch", TRIAL_WAITS="yes")
+    await_file(tmp_path / "told.trying", tmp_path)
+    process.send_signal(signal.SIGUSR2)
+    status, _ = ended(process)
+    assert status == 75
+    assert "resist_hvd.train" not in told(tmp_path)
+    assert told(tmp_path).endswith("scontrol requeue 7\n")
+
+
+def await_file(file: Path, folder: Path) -> None:
+    end = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < end, told(folder)
+        time.sleep(0.02)
 
 
 def await_ranks(folder: Path) -> None:
-    end = time.monotonic() + 30
-    while not (folder / "told.running").exists():
-        assert time.monotonic() < end, told(folder)
-        time.sleep(0.02)
+    await_file(folder / "told.running", folder)
 
 
 def test_warning_reaches_the_ranks_and_the_job_comes_back(job: Job, tmp_path: Path) -> None:
@@ -140,7 +203,7 @@ def test_warning_reaches_the_ranks_and_the_job_comes_back(job: Job, tmp_path: Pa
     status, said = ended(process)
     assert status == 75
     assert told(tmp_path).endswith("ranks got USR2\nscontrol requeue 7\n")
-    assert "the time limit is near" in said
+    assert "USR2" in said
 
 
 def test_job_that_slurm_ends_is_left_to_slurm(job: Job, tmp_path: Path) -> None:

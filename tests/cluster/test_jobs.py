@@ -57,7 +57,7 @@ def test_stopped_and_preempted_job_ends_with_the_same_model(slurm_lab: labs.Lab,
     await_round(slurm_lab, job, start=3)
     ended = slurm_lab.await_job(job, "COMPLETED")
     assert ended["Restarts"] == "2"
-    assert "the time limit is near: the ranks are told to write a checkpoint" in slurm_lab.log(job)
+    assert "USR2" in slurm_lab.log(job)
     assert rounds_of(slurm_lab, job) == list(range(30))
     assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
     slurm_lab.assert_empty()
@@ -77,3 +77,35 @@ def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
     labs.wait_until(lambda: not any(slurm_lab.processes().values()), lambda: str(slurm_lab.processes()))
     slurm_lab.await_job(job, "CANCELLED")
     assert "start 2 of job" not in slurm_lab.log(job)
+
+
+@pytest.mark.parametrize(("launcher", "rank"), [("srun:pmix", 1), ("mpirun", 0)])
+def test_killed_rank_brings_the_job_back(slurm_lab: labs.Lab, unstopped: int, launcher: str, rank: int) -> None:
+    """As by the kernel where memory is short: launchers then give 137, whatever the other ranks find out."""
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS, RESIST_HVD_LAUNCHER=launcher)
+    await_round(slurm_lab, job, start=1)
+    assert slurm_lab.do("kill", f"rank{rank}").status == 0
+    ended = slurm_lab.await_job(job, "COMPLETED")
+    assert ended["Restarts"] == "1"
+    assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
+
+
+def test_job_preempted_while_its_ranks_start_comes_back(slurm_lab: labs.Lab) -> None:
+    """With time to end in, a preempted job's ranks get TERM and its script does not: so here, by scancel."""
+    job = slurm_lab.submit(
+        "train.sbatch", *labs.TINY, "--max_rounds=3", options=ACROSS, RESIST_HVD_LAUNCHER="srun:pmix"
+    )
+    # Until Python has imported what it needs, TERM ends it without a word.
+    labs.wait_until(lambda: "rank 0" in slurm_lab.do("ps").stdout, lambda: slurm_lab.log(job))
+    slurm_lab.ask("scancel", "--signal=TERM", str(job))
+    ended = slurm_lab.await_job(job, "COMPLETED", "FAILED")
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), slurm_lab.log(job)
+    assert rounds_of(slurm_lab, job) == list(range(3))
+
+
+@pytest.mark.parametrize("launcher", ["srun:pmix", "mpirun"])
+def test_mistake_is_the_status_of_its_job(slurm_lab: labs.Lab, launcher: str) -> None:
+    job = slurm_lab.submit("train.sbatch", "--lr=0.5", options=ACROSS, RESIST_HVD_LAUNCHER=launcher)
+    ended = slurm_lab.await_job(job, "FAILED", "COMPLETED")
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0"), slurm_lab.log(job)
+    assert "--optim.lr" in slurm_lab.log(job)

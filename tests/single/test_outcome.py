@@ -1,0 +1,114 @@
+"""The record of how a run ended: what it says after each kind of end, and that a run ends well without one."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from resist_hvd.comm import failure, last_words, outcome
+from resist_hvd.errors import Stopped, UserError
+
+
+class CollectiveFailed(Exception):
+    """Stands for an error of a library among all ranks."""
+
+
+CollectiveFailed.__module__ = "horovod.common.exceptions"
+
+
+def raises(error: BaseException) -> Callable[[], NoReturn]:
+    def program() -> NoReturn:
+        raise error
+
+    return program
+
+
+@pytest.fixture(autouse=True)
+def nothing_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has not ended yet."""
+    monkeypatch.setattr(last_words, "ending", last_words.Ending())
+    before = signal.getsignal(signal.SIGUSR2)
+    yield
+    signal.signal(signal.SIGUSR2, before)
+
+
+def run(program: Callable[[], object], record: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv(outcome.VARIABLE, str(record))
+    status = 0
+    try:
+        failure.run(lambda: program() and None)
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    return status
+
+
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [
+        (lambda: None, 0),
+        (raises(UserError("Seen", mend="Mend")), 2),
+        (raises(UserError("Seen", mend="Mend", everywhere=True)), 2),
+        (raises(Stopped("Stopped")), 75),
+        (lambda: signal.raise_signal(signal.SIGUSR2), 75),
+        (raises(ValueError()), 70),
+        (raises(CollectiveFailed()), 69),
+        (raises(KeyboardInterrupt()), 130),
+    ],
+)
+def test_record_says_how_a_program_ended(
+    program: Callable[[], object], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "outcome"
+    assert run(program, record, monkeypatch) == status
+    assert [line.split()[0] for line in record.read_text().splitlines()] == ["started", str(status)]
+
+
+def test_record_is_begun_before_anything_can_end_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "outcome"
+    seen: list[str] = []
+    run(lambda: seen.append(record.read_text()), record, monkeypatch)
+    assert seen == ["started\n"]
+
+
+def test_rank_that_is_not_the_first_neither_begins_nor_finishes_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMIX_RANK", "3")
+    assert run(lambda: None, tmp_path / "outcome", monkeypatch) == 0
+    assert not (tmp_path / "outcome").exists()
+
+
+def test_first_verdict_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "outcome"
+    monkeypatch.setenv(outcome.VARIABLE, str(record))
+    outcome.begin()
+    outcome.end(2)
+    outcome.end(143)
+    assert [line.split()[0] for line in record.read_text().splitlines()] == ["started", "2"]
+
+
+@pytest.mark.parametrize("where", ["no-such-folder/outcome", "."])
+def test_program_ends_as_it_would_where_no_record_can_be_written(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(raises(UserError("Seen", mend="Mend")), tmp_path / where, monkeypatch) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_where_none_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(outcome.VARIABLE, raising=False)
+    outcome.begin()
+    outcome.end(2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record_is_not_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    target.write_text("")
+    (tmp_path / "outcome").symlink_to(target)
+    monkeypatch.setenv(outcome.VARIABLE, str(tmp_path / "outcome"))
+    outcome.end(2)
+    assert target.read_text() == ""
