@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from resist_hvd import console, data, flags
-from resist_hvd.comm import failure
+from resist_hvd.comm import failure, stacks
 from resist_hvd.comm.watchdog import watched
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings, parse, to_yaml
@@ -52,6 +52,7 @@ def run_training(settings: Settings) -> None:
         compute_deterministically(compiled=settings.compile)
     with watched(world, settings.watchdog):
         folder, checkpoint = open_folder(settings, world)
+        stacks.go_to(folder)
         with world.agree("loading the data"):
             source = data.load(
                 settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device

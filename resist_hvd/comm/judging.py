@@ -14,7 +14,12 @@ ROUNDS = 10
 """How many times the median round a rank may take without progress."""
 
 UNHURRIED = 1800.0
-"""Seconds for what nobody knows how long it takes: loading data, compiling a network."""
+"""Seconds for steps that no round limits: loading data, compiling a network, the first round, reading and writing
+files. And the fewest after which a rank counts as lost that was starved, or whose connections carried bytes, without
+that it got on."""
+
+POLLING = 0.5
+"""Processors' share from which a rank that waits counts as polling for a message, not as asleep or starved."""
 
 NAMED = 4
 """How many ranks a sentence names."""
@@ -26,18 +31,31 @@ class Sight:
 
     Attributes:
         idle: seconds since it last got on.
+        still: those of them that count against it: in which it had a processor, and since bytes last moved for it.
         silent: seconds since it was last heard.
         waiting: whether it was waiting for other ranks.
-        unhurried: whether nobody knows how long takes what it does.
+        unhurried: whether no limit of rounds fits what it does.
+        wait: the number of its last wait; ranks that wait in the same call have the same.
+        processors: how many it kept busy, on average, while it was idle: 0.01 for a process that sleeps.
+        starved: seconds, while it was idle, in which a thread of its own was ready to run and had no processor.
     """
 
     rank: int
     host: str
     words: str
     idle: float
+    still: float
     silent: float
     waiting: bool
     unhurried: bool
+    wait: int = 0
+    processors: float = 0.0
+    starved: float = 0.0
+
+    def overdue(self, limit: float) -> bool:
+        """Return whether it has stood still for too long, at a limit in seconds; an unhurried rank has half an hour."""
+        allowed = max(limit, UNHURRIED) if self.unhurried else limit
+        return self.still > allowed or self.idle > max(ROUNDS * limit, UNHURRIED)
 
 
 def limit_of(asked: float | None, rounds: Sequence[float]) -> float:
@@ -56,7 +74,7 @@ def verdict(sights: Sequence[Sight], limit: float, *, size: int, now: float | No
     """Return what to say of the ranks that are to blame, empty if none is.
 
     A rank that is not heard of is to blame, and one that is heard of, waits for nobody, and does not get on. One that
-    waits for others never is, unless all do.
+    waits for others never is, unless all do, and for none of them anything moves.
 
     Args:
         sights: the ranks to judge.
@@ -66,24 +84,38 @@ def verdict(sights: Sequence[Sight], limit: float, *, size: int, now: float | No
     """
     now = time.time() if now is None else now
     silent = [sight for sight in sights if sight.silent > limit]
-    stuck = [
-        sight
-        for sight in sights
-        if sight not in silent
-        and not sight.waiting
-        and sight.idle > (max(limit, UNHURRIED) if sight.unhurried else limit)
-    ]
+    stuck = [sight for sight in sights if sight not in silent and not sight.waiting and sight.overdue(limit)]
     said = [*said_of_silent(silent, size, now)]
     said += [
         f"Rank {sight.rank} of {size} on {sight.host} has made no progress for {sight.idle:.0f} s, since "
         f"{time_of(now - sight.idle)} [{sight.words}]"
         for sight in stuck
     ]
-    if not said and len(sights) == size > 1 and all(sight.waiting and sight.idle > limit for sight in sights):
+    if not said and len(sights) == size > 1 and all(sight.waiting and sight.overdue(limit) for sight in sights):
         who = "; ".join(f"rank {s.rank} on {s.host} since {time_of(now - s.idle)} [{s.words}]" for s in sights[:NAMED])
         more = f"; and {size - NAMED} more" if size > NAMED else ""
-        return f"All {size} ranks wait for one another: {who}{more}"
+        return f"All {size} ranks wait for one another: {who}{more}. {why_all_wait(sights)}"
     return ". ".join(said[:NAMED]) + (f". So have {len(said) - NAMED} more" if len(said) > NAMED else "")
+
+
+def why_all_wait(sights: Sequence[Sight]) -> str:
+    """Return what it looks like when all ranks wait for one another: calls out of order, a lost message, or starved."""
+    first, last = (pick(sights, key=lambda sight: sight.wait) for pick in (min, max))
+    if first.wait != last.wait:
+        return (
+            f"They wait in different calls, rank {first.rank} in its wait {first.wait} and rank {last.rank} in its "
+            f"wait {last.wait}: calls came out of order"
+        )
+    processors = median(sight.processors for sight in sights)
+    starved = max(sights, key=lambda sight: sight.starved)
+    seen = f"All are in wait {first.wait} and keep {processors:.2g} processors busy each"
+    if 2 * starved.starved > starved.idle:
+        return (
+            f"{seen}; rank {starved.rank} had none for {starved.starved:.0f} s: too many processes for the processors"
+        )
+    if processors >= POLLING:
+        return f"{seen}: they poll for a message that was lost"
+    return f"{seen}: they sleep, and the network is broken, or slower than any packet shows"
 
 
 def said_of_silent(silent: Sequence[Sight], size: int, now: float) -> list[str]:

@@ -2,7 +2,7 @@
 
 They work while the main thread waits in a collective for a rank that will never come, and the kernel closes them in the
 moment in which a process dies. What travels is lines of JSON. A connection counts only after both ends have shown
-the words that rank 0 drew and MPI broadcast.
+the words that rank 0 drew and MPI broadcast: until then nothing that comes by it is parsed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import secrets
 import socket
 import threading
+import time
 from typing import Any
 
 import psutil
@@ -23,6 +24,9 @@ LONGEST_LINE = 4096
 MOST_UNSENT = 2**16
 CONNECTING = 3.0
 """Seconds in which an address of rank 0 must answer."""
+
+CONNECTING_AT_ALL = 20.0
+"""Seconds for which a rank tries all addresses again and again: rank 0 may have little time, or many callers."""
 
 
 class Line:
@@ -63,9 +67,9 @@ class Line:
     def receive(self) -> list[dict[str, Any]]:
         """Return the messages that have come."""
         try:
-            while part := self.connection.recv(2**16):
-                self._received += part
-            self.closed = True
+            part = self.connection.recv(2**16)
+            self._received += part
+            self.closed |= not part
         except BlockingIOError:
             pass
         except OSError:
@@ -75,7 +79,7 @@ class Line:
             self.closed = True
         messages = []
         for line in lines:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 message = json.loads(line)
                 if isinstance(message, dict):
                     messages.append(message)
@@ -97,11 +101,15 @@ class Meeting:
         self.question = secrets.token_hex(16)
         self.answer = secrets.token_hex(16)
 
-    def rank_of(self, hello: dict[str, Any]) -> int | None:
-        """Return whose first message this is, None if it is no rank's."""
-        known = hmac.compare_digest(str(hello.get("question", "")).encode(), self.question.encode())
-        rank = hello.get("rank")
-        return rank if known and isinstance(rank, int) else None
+    def hello(self, rank: int) -> bytes:
+        """Return what a rank says first: all of it that rank 0 reads before it trusts the connection."""
+        return f"{self.question} {rank}\n".encode()
+
+    def rank_of(self, hello: bytes, size: int) -> int | None:
+        """Return whose first line this is, without its end; None if it is no rank's of a world of this size."""
+        question, _, rank = hello.partition(b" ")
+        known = hmac.compare_digest(question, self.question.encode())
+        return int(rank) if known and rank.isdigit() and len(rank) < 9 and 0 < int(rank) < size else None
 
     def welcome(self, line: Line) -> None:
         """Have a rank know that it has found rank 0."""
@@ -110,17 +118,26 @@ class Meeting:
     def connect(self, world: World) -> Line | None:
         """Return this rank's connection to rank 0, None where none of its addresses answers."""
         addresses = ["127.0.0.1", *self.addresses] if world.host == self.host else self.addresses
-        for address in addresses:
-            try:
-                connection = socket.create_connection((address, self.port), timeout=CONNECTING)
-                hello = {"question": self.question, "rank": world.rank}
-                connection.sendall(json.dumps(hello).encode() + b"\n")
-                # Another program may listen at this address of another network: take no answer but the right one.
-                if hmac.compare_digest(receive_exactly(connection, len(self.answer)), self.answer.encode()):
-                    return Line(connection)
-                connection.close()
-            except OSError:
-                continue
+        end = time.monotonic() + CONNECTING_AT_ALL
+        while True:
+            for address in addresses:
+                with contextlib.suppress(OSError):
+                    if (line := self._connect_to(address, world.rank)) is not None:
+                        return line
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.1)
+
+    def _connect_to(self, address: str, rank: int) -> Line | None:
+        connection = socket.create_connection((address, self.port), timeout=CONNECTING)
+        try:
+            connection.sendall(self.hello(rank))
+            # Another program may listen at this address of another network: take no answer but the right one.
+            if hmac.compare_digest(receive_exactly(connection, len(self.answer)), self.answer.encode()):
+                return Line(connection)
+        except OSError:
+            pass
+        connection.close()
         return None
 
 
@@ -137,10 +154,3 @@ def own_addresses() -> list[str]:
     entries = [entry for several in psutil.net_if_addrs().values() for entry in several]
     found = [str(entry.address) for entry in entries if entry.family == socket.AF_INET]
     return [address for address in found if not address.startswith("127.")]
-
-
-def open_server(host: str) -> tuple[socket.socket, Meeting]:
-    """Begin to listen at a free port; return it, and how to be met there."""
-    server = socket.create_server(("", 0), backlog=1024)
-    server.setblocking(False)
-    return server, Meeting(host, own_addresses(), server.getsockname()[1])

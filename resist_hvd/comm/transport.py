@@ -122,6 +122,7 @@ class Transport:
             with self.world.activity.waiting():
                 for handle in pending.handles:
                     hvd.synchronize(handle)
+                    self.world.activity.progress()
             if pending.buffer is not pending.flat:
                 pending.flat.copy_(pending.buffer)
         watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
@@ -169,19 +170,23 @@ class Transport:
         averaging = [self._groups[a.holders].Iallreduce(MPI.IN_PLACE, out[a.block].numpy()) for a in averages]
         shared = {average.block for average in averages}
         sends = [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block not in shared]
-        with self.world.activity.waiting():
-            MPI.Request.Waitall(averaging)
+        self._wait_for(averaging)
         for average in averages:
             out[average.block].mul_(1.0 / len(average.holders))
             self.sent += BytesSent(blocks=ring_bytes(out[average.block].nbytes, len(average.holders)))
             if self._stages_messages:
                 held[average.block].copy_(out[average.block])
         sends += [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block in shared]
-        with self.world.activity.waiting():
-            MPI.Request.Waitall(receives + sends)
+        self._wait_for(receives + sends)
         if self._stages_messages:
             for block in incoming:
                 arriving[block].copy_(into[block])
+
+    def _wait_for(self, requests: list[Any]) -> None:
+        """Wait until all have ended; each one that does is progress, as a slow link shows no other."""
+        with self.world.activity.waiting():
+            while MPI.Request.Waitsome(requests) is not None:  # none is left to wait for
+                self.world.activity.progress()
 
     def _send(self, buffer: Tensor, destination: int, block: int) -> Any:
         self.sent += BytesSent(blocks=buffer.nbytes)

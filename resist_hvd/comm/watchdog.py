@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from resist_hvd.comm import last_words, undertaker
+from resist_hvd.comm import last_words, stacks, undertaker
+from resist_hvd.comm.door import Door, Stranger
 from resist_hvd.comm.judging import NAMED, Sight, limit_of, said_of_silent, time_of, verdict
 from resist_hvd.comm.last_words import LOST
-from resist_hvd.comm.lifeline import Line, Meeting, open_server
+from resist_hvd.comm.lifeline import Line, Meeting
+from resist_hvd.comm.pulse import Pulse
 from resist_hvd.comm.world import World
 
 BEAT = 1.0
@@ -65,7 +67,9 @@ class Watchdog:
         self._asked = seconds
         self._peers: dict[int, Peer] = {}
         self._hosts: list[str] = []
-        self._meeting: Meeting | None = None
+        self._pulse = Pulse(world.activity)
+        self._door: Door | None = None
+        self._all_in = threading.Event()
         self._over = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wakeup = socket.socketpair()
@@ -74,6 +78,7 @@ class Watchdog:
         last_words.ending.before = self._say_goodbye
         world.unheard = self.unheard
         if world.size == 1:
+            self._all_in.set()
             self._thread.start()
         elif not self._meet():
             self.stop()
@@ -82,30 +87,37 @@ class Watchdog:
         """Connect all ranks with rank 0; return whether all are."""
         world = self.world
         self._hosts = world.gather_objects(world.host)
+        meeting: Meeting | None = None
         if world.is_first:
-            server, self._meeting = open_server(world.host)
-            self._selector.register(server, selectors.EVENT_READ, server)
+            one_host = world.local_size == world.size
+            self._door = Door(world.host, world.size, one_host=one_host, selector=self._selector)
+            meeting = self._door.meeting
             self._thread.start()
-        meeting = world.broadcast_object(self._meeting)
+        meeting = world.broadcast_object(meeting)
         assert meeting is not None
         if not world.is_first and (line := meeting.connect(world)) is not None:
             self._add(0, line)
             self._thread.start()
         connected = world.gather_objects(world.is_first or bool(self._peers))
+        self._all_in.set()
+        self._wake()
         if all(connected):
             return True
         if world.is_first:
             rank = connected.index(False)
             last_words.write(
                 f"The watchdog is off: rank {rank} on {self._hosts[rank]} cannot reach {world.host} by TCP at "
-                f"{' or '.join(meeting.addresses)}, port {meeting.port}.\n"
+                f"{' or '.join(meeting.addresses) or '127.0.0.1'}, port {meeting.port}.\n"
             )
         return False
 
     def _add(self, rank: int, line: Line) -> None:
-        beat = {"host": self._hosts[rank], "words": "setting up", "idle": 0.0, "waiting": False, "unhurried": True}
+        beat = {"host": self._hosts[rank], "words": "setting up", "idle": 0.0, "still": 0.0, "unhurried": True}
         self._peers[rank] = Peer(line, beat, time.monotonic())
         self._selector.register(line.connection, selectors.EVENT_READ, rank)
+
+    def _wake(self) -> None:
+        self._wakeup[0].send(b"!")
 
     # -- its thread ----------------------------------------------------------------------------------------------
 
@@ -122,39 +134,42 @@ class Watchdog:
             for key, _ in self._selector.select(max(0.01, last + BEAT - time.monotonic())):
                 self._hear(key)
             now = time.monotonic()
+            if self._door is not None:
+                self._door.turn_away_idle(now)
+                if self._all_in.is_set():
+                    self._door.close()
+                    self._door = None
             if now - last < BEAT:
                 continue
             if now - last > 5 * BEAT:
                 self._forgive(now - last)
             last = now
             beat = self._own_beat(now)
-            for peer in self._peers.values():
+            for peer in list(self._peers.values()):
                 peer.line.send(beat)
-            self._judge(now)
+            if self._all_in.is_set():
+                self._judge(now, beat)
 
     def _hear(self, key: selectors.SelectorKey) -> None:
         """Take a connection, or what has come by one."""
-        if key.data is None:  # `stop` wakes this thread
-            return
-        if isinstance(key.data, socket.socket):
-            connection, _ = key.data.accept()
-            self._selector.register(connection, selectors.EVENT_READ, Line(connection))
-        elif isinstance(key.data, Line):
+        if key.data is None:  # somebody wakes this thread
+            self._wakeup[1].recv(64)
+        elif isinstance(key.data, Door):
+            key.data.let_in()
+        elif isinstance(key.data, Stranger):
             self._admit(key.data)
-        else:
+        elif key.data in self._peers:
             self._hear_peer(key.data, self._peers[key.data])
 
-    def _admit(self, stranger: Line) -> None:
-        """Make a peer of a connection that has said whose it is."""
-        messages = stranger.receive()
-        if not messages and not stranger.closed:
+    def _admit(self, stranger: Stranger) -> None:
+        """Make a peer of a connection that has said whose it is; no one takes the place of a rank that is there."""
+        if self._door is None or stranger.connection.fileno() < 0 or (said := self._door.hear(stranger)) is None:
             return
-        self._selector.unregister(stranger.connection)
-        if messages and self._meeting is not None and (rank := self._meeting.rank_of(messages[0])) is not None:
-            self._meeting.welcome(stranger)
-            self._add(rank, stranger)
+        rank, line = said
+        if rank in self._peers:
+            line.close()
         else:
-            stranger.close()
+            self._add(rank, line)
 
     def _hear_peer(self, rank: int, peer: Peer) -> None:
         for message in peer.line.receive():
@@ -162,21 +177,27 @@ class Watchdog:
             if "goodbye" in message:
                 peer.status = int(message["goodbye"])
             elif "lost" in message:
-                self._follow()
+                self._follow(stalled=bool(message["lost"]))
             else:
                 peer.beat = message
         if peer.line.closed:
             self._selector.unregister(peer.line.connection)
-            if peer.status is None:
+            if not self._all_in.is_set():  # it did not wait for its welcome, and comes again
+                del self._peers[rank]
+            elif peer.status is None:
                 self._end(f"Rank {rank} of {self.world.size} on {peer.beat['host']} has died [{peer.beat['words']}]")
 
     def _own_beat(self, now: float) -> dict[str, Any]:
-        activity = self.world.activity
+        activity, vitals = self.world.activity, self._pulse.feel(now)
         return {
             "host": self.world.host,
             "words": activity.words,
-            "idle": round(now - activity.progressed, 1),
+            "idle": round(vitals.idle, 1),
+            "still": round(vitals.still, 1),
+            "processors": round(vitals.processors, 3),
+            "starved": round(vitals.starved, 1),
             "waiting": activity.waits > 0,
+            "wait": activity.wait,
             "unhurried": activity.has_time,
         }
 
@@ -186,14 +207,13 @@ class Watchdog:
         for peer in self._peers.values():
             peer.heard += seconds
 
-    def _judge(self, now: float) -> None:
+    def _judge(self, now: float, beat: dict[str, Any]) -> None:
         limit = limit_of(self._asked, list(self.world.activity.rounds))
         sights = [peer.sight(rank, now) for rank, peer in sorted(self._peers.items()) if peer.status is None]
-        own = sight_of(self.world.rank, self._own_beat(now), silent=0.0)
         if self.world.is_first:
-            sights = [own, *sights]
+            sights = [sight_of(self.world.rank, beat, silent=0.0), *sights]
         if said := verdict(sights, limit, size=self.world.size):
-            self._end(said)
+            self._end(said, stalled=True)
         for rank, peer in self._peers.items():
             if peer.status and now - peer.heard > LEAVING:
                 since = time_of(time.time() - (now - peer.heard))
@@ -212,27 +232,45 @@ class Watchdog:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def _end(self, message: str) -> None:
-        """Say what was seen, and end all ranks that can be reached; not while this one ends already."""
+    def _end(self, message: str, *, stalled: bool = False) -> None:
+        """Say what was seen, and end all ranks that can be reached; not while this one ends already.
+
+        Args:
+            message: what was seen, without a full stop.
+            stalled: whether ranks stand still: then each one writes its stacks.
+        """
         if self._over.is_set() or not last_words.ending.begin(LOST):
             return
         here = f"rank {self.world.rank} of {self.world.size} on {self.world.host}"
         # Rank 0 speaks for all that it reaches; without it, the lowest.
         patience = 0.2 if self.world.is_first else 0.2 + 0.15 * min(self.world.rank, 8)
         for peer in self._peers.values():
-            peer.line.send({"lost": True})
+            peer.line.send({"lost": stalled})
         undertaker.call()
-        last_words.end_now(f"{message}, says {here}. {last_words.advice()}", LOST, patience)
+        advice = last_words.advice()
+        if stalled:
+            self._write_stacks(0.5)
+            advice = f"Stacks: {stacks.place()}. {advice}" if stacks.place() else advice
+        last_words.end_now(f"{message}, says {here}. {advice}", LOST, patience)
 
-    def _follow(self) -> NoReturn:
+    def _follow(self, *, stalled: bool) -> NoReturn:
         """End as rank 0 has decided, once it has said why."""
         if last_words.ending.begin(LOST):
             undertaker.call()
-            time.sleep(1.0)
+            end = time.monotonic() + 1.5
+            if stalled:
+                self._write_stacks(1.5)
+            time.sleep(max(0.0, end - time.monotonic()))
             last_words.ending.spoken.set()
         else:
             last_words.ending.spoken.wait(timeout=5.0)
         os._exit(LOST)
+
+    def _write_stacks(self, patience: float) -> None:
+        """Write where this rank is, and how it fares, for whoever looks for the cause."""
+        beat = self._own_beat(time.monotonic())
+        told = "; ".join(f"{name} {value}" for name, value in beat.items())
+        stacks.write(self.world.rank, f"rank {self.world.rank} of {self.world.size}: {told}", patience)
 
     def _say_goodbye(self, status: int) -> None:
         """Have the others know that this rank ends by its own will."""
@@ -245,14 +283,13 @@ class Watchdog:
         self._say_goodbye(0)
         last_words.ending.before = None
         self.world.unheard = str
-        self._wakeup[0].send(b"!")
+        self._wake()
         if self._thread.ident is not None:
             self._thread.join(timeout=5 * BEAT)
         for peer in self._peers.values():
             peer.line.close()
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.data, socket.socket):
-                key.data.close()
+        if self._door is not None:
+            self._door.close()
         for end in self._wakeup:
             end.close()
         self._selector.close()
@@ -279,7 +316,11 @@ def sight_of(rank: int, beat: dict[str, Any], silent: float) -> Sight:
         host=str(beat["host"]),
         words=str(beat["words"]),
         idle=float(beat["idle"]) + silent,
+        still=float(beat["still"]) + silent,
         silent=silent,
-        waiting=bool(beat["waiting"]),
+        waiting=bool(beat.get("waiting")),
         unhurried=bool(beat["unhurried"]),
+        wait=int(beat.get("wait", 0)),
+        processors=float(beat.get("processors", 0.0)),
+        starved=float(beat.get("starved", 0.0)),
     )

@@ -31,6 +31,23 @@ def hang(self):
 ResidentStream.__next__ = hang
 """
 
+LOSES = """
+from resist_hvd.training import loop
+
+sound = loop.LocalTraining.step
+
+
+def waits_for_nothing(self):
+    world = self.run.world
+    if self.run.progress.round == 2:
+        with world.activity.waiting():
+            world.comm.recv(source=1 - world.rank, tag=12345)
+    return sound(self)
+
+
+loop.LocalTraining.step = waits_for_nothing
+"""
+
 SLOW = """
 import time
 from resist_hvd.training import evaluate, loop
@@ -70,11 +87,15 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
     assert re.fullmatch(
         rf"Rank {rank} of {ranks} on {runs.HOST} has not been heard of for [4-9] s, since \d\d:\d\d:\d\d "
         rf"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off, "
-        rf"says rank {judge} of {ranks} on {runs.HOST}\. "
+        rf"says rank {judge} of {ranks} on {runs.HOST}\. Stacks: {folder}/stalled-rank\*\.txt\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
         ended.mistake,
     ), ended
     assert ended.seconds < runs.SOON
+    written = {path.name for path in folder.glob("stalled-*")}
+    # The launcher may wake the paused rank before it ends it.
+    assert written >= {f"stalled-rank{other:04d}.txt" for other in range(ranks) if other != rank}
+    assert " in train_round" in (folder / f"stalled-rank{judge:04d}.txt").read_text()
 
 
 def test_told_to_stop_while_a_rank_is_silent_it_names_that_rank_and_stops_once_it_is_back(
@@ -115,9 +136,27 @@ def test_rank_whose_data_do_not_come_is_named(
     assert re.fullmatch(
         rf"Rank 1 of 2 on {runs.HOST} has made no progress for \d s, since \d\d:\d\d:\d\d "
         rf"\[round 4, local training, waiting for a batch\], says rank 0 of 2 on {runs.HOST}\. "
+        rf"Stacks: {folder}/stalled-rank\*\.txt\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
         ended.mistake,
     ), ended
+    assert " in hang" in (folder / "stalled-rank0001.txt").read_text()
+
+
+def test_ranks_that_wait_for_a_message_that_never_comes_end_and_tell_where(
+    tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    ended = runs.run(*tiny, *ENDLESS, "--watchdog=3", "--output", folder, program=program(LOSES))
+    assert ended.status == LOST
+    found = re.search(
+        r"All 2 ranks wait for one another: .*\[round 3, local training\]\. All are in wait (\d+) ", ended.mistake
+    )
+    assert found, ended
+    for rank in range(2):
+        text = (folder / f"stalled-rank{rank:04d}.txt").read_text()
+        assert f"wait {found[1]}" in text
+        assert " in waits_for_nothing" in text
 
 
 def test_one_worker_that_hangs_ends_itself(

@@ -1,13 +1,17 @@
 """The ranks' lifelines: who says what when a host is cut off, a rank leaves, or no connection can be made."""
 
+import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
 
-from resist_hvd.comm import last_words, watchdog
-from resist_hvd.comm.lifeline import Line, Meeting, own_addresses
+from resist_hvd.comm import last_words, pulse, watchdog
+from resist_hvd.comm.lifeline import Line, Meeting
 from resist_hvd.comm.watchdog import Watchdog, watched
 from resist_hvd.comm.world import World
 
@@ -21,7 +25,7 @@ class Listening(Watchdog):
         self.said: list[str] = []
         super().__init__(world, seconds)
 
-    def _end(self, message: str) -> None:
+    def _end(self, message: str, *, stalled: bool = False) -> None:
         self.said.append(message)
 
 
@@ -30,6 +34,7 @@ def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(watchdog, "BEAT", 0.2)
     world.activity.rounds.clear()
     world.activity.unhurried = False
+    world.activity.wait = 0  # in tests of before, only some ranks waited
     yield
     world.activity.unhurried = True
     assert last_words.ending.before is None
@@ -158,14 +163,103 @@ def test_without_a_connection_it_is_off_and_says_so(
     assert dog.said == []
     assert dog._over.is_set()
     said = capfd.readouterr().err
-    text = f"The watchdog is off: rank {culprit} on {world.host} cannot reach {world.host} by TCP at "
+    text = f"The watchdog is off: rank {culprit} on {world.host} cannot reach {world.host} by TCP at 127.0.0.1, port "
     assert said.startswith(text if world.is_first else "")
     assert (said == "") == (not world.is_first)
 
 
-def test_strangers_are_not_let_in(world: World) -> None:
-    meeting = Meeting("somewhere", own_addresses(), 1)
-    assert meeting.rank_of({"question": meeting.question, "rank": 3}) == 3
-    assert meeting.rank_of({"question": "what?", "rank": 3}) is None
-    assert meeting.rank_of({"question": meeting.question}) is None
-    assert meeting.rank_of({}) is None
+@pytest.mark.world_size(2)
+def test_where_all_wait_and_nothing_moves_the_verdict_tells_why(world: World) -> None:
+    dog = Listening(world, LIMIT)
+    time.sleep(0.5)
+    wait_in_a_collective(world, LIMIT + 1)
+    said = list(dog.said)
+    dog.stop()
+    everyone = world.gather_objects(said)
+    assert everyone[0][0].startswith(f"All {world.size} ranks wait for one another: rank 0 on {world.host} since ")
+    assert re.search(r"All are in wait \d+ and keep [\d.]+ processors busy each", everyone[0][0])
+    assert not any(everyone[1:])
+
+
+@pytest.mark.world_size(2)
+def test_where_all_wait_before_the_first_round_they_are_left_alone(world: World) -> None:
+    world.activity.unhurried = True
+    dog = Listening(world, LIMIT)
+    wait_in_a_collective(world, LIMIT + 1)
+    said = list(dog.said)
+    dog.stop()
+    assert not any(world.gather_objects(said))
+
+
+@pytest.mark.world_size(2)
+def test_where_all_wait_and_bytes_move_they_are_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "SETTLING", 0.2)
+    end = time.monotonic() + LIMIT + 2
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+
+        def trickle() -> None:
+            while time.monotonic() < end:
+                one.sendall(bytes(2**16))
+                other.recv(2**20)
+                time.sleep(0.05)
+
+        dog = Listening(world, LIMIT)
+        link = threading.Thread(target=trickle)
+        if world.rank == world.size - 1:  # that they move for one rank is enough
+            link.start()
+        wait_in_a_collective(world, LIMIT + 1)
+        said = list(dog.said)
+        dog.stop()
+        if link.ident is not None:
+            link.join()
+        one.close(), other.close()
+    assert not any(world.gather_objects(said))
+
+
+@pytest.mark.world_size(2)
+def test_strangers_who_come_before_all_ranks_are_in_end_blind_and_delay_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    culprit = world.size - 1
+    strangers: list[socket.socket] = []
+    ports: list[int] = []
+    connect = Meeting.connect
+
+    def late(meeting: Meeting, world: World) -> Line | None:
+        ports.append(meeting.port)
+        if world.rank == culprit:
+            for said in (b"[" * 100_000, b"x" * 300_000, b"", b"what? 1\n", b"", b"\n", b"\0" * 5000):
+                stranger = socket.create_connection(("127.0.0.1", meeting.port))
+                stranger.setblocking(False)
+                with suppress(OSError):
+                    stranger.send(said)
+                strangers.append(stranger)
+            time.sleep(1.5 * watchdog.BEAT)
+        return connect(meeting, world)
+
+    monkeypatch.setattr(Meeting, "connect", late)
+    dog = Listening(world, LIMIT)
+    time.sleep(0.5)
+    assert dog._door is None
+    world.barrier()
+    for stranger in strangers:  # they were let go of, every one
+        stranger.settimeout(5)
+        with suppress(ConnectionError):
+            assert stranger.recv(1) == b""
+        stranger.close()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+    # It still sees a rank that stands still.
+    world.barrier()
+    if world.rank == culprit:
+        time.sleep(LIMIT + 1)
+    else:
+        wait_in_a_collective(world, LIMIT + 1)
+    said = list(dog.said)
+    dog.stop()
+    everyone = world.gather_objects(said)
+    assert f"Rank {culprit} of {world.size} on {world.host} has made no progress for " in everyone[0][0]
+    assert not any(everyone[1:])

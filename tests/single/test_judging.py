@@ -19,11 +19,16 @@ def sight(rank: int, *, idle: float = 0.5, silent: float = 0.5, waiting: bool = 
         host=f"n{rank // 2}",
         words="round 7, local training",
         idle=idle,
+        still=idle,
         silent=silent,
         waiting=waiting,
         unhurried=False,
     )
     return replace(base, **others)  # type: ignore[arg-type]
+
+
+def all_wait(*, ranks: int = 3, idle: float = LIMIT + 1, **others: object) -> list[Sight]:
+    return [sight(rank, idle=idle, waiting=True, **others) for rank in range(ranks)]
 
 
 def judged(*sights: Sight, limit: float = LIMIT) -> str:
@@ -67,18 +72,68 @@ def test_nobody_is_blamed_while_a_rank_works() -> None:
 
 def test_loading_and_compiling_may_take_half_an_hour() -> None:
     compiling = sight(1, idle=UNHURRIED - 1, unhurried=True)
+    too_long = replace(compiling, idle=UNHURRIED + 1, still=UNHURRIED + 1)
     assert judged(sight(0, idle=1700, waiting=True), compiling) == ""
-    assert "Rank 1 of 2" in judged(sight(0, idle=1700, waiting=True), replace(compiling, idle=UNHURRIED + 1))
+    assert "Rank 1 of 2" in judged(sight(0, idle=1700, waiting=True), too_long)
     assert "Rank 1 of 2" in judged(sight(0, waiting=True), replace(compiling, silent=61))
     # Who asks for more than that gets it.
-    assert judged(sight(0, waiting=True), replace(compiling, idle=UNHURRIED + 1), limit=7200) == ""
+    assert judged(sight(0, waiting=True), too_long, limit=7200) == ""
 
 
 def test_all_that_wait_for_one_another_are_named() -> None:
     said = judged(*(sight(rank, idle=61 + rank, waiting=True, words=f"step {rank}") for rank in range(6)))
     assert said.startswith("All 6 ranks wait for one another: rank 0 on n0 since ")
-    assert "[step 3]; and 2 more" in said
+    assert "[step 3]; and 2 more. " in said
     assert judged(*(sight(rank, idle=61 if rank else 59, waiting=True) for rank in range(6))) == ""
+
+
+@pytest.mark.parametrize(
+    ("sights", "ended"),
+    [
+        pytest.param(all_wait(), True, id="nothing moves"),
+        pytest.param(all_wait(idle=LIMIT - 1), False, id="within the limit"),
+        pytest.param(all_wait(unhurried=True, idle=UNHURRIED - 1), False, id="before the first round"),
+        pytest.param(all_wait(unhurried=True, idle=UNHURRIED + 1), True, id="for half an hour before the first round"),
+        pytest.param(all_wait(idle=900, still=0.5), False, id="bytes move, or all are starved"),
+        pytest.param(
+            all_wait(idle=UNHURRIED + 1, still=0.5), True, id="bytes move for half an hour, and no piece ends"
+        ),
+        pytest.param([*all_wait(), sight(3, idle=900, still=5, waiting=True)], False, id="bytes move for one rank"),
+        pytest.param([*all_wait(), sight(3, idle=900, waiting=True, unhurried=True)], False, id="one has time"),
+        pytest.param([*all_wait(), sight(3, idle=30)], False, id="one works"),
+    ],
+)
+def test_a_world_in_which_all_wait_is_ended_only_if_nothing_moves(sights: list[Sight], ended: bool) -> None:
+    assert bool(judged(*sights)) == ended
+
+
+def test_a_limit_that_was_asked_for_bounds_what_moves_without_end_ten_times_as_late() -> None:
+    assert judged(*all_wait(idle=9 * 600, still=0.5), limit=600) == ""
+    assert judged(*all_wait(idle=11 * 600, still=0.5), limit=600)
+
+
+def test_a_rank_without_a_processor_is_not_stuck() -> None:
+    assert judged(sight(0, waiting=True), sight(1, idle=600, still=20, starved=580)) == ""
+    assert "Rank 1 of 2" in judged(sight(0, waiting=True), sight(1, idle=600, still=LIMIT + 1, starved=530))
+
+
+@pytest.mark.parametrize(
+    ("differ", "words"),
+    [
+        ({"wait": 17, "processors": 1.9}, ["wait 17", "1.9 processors", "lost"]),
+        ({"wait": 17, "processors": 0.01}, ["wait 17", "0.01 processors", "sleep", "network"]),
+        ({"wait": 17, "processors": 0.3, "starved": 55.0}, ["wait 17", "for 55 s", "too many processes"]),
+    ],
+)
+def test_the_verdict_tells_what_it_looks_like(differ: dict[str, object], words: list[str]) -> None:
+    said = judged(*all_wait(**differ))
+    assert all(word in said for word in words), said
+
+
+def test_the_verdict_tells_calls_that_came_out_of_order() -> None:
+    said = judged(*all_wait(wait=17, processors=1.9), sight(3, idle=LIMIT + 1, waiting=True, wait=18, processors=1.9))
+    assert "rank 0 in its wait 17 and rank 3 in its wait 18" in said
+    assert "lost" not in said
 
 
 def test_one_rank_alone_waits_for_nobody() -> None:
@@ -100,7 +155,10 @@ any_sight = st.builds(
 
 @given(st.lists(any_sight, min_size=1, max_size=6), st.floats(1, 1e4))
 def test_nobody_is_blamed_within_the_limit(sights: list[Sight], limit: float) -> None:
-    within = [replace(each, idle=min(each.idle, limit), silent=min(each.silent, limit)) for each in sights]
+    within = [
+        replace(each, idle=min(each.idle, limit), still=min(each.still, limit), silent=min(each.silent, limit))
+        for each in sights
+    ]
     assert judged(*within, limit=limit) == ""
 
 

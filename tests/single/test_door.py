@@ -1,0 +1,234 @@
+"""The port where ranks find rank 0, and strangers who try to end, blind or slow a run by it."""
+
+import resource
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from resist_hvd.comm import door
+from resist_hvd.comm.door import LONGEST_HELLO, MOST_STRANGERS, Door, Stranger
+from resist_hvd.comm.lifeline import Line, Meeting
+
+SIZE = 4
+
+
+class Rank0:
+    """Rank 0's side: a door, and a thread that serves it as the watchdog's does."""
+
+    def __init__(self, *, one_host: bool = True) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.door = Door("n1", SIZE, one_host=one_host, selector=self.selector)
+        self.ranks: dict[int, Line] = {}
+        self.most_strangers = 0
+        self.turns = 0
+        self.errors: list[Exception] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    @property
+    def meeting(self) -> Meeting:
+        return self.door.meeting
+
+    def _serve(self) -> None:
+        while not self._over.is_set():
+            try:
+                for key, _ in self.selector.select(0.02):
+                    if key.data is self.door:
+                        self.door.let_in()
+                    elif isinstance(key.data, Stranger) and key.data.connection.fileno() >= 0:
+                        said = self.door.hear(key.data)
+                        if said is not None:
+                            self.ranks.setdefault(*said)
+                self.door.turn_away_idle(time.monotonic())
+            except Exception as error:
+                self.errors.append(error)
+                return
+            self.most_strangers = max(self.most_strangers, self.door.strangers)
+            self.turns += 1
+
+    def stranger(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.meeting.port), timeout=10)
+        connection.settimeout(10)
+        return connection
+
+    def joined_by(self, rank: int) -> bool:
+        world: Any = SimpleNamespace(host="n1", rank=rank)
+        line = self.meeting.connect(world)
+        if line is None:
+            return False
+        until(lambda: rank in self.ranks)
+        line.close()
+        return True
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join(10)
+        self.door.close()
+        for line in self.ranks.values():
+            line.close()
+        self.selector.close()
+        assert self.errors == []
+
+
+def until(happened: Any) -> None:
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@contextmanager
+def rank0(**options: bool) -> Iterator[Rank0]:
+    found = Rank0(**options)
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+def is_turned_away(stranger: socket.socket) -> bool:
+    with suppress(ConnectionError):
+        return stranger.recv(100) == b""
+    return True
+
+
+def send(stranger: socket.socket, said: bytes) -> None:
+    with suppress(ConnectionError):
+        stranger.sendall(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[" * 100_000 + b"\n",
+        b"x" * 10**6,
+        b"\n",
+        b"\0\xff\n" * 100,
+        b'{"question": "", "rank": 1}\n',
+        b"0123456789abcdef0123456789abcdef 1\n",
+    ],
+    ids=["deep", "endless", "empty", "binary", "json", "wrong words"],
+)
+def test_whatever_a_stranger_says_it_is_turned_away_and_a_rank_gets_in(said: bytes) -> None:
+    with rank0() as first, first.stranger() as stranger:
+        send(stranger, said)
+        assert is_turned_away(stranger)
+        assert first.joined_by(1)
+        assert list(first.ranks) == [1]
+
+
+@pytest.mark.parametrize("rank", ["0", "-1", str(SIZE), "9" * 5000, "1 2", "", "1.0", "٣", "True"])
+def test_the_right_words_with_a_wrong_rank_are_refused(rank: str) -> None:
+    with rank0() as first, first.stranger() as stranger:
+        send(stranger, f"{first.meeting.question} {rank}\n".encode())
+        assert is_turned_away(stranger)
+        assert first.ranks == {}
+
+
+def test_the_first_words_prove_who_a_rank_is() -> None:
+    meeting = Meeting("n1", [], 1)
+    assert meeting.rank_of(meeting.hello(3).rstrip(b"\n"), SIZE) == 3
+    assert meeting.rank_of(meeting.hello(3).rstrip(b"\n"), 3) is None
+    assert meeting.rank_of(Meeting("n1", [], 1).hello(3).rstrip(b"\n"), SIZE) is None
+
+
+def test_who_says_nothing_must_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "PATIENCE", 0.2)
+    with rank0() as first, first.stranger() as stranger:
+        assert is_turned_away(stranger)
+
+
+def test_who_drips_must_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "PATIENCE", 0.5)
+    with rank0() as first, first.stranger() as stranger:
+        stranger.settimeout(0.05)
+        for _ in range(600):
+            try:
+                stranger.sendall(b"x")
+                if stranger.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        else:
+            pytest.fail("it may drip for ever")
+        assert first.joined_by(1)
+
+
+def test_of_many_idle_ones_only_so_many_are_kept_and_a_rank_gets_in() -> None:
+    with rank0() as first, ExitStack() as strangers:
+        for _ in range(3 * MOST_STRANGERS):
+            strangers.enter_context(first.stranger())
+        assert first.joined_by(2)
+        assert first.most_strangers <= MOST_STRANGERS
+
+
+def test_a_flood_of_callers_that_hang_up_at_once_keeps_no_rank_out() -> None:
+    over = threading.Event()
+    with rank0() as first:
+
+        def flood() -> None:
+            while not over.is_set():
+                with suppress(OSError), first.stranger() as stranger:
+                    # Closed with a reset: whoever reads from it gets an error.
+                    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    send(stranger, b"x" * 100)
+
+        floods = [threading.Thread(target=flood, daemon=True) for _ in range(3)]
+        for thread in floods:
+            thread.start()
+        try:
+            turns = first.turns
+            assert all(first.joined_by(rank) for rank in range(1, SIZE))
+            until(lambda: first.turns > turns)
+        finally:
+            over.set()
+            for thread in floods:
+                thread.join(10)
+
+
+def test_without_descriptors_it_makes_room_and_goes_on() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with rank0() as first, ExitStack() as strangers:
+        sockets = [strangers.enter_context(socket.socket()) for _ in range(20)]
+        with strangers.enter_context(socket.socket()) as probe:
+            used = probe.fileno()
+        # Room for some of those that call, not for all.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 5, hard))
+        try:
+            for stranger in sockets:
+                stranger.connect(("127.0.0.1", first.meeting.port))
+            turns = first.turns
+            until(lambda: first.turns > turns + 20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert first.joined_by(1)
+
+
+def test_closed_it_takes_no_more_calls() -> None:
+    with rank0() as first:
+        port = first.meeting.port
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_on_one_host_no_other_host_reaches_it() -> None:
+    with rank0(one_host=True) as first:
+        assert first.meeting.addresses == []
+        assert first.door._server.getsockname()[0] == "127.0.0.1"
+    with rank0(one_host=False) as first:
+        assert first.door._server.getsockname()[0] == "0.0.0.0"
+
+
+def test_a_longest_hello_is_longer_than_any_rank_says() -> None:
+    assert len(Meeting("n1", [], 1).hello(10**6)) < LONGEST_HELLO // 10
