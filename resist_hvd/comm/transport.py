@@ -184,6 +184,8 @@ class Transport:
 
     def _wait_for(self, requests: list[Any]) -> None:
         """Wait until all have ended; each one that does is progress, as a slow link shows no other."""
+        from mpi4py import MPI
+
         with self.world.activity.waiting():
             while MPI.Request.Waitsome(requests) is not None:  # none is left to wait for
                 self.world.activity.progress()
