@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import shlex
@@ -22,10 +21,12 @@ from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
 from resist_hvd.seeds import derive
-from resist_hvd.training.checkpoint import Checkpoint, find_newest, load
+from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
+from resist_hvd.training.claim import Claim, claimed
 from resist_hvd.training.disk import disk_errors, write_whole
 from resist_hvd.training.evaluate import evaluate_on
 from resist_hvd.training.export import export
+from resist_hvd.training.folder import make_folder
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Progress, Run, method_setup
 from resist_hvd.training.telemetry import Telemetry, keep_lines_before
@@ -51,31 +52,42 @@ def run_training(settings: Settings) -> None:
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)
     with watched(world, settings.watchdog):
-        folder, checkpoint = open_folder(settings, world)
-        stacks.go_to(folder)
-        with world.agree("loading the data"):
-            source = data.load(
-                settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
-            )
-        with source:
-            run = make_run(settings, world, source, folder, checkpoint)
-            begin_files(run, resumed=checkpoint is not None)
-            with Telemetry(run) as telemetry:
-                if world.is_first:
-                    console.out(headline(run))
-                with telemetry.display:
-                    train(run, telemetry)
-                if source.extra_tests:
-                    world.position = "evaluating on further test sets"
-                    telemetry.evaluated_extra(evaluate_on(source.extra_tests, run.method, source, world, run.autocast))
-                world.position = "exporting the model"
-                export(folder, run.method, source, world, run.autocast)
-                broken = every_broken_file(source, world)
-                summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
+        folder = make_folder(settings.output, f"{settings.data.name}-{settings.method}", world)
+        with claimed(folder, world) as claim:
+            stacks.go_to(folder)
+            summary, broken = train_in(folder, claim, settings, world)
     if world.is_first:
         console.out(farewell(summary, folder))
         if broken:
             console.out(passed_over(broken))
+
+
+def train_in(
+    folder: Path, claim: Claim | None, settings: Settings, world: World
+) -> tuple[dict[str, object], dict[str, str]]:
+    """Train in a folder that is claimed; return the run's summary, and what is wrong with files passed over."""
+    checkpoint = open_folder(folder, settings, world)
+    with world.agree("loading the data"):
+        source = data.load(
+            settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
+        )
+    with source:
+        run = make_run(settings, world, source, folder, checkpoint)
+        run.claim = claim
+        begin_files(run, resumed=checkpoint is not None)
+        with Telemetry(run) as telemetry:
+            if world.is_first:
+                console.out(headline(run))
+            with telemetry.display:
+                train(run, telemetry)
+            if source.extra_tests:
+                world.position = "evaluating on further test sets"
+                telemetry.evaluated_extra(evaluate_on(source.extra_tests, run.method, source, world, run.autocast))
+            world.position = "exporting the model"
+            export(folder, run.method, source, world, run.autocast)
+            broken = every_broken_file(source, world)
+            summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
+    return summary, broken
 
 
 def compute_deterministically(*, compiled: bool) -> None:
@@ -89,30 +101,31 @@ def compute_deterministically(*, compiled: bool) -> None:
         torch.set_deterministic_debug_mode("error")
 
 
-def open_folder(settings: Settings, world: World) -> tuple[Path, Checkpoint | None]:
-    """Return the run's folder, there and fit to be written by rank 0, and the checkpoint to go on from.
+def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | None:
+    """Return the checkpoint to go on from, None to begin.
 
     Raises:
-        UserError: the folder holds a run and --resume was not given, or no checkpoint in it is good.
+        UserError: the folder holds a run and --resume was not given; no checkpoint in it is good; or there may be some
+            that cannot be seen.
     """
-    name = f"{settings.data.name}-{settings.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = world.broadcast_object(settings.output or Path("runs") / name)
     checkpoint: Checkpoint | None = None
-    with world.agree("opening the run's folder"), disk_errors(folder):
+    with (
+        world.agree("opening the run's folder"),
+        disk_errors(folder),
+        world.activity.unhurried_for("reading checkpoints"),
+    ):
         if world.is_first:
             if settings.resume:
+                restore_replaced(folder / "checkpoints")
                 checkpoint, passed_over = find_newest(folder)
                 for sentence in passed_over:
                     console.err(f"Passed over: {sentence}")
-            elif any((folder / kept).exists() for kept in ("rounds.jsonl", "checkpoints")):
+            elif any(os.path.lexists(folder / kept) for kept in ("rounds.jsonl", "checkpoints")):
                 raise UserError(
                     "The folder already holds a run",
                     where=str(folder),
                     mend="Give --resume to go on with it, or another --output.",
                 )
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "", str(folder))
     checkpoint = world.broadcast_object(checkpoint)
     world.resumable = True
     failure.advise(
@@ -120,7 +133,7 @@ def open_folder(settings: Settings, world: World) -> tuple[Path, Checkpoint | No
         if checkpoint
         else f"Nothing was saved yet in {folder}: begin again, with --resume or another --output."
     )
-    return folder, checkpoint
+    return checkpoint
 
 
 def make_run(settings: Settings, world: World, source: DataSource, folder: Path, checkpoint: Checkpoint | None) -> Run:

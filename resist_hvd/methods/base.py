@@ -142,9 +142,6 @@ class Method(ABC):
         blocks = {f"block.{b}": slot for b, slot in zip(self.blocks, self.subnet.slots, strict=True)}
         return {"trunk": self.subnet.trunk, **blocks}
 
-    def after_loading(self, *, same_workers: bool) -> None:
-        """Act once a checkpoint has been read; `same_workers` is whether it was written by as many workers."""
-
 
 def global_scale(setup: Setup, section: int, depth: int) -> float:
     """Return what the global network scales a partitioned block's output by: k / N, 1 / S where blocks are not shared.

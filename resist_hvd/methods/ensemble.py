@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.comm.transport import Transport
-from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method, Setup, Velocity, make_subnet
 from resist_hvd.models.resnet import Block
 from resist_hvd.protocol.partition import deal, depth
@@ -58,15 +57,3 @@ class Ensemble(Method):
     def read_by_this_worker(self) -> dict[str, Tensor]:
         """Return this worker's own network, under its rank's name."""
         return {f"member.{self.setup.world.rank}": self.subnet.parameters_flat}
-
-    def after_loading(self, *, same_workers: bool) -> None:
-        """Refuse another number of workers: members cannot be dealt anew.
-
-        Raises:
-            UserError: the checkpoint was written by another number of workers.
-        """
-        if not same_workers:
-            raise UserError(
-                "The checkpoint is of an ensemble with another number of members",
-                mend="Resume it on as many workers as it was started with.",
-            )

@@ -14,12 +14,12 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
 from resist_hvd.models.architecture import EXPANSION, Architecture
+from resist_hvd.tensor_files import read_tensors
 
 
 class Norm(nn.BatchNorm2d):
@@ -189,7 +189,7 @@ class ResNet(nn.Module):
         try:
             description = json.loads((folder / "model.json").read_text())
             model = cls(Architecture.from_json(description["architecture"]))
-            tensors = load_file(folder / "model.safetensors")
+            tensors = read_tensors(folder / "model.safetensors")
             for name, module in model.named_modules():
                 if isinstance(module, Norm):
                     module.set_statistics(tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])

@@ -4,32 +4,45 @@ A checkpoint is a folder `checkpoints/round-NNNNNN`:
 
 * `trunk.safetensors`, `blocks-RANK.safetensors`: what is shared, and each block, written by its first holder;
 * `worker-RANK.safetensors`: a worker's own state, its momentum;
-* `manifest.json`, written last: where the run stands, where each tensor is, every file's checksum, and its own.
+* `manifest.json`, written last: where the run stands, its settings, where each tensor is, every file's checksum, and
+  its own.
 
 It is written under another name and renamed when it is complete; then `checkpoints/latest` names it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from resist_hvd.comm import failure
+from resist_hvd.config import plain
 from resist_hvd.errors import UserError
+from resist_hvd.tensor_files import read_tensors
 from resist_hvd.training.disk import digest, disk_errors, flush, write_whole
 from resist_hvd.training.divergence import diverged
+from resist_hvd.training.folder import complete
+from resist_hvd.training.manifest import read_manifest, seal, strange_in
 from resist_hvd.training.run import Progress, Run
+from resist_hvd.training.tensors import write_tensors
 from resist_hvd.units import counted
 
 FORMAT = 1
+
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+"""What the operating system says of a file that is missing or broken; all else may be mended, as permissions may."""
+
+
+class DamagedError(UserError):
+    """A checkpoint that an older one may stand in for."""
 
 
 def save(run: Run) -> None:
@@ -41,40 +54,73 @@ def save(run: Run) -> None:
     """
     world, number = run.world, run.progress.round
     folder = run.folder / "checkpoints"
-    final = folder_of(run)
     partial = folder / f".round-{number:06d}.partial"
     what = f"writing the checkpoint of round {number}"
     try:
-        with world.agree(what), disk_errors(partial):
-            if not run.method.subnet.parameters_flat.isfinite().all():
-                raise diverged("A parameter", where="")
-            if world.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-        written: dict[str, dict[str, Any]] = {}
-        with world.agree(what), disk_errors(partial):
-            files = run.method.written_by_this_worker()
-            files[f"worker-{world.rank:04d}"] = run.method.state_of_this_worker()
-            for stem, tensors in files.items():
-                written[f"{stem}.safetensors"] = write_tensors(partial / f"{stem}.safetensors", tensors)
-        parts = world.gather_objects((written, run.source.train().state()))
-        with world.agree(what), disk_errors(partial):
-            if world.is_first:
-                manifest = describe(run, parts)
-                sealed = {**manifest, "sha256": seal(manifest)}
-                write_whole(partial / "manifest.json", json.dumps(sealed, indent=1) + "\n")
-                flush(partial)
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-                write_whole(folder / "latest", f"{final.name}\n")
-                flush(folder)
-                for old in complete(folder)[run.settings.keep_checkpoints :]:
-                    shutil.rmtree(old, ignore_errors=True)
+        with world.activity.unhurried_for(what):
+            with world.agree(what), disk_errors(partial):
+                if not run.method.subnet.parameters_flat.isfinite().all():
+                    raise diverged("A parameter", where="")
+                if run.claim is not None:
+                    run.claim.check()
+                if world.is_first:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    clear(partial)
+                    partial.mkdir()
+            written: dict[str, dict[str, Any]] = {}
+            with world.agree(what), disk_errors(partial):
+                files = run.method.written_by_this_worker()
+                files[f"worker-{world.rank:04d}"] = run.method.state_of_this_worker()
+                for stem, tensors in files.items():
+                    path = partial / f"{stem}.safetensors"
+                    write_tensors(path, tensors)
+                    written[path.name] = describe_file(path, tensors)
+            parts = world.gather_objects((written, run.source.train().state()))
+            with world.agree(what), disk_errors(partial):
+                if world.is_first:
+                    manifest = describe(run, parts)
+                    sealed = {**manifest, "sha256": seal(manifest)}
+                    write_whole(partial / "manifest.json", json.dumps(sealed, indent=1) + "\n")
+                    flush(partial)
+                    put_into_place(partial, folder_of(run))
+                    for old in complete(folder)[run.settings.keep_checkpoints :]:
+                        clear(old)
     except UserError:
         if world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
+            clear(partial)
         raise
-    failure.advise(f"Go on from {final} with --resume --output {run.folder}.")
+    failure.advise(f"Go on from {folder_of(run)} with --resume --output {run.folder}.")
+
+
+def clear(path: Path) -> None:
+    """Remove a folder with all that is in it, or whatever else has its name; what cannot be removed stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def put_into_place(partial: Path, final: Path) -> None:
+    """Give a checkpoint that is complete its name; an earlier one of the same round is there until then.
+
+    A process that dies between the two renamings leaves the earlier one under its other name: `restore_replaced`.
+    """
+    replaced = final.with_name(f".{final.name}.replaced")
+    clear(replaced)
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    write_whole(final.with_name("latest"), f"{final.name}\n")
+    flush(final.parent)
+    for left in final.parent.glob(".round-*"):
+        clear(left)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Give checkpoints their names back that `put_into_place` was about to replace when its process died."""
+    for replaced in folder.glob(".round-*.replaced"):
+        final = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if not final.exists():
+            replaced.rename(final)
 
 
 def folder_of(run: Run) -> Path:
@@ -82,10 +128,8 @@ def folder_of(run: Run) -> Path:
     return run.folder / "checkpoints" / f"round-{run.progress.round:06d}"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write named flat tensors; return the file's size, checksum and names."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    flush(path)
+def describe_file(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what a manifest says of a file: its size, checksum and tensors' names."""
     return {"bytes": path.stat().st_size, "sha256": digest(path), "tensors": list(tensors)}
 
 
@@ -94,6 +138,7 @@ def describe(run: Run, parts: list[tuple[dict[str, dict[str, Any]], dict[str, An
     return {
         "format": FORMAT,
         **describe_kind(run),
+        "settings": plain(asdict(run.settings)),
         "workers": run.world.size,
         "partition": run.method.partition.held,
         "progress": asdict(run.progress),
@@ -110,19 +155,6 @@ def describe_kind(run: Run) -> dict[str, Any]:
         "data": run.source.spec.name,
         "classes": list(run.source.spec.classes),
     }
-
-
-def seal(manifest: dict[str, Any]) -> str:
-    """Return the checksum of what a manifest says, whatever its layout; its own entry does not count."""
-    said = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def complete(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the newest first."""
-    numbers = {path: path.name.removeprefix("round-") for path in folder.glob("round-*")}
-    found = [path for path, number in numbers.items() if number.isdecimal()]
-    return sorted(found, key=lambda path: int(numbers[path]), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -156,19 +188,35 @@ class Checkpoint:
         for name, tensor in names.items():
             if name not in where:
                 raise self.damaged(f"it has no {name}")
-            try:
-                with safe_open(self.folder / where[name], framework="pt") as file:
-                    found = file.get_tensor(name)
-            except (OSError, SafetensorError) as error:
-                raise self.damaged(f"{where[name]}: {error}") from None
+            found = self._read_one(where[name], name)
             if found.shape != tensor.shape:
                 raise self.damaged(f"{name} has {found.numel()} numbers where the network has {tensor.numel()}")
             tensor.copy_(found)
 
-    def damaged(self, how: str) -> UserError:
-        """Return the error that says this checkpoint cannot be read."""
-        return UserError(
+    def _read_one(self, file: str, name: str) -> Tensor:
+        try:
+            return read_tensors(self.folder / file, [name])[name]
+        except OSError as error:
+            raise self.cannot_be_read(error) from None
+        except SafetensorError as error:
+            raise self.damaged(f"{file}: {error}") from None
+
+    def damaged(self, how: str) -> DamagedError:
+        """Return the error that says what is wrong with this checkpoint."""
+        return DamagedError(
             f"The checkpoint is damaged: {how}", where=str(self.folder), mend="Start anew with another --output."
+        )
+
+    def cannot_be_read(self, error: OSError) -> UserError:
+        """Return the error that says why a file of this checkpoint cannot be read: damage, or what can be mended."""
+        name = Path(error.filename or self.folder).name
+        if error.errno in DAMAGE:
+            return self.damaged(f"{name} cannot be read ({error.strerror})")
+        return UserError(
+            f"The checkpoint cannot be read: {error.strerror}",
+            where=str(error.filename or self.folder),
+            mend="Have its owner make it readable, or mend what the disk or its server lacks, then resume; nothing was "
+            "changed.",
         )
 
 
@@ -176,14 +224,13 @@ def find_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest good checkpoint under a run's folder, and a sentence for each damaged one passed over.
 
     Raises:
-        UserError: there are checkpoints, but none of them is good.
+        UserError: there are checkpoints, but none of them is good; or one may be good, and cannot be read.
     """
-    passed_over: list[UserError] = []
-    candidates = complete(folder / "checkpoints")
-    for candidate in candidates:
+    passed_over: list[DamagedError] = []
+    for candidate in complete(folder / "checkpoints"):
         try:
             return verify(candidate), [f"{error.seen} [{error.where}]" for error in passed_over]
-        except UserError as error:
+        except DamagedError as error:
             passed_over.append(error)
     if passed_over:
         newest, others = passed_over[0], len(passed_over) - 1
@@ -196,24 +243,28 @@ def verify(folder: Path) -> Checkpoint:
     """Return the checkpoint in a folder once every file of it has been checked.
 
     Raises:
-        UserError: the manifest or a file is missing, cut short or changed.
+        DamagedError: the manifest or a file is missing, cut short, changed, or of another version.
+        UserError: a file may be good, and cannot be read.
     """
-    damaged = Checkpoint(folder, {}).damaged
+    found = Checkpoint(folder, {})
+    damaged = found.damaged
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_manifest(folder / "manifest.json")
         if manifest["format"] != FORMAT:
             raise damaged(f"its format is {manifest['format']}, and this version reads {FORMAT}")
         if seal(manifest) != manifest["sha256"]:
             raise damaged("manifest.json is not what was written (its SHA-256 differs)")
+        if strange := strange_in(manifest):
+            raise damaged(f"manifest.json was written by another version ({strange})")
         for name, entry in manifest["files"].items():
             path = folder / name
-            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            if not os.path.lexists(path) or path.stat().st_size != entry["bytes"]:
                 raise damaged(f"{name} is missing or cut short")
             if digest(path) != entry["sha256"]:
                 raise damaged(f"{name} is not what was written (its SHA-256 differs)")
     except OSError as error:
-        raise damaged(f"{Path(error.filename or folder).name} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        raise found.cannot_be_read(error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise damaged("manifest.json is cut short, or is no manifest") from None
     return Checkpoint(folder, manifest)
 
@@ -234,8 +285,10 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
         raise UserError(
             f"The checkpoint is of another {kind} than the settings ask for: it has {'; '.join(differences)}",
             where=str(checkpoint.folder),
-            mend=f"Resume with --config {run.folder / 'config.yaml'}, or give another --output.",
+            mend=f"Leave out what differs: --resume --output {run.folder} goes on with the run's own settings. Or give "
+            "another --output.",
         )
+    # As many as the networks have, which are alike.
     for number, (old, new) in enumerate(zip(was["classes"], now["classes"], strict=True)):
         if old != new:
             raise UserError(
@@ -265,7 +318,13 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     refuse_other(checkpoint, run)
     world, manifest = run.world, checkpoint.manifest
     exact = manifest["workers"] == world.size and manifest["partition"] == [list(b) for b in run.method.partition.held]
-    run.method.after_loading(same_workers=exact)
+    why = dealt_otherwise(checkpoint, run)
+    if run.method.members_apart and not exact:
+        raise UserError(
+            f"The checkpoint's networks have other blocks than these settings deal out: {why}",
+            where=str(checkpoint.folder),
+            mend=f"Leave out what differs: --resume --output {run.folder} goes on with the run's own settings.",
+        )
     checkpoint.read(run.method.read_by_this_worker())
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
     if exact:
@@ -273,9 +332,22 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         run.method.velocity.fresh = not manifest["files"][f"{own}.safetensors"]["tensors"]
         checkpoint.read(run.method.state_of_this_worker(), files=own)
     else:
-        why = "another seed" if manifest["workers"] == world.size else f"it had {manifest['workers']}"
         sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"
     states = manifest["data_states"]
     state = states[world.rank] if world.rank < len(states) else states[0]
     remark = run.source.train().load_state(state)
     return f"{sentence}; {remark}" if remark else sentence
+
+
+def dealt_otherwise(checkpoint: Checkpoint, run: Run) -> str:
+    """Return, in words, what differs of the circumstances that blocks are dealt by since a checkpoint was written."""
+    was, now = checkpoint.manifest.get("settings"), plain(asdict(run.settings))
+    workers = checkpoint.manifest["workers"]
+    differing = [] if workers == run.world.size else [f"it had {workers}"]
+    if isinstance(was, dict):
+        differing += [
+            f"{name} {was.get(name)} is now {now[name]}"
+            for name in ("seed", "min_blocks", "warmup_epochs")
+            if was.get(name) != now[name]
+        ]
+    return ", ".join(differing) or "other settings"

@@ -1,4 +1,8 @@
-"""Files that are whole or not there at all, and what the operating system says when they cannot be written."""
+"""Files that are whole or not there at all, and what the operating system says when they cannot be written.
+
+Every file of a run's folder is opened for writing by `create` or `append` here, which never write through a link: in a
+folder that others may write to, a link would let them choose which file is overwritten.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -16,6 +21,9 @@ from resist_hvd.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the operating system says where there is no room: on the disk, in a quota, in what a file may grow to."""
+
+NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+"""What a file system says of `fsync` that it does not have; what was written is as safe there as it can be."""
 
 
 @contextmanager
@@ -54,14 +62,56 @@ def removed_on_failure(path: Path) -> Iterator[None]:
         raise
 
 
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing, with the permissions that the umask leaves; what had this name is removed.
+
+    Raises:
+        OSError: the file cannot be made, or something took the name at this very moment.
+    """
+    path.unlink(missing_ok=True)
+    return os.fdopen(_open(path, os.O_WRONLY | os.O_EXCL), "wb")
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, in one write.
+
+    Raises:
+        OSError: it cannot be written, or is a link.
+    """
+    with os.fdopen(_open(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+        file.write(text.encode())
+
+
+def _open(path: Path, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with create(partial) as file:
+            file.write(text.encode())
+            synchronise(file)
+        os.replace(partial, path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def synchronise(file: BinaryIO) -> None:
+    """Have what was written to a file reach the disk, where its file system offers that."""
+    file.flush()
+    _fsync(file.fileno())
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
 
 
 def digest(path: Path) -> str:
@@ -70,10 +120,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Have a file, or a folder's entries, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def flush(folder: Path) -> None:
+    """Have a folder's entries reach the disk, where it may be opened for that and its file system offers it."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # it may be written and not read
+        return
+    try:
+        _fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -7,7 +7,6 @@ nothing of ResIST.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,55 +22,9 @@ from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.models.architecture import Architecture
 from resist_hvd.models.resnet import Block, Norm, ResNet
-from resist_hvd.training.disk import disk_errors, removed_on_failure
+from resist_hvd.training.disk import disk_errors, removed_on_failure, write_whole
 from resist_hvd.training.evaluate import Statistics, calibrate, inference, norms_of
-
-
-class SafetensorsStream:
-    """A safetensors file that is written tensor by tensor, in any order, without ever holding more than one.
-
-    The format: eight bytes of the header's length, a JSON header of names, types, shapes and offsets, then the data
-    (https://huggingface.co/docs/safetensors, "Format").
-
-    Args:
-        path: the file to write.
-        shapes: of every float32 tensor that will be written, by name.
-    """
-
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-        header: dict[str, dict[str, Any]] = {}
-        end = 0
-        for name, shape in sorted(shapes.items()):
-            begin, end = end, end + 4 * math.prod(shape)
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._header = header
-        self._missing = set(shapes)
-        self._data_start = 8 + len(text)
-        self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write one of the announced tensors."""
-        entry = self._header[name]
-        if list(tensor.shape) != entry["shape"]:
-            raise ValueError(f"{name} was announced with shape {entry['shape']}, not {list(tensor.shape)}")
-        self._file.seek(self._data_start + entry["data_offsets"][0])
-        self._file.write(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        self._missing.remove(name)
-
-    def close(self) -> None:
-        """Flush to the disk and close.
-
-        Raises:
-            ValueError: a tensor that was announced has not been written.
-        """
-        if self._missing:
-            raise ValueError(f"never written: {sorted(self._missing)}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+from resist_hvd.training.tensors import SafetensorsStream
 
 
 def export(folder: Path, method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> list[Path]:
@@ -100,7 +53,7 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
             if stream is not None and failure is None:
                 # A disk that fills up here must not leave the other ranks alone on their walk: told afterwards.
                 try:
-                    with disk_errors(partial):
+                    with world.activity.unhurried_for("writing the model"), disk_errors(partial):
                         for tensor_name, tensor in tensors_of(stage, statistics):
                             stream.write(f"{name}.{tensor_name}", tensor)
                 except UserError as error:
@@ -109,9 +62,10 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
         if failure is not None:
             raise failure
         if stream is not None:
-            stream.close()
-            write_description(target, architecture, source)
-            os.replace(partial, target / "model.safetensors")
+            with world.activity.unhurried_for("writing the model"):
+                stream.close()
+                write_description(target, architecture, source)
+                os.replace(partial, target / "model.safetensors")
     return [target] if writes else []
 
 
@@ -157,4 +111,4 @@ def write_description(target: Path, architecture: Architecture, source: DataSour
         "mean": list(spec.mean),
         "std": list(spec.std),
     }
-    (target / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+    write_whole(target / "model.json", json.dumps(description, indent=2) + "\n")

@@ -17,6 +17,7 @@ from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSource
 from resist_hvd.methods.base import Method, Setup
 from resist_hvd.models import Architecture
+from resist_hvd.training.claim import Claim
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Run:
 
     Attributes:
         folder: the run's folder; rank 0 writes it.
+        claim: rank 0's hold on it, None on other ranks.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Run:
     method: Method
     folder: Path
     progress: Progress = field(default_factory=Progress)
+    claim: Claim | None = None
 
     @property
     def batch(self) -> int:

@@ -24,7 +24,7 @@ from resist_hvd.errors import Stopped, UserError
 from resist_hvd.models.resnet import count_parameters
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.training.board import Board
-from resist_hvd.training.disk import disk_errors, write_whole
+from resist_hvd.training.disk import append, disk_errors, write_whole
 from resist_hvd.training.display import Bar, Lines, bar_is_of_use
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.evaluate import Evaluation
@@ -254,8 +254,9 @@ class Telemetry:
 
     def _append(self, name: str, entry: dict[str, Any]) -> None:
         if self.run.world.is_first:
-            with disk_errors(self.run.folder / name), (self.run.folder / name).open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            path = self.run.folder / name
+            with self.run.world.activity.unhurried_for(f"writing {name}"), disk_errors(path):
+                append(path, json.dumps(entry) + "\n")
 
     def _to_board(self, scalars: dict[str, float]) -> None:
         if self._board is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from resist_hvd.errors import UserError
-from resist_hvd.training.checkpoint import complete, verify
+from resist_hvd.training.checkpoint import verify
+from resist_hvd.training.folder import complete
 
 from ..launch import runs
 from .dealing import Kill

@@ -115,7 +115,8 @@ def test_checkpoint_of_another_model_is_refused_and_the_run_left_as_it_is(tiny: 
     assert ended.mistake == (
         "The checkpoint is of another model than the settings ask for: it has block basic, not bottleneck; width 8, "
         f"not 16 {where(copy_of_cut / 'checkpoints/round-000002', 'reading the checkpoint', ranks=2)}. "
-        f"Resume with --config {copy_of_cut}/config.yaml, or give another --output."
+        f"Leave out what differs: --resume --output {copy_of_cut} goes on with the run's own settings. "
+        "Or give another --output."
     )
     assert runs.contents(copy_of_cut) == before
 

@@ -2,7 +2,7 @@
 
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,13 @@ def test_no_room_for_a_checkpoint(culprit: str, world: World, folder: Path, monk
     run = tiny.make_run(settings, world, folder)
     save(run)
     rank = 0 if culprit == "first" else world.size - 1
-    really_save = checkpoint.save_file
+    really_save = checkpoint.write_tensors
 
-    def save_in_little_room(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def save_in_little_room(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         with files_may_grow_to(4096 if world.rank == rank else resource.RLIM_INFINITY):
-            really_save(tensors, path)
+            really_save(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save_file", save_in_little_room)
+    monkeypatch.setattr(checkpoint, "write_tensors", save_in_little_room)
     message = everyone_raises(world, run)
     assert message.startswith("Cannot write: File too large [")
     assert f"{folder}/checkpoints/.round-000001.partial" in message

@@ -12,6 +12,7 @@ from resist_hvd.config import Settings
 from resist_hvd.data import DataSettings, DataSource, Shard, load
 from resist_hvd.errors import UserError
 from resist_hvd.train import begin_files, make_run, open_folder
+from resist_hvd.training.folder import make_folder
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
 
@@ -70,7 +71,8 @@ def run_of(settings: Settings, world: World, source: DataSource, *, stop_before_
             raise StoppedError
         return images
 
-    folder, checkpoint = open_folder(settings, world)
+    folder = make_folder(settings.output, "tiny", world)
+    checkpoint = open_folder(folder, settings, world)
     run = make_run(settings, world, tiny.Altered(source, alter), folder, checkpoint)
     begin_files(run, resumed=checkpoint is not None)
     return run

@@ -13,7 +13,8 @@ from resist_hvd.config import Settings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.train import begin_files, make_run, open_folder
-from resist_hvd.training.checkpoint import complete, find_newest
+from resist_hvd.training.checkpoint import find_newest
+from resist_hvd.training.folder import complete, make_folder
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
 
@@ -33,7 +34,8 @@ def run_of(settings: Settings, world: World, *, stop_before_batch: int | None = 
             raise StoppedError
         return images
 
-    folder, checkpoint = open_folder(settings, world)
+    folder = make_folder(settings.output, "tiny", world)
+    checkpoint = open_folder(folder, settings, world)
     data = tiny.Altered(tiny.source(settings, rank=world.rank, size=world.size), alter)
     run = make_run(settings, world, data, folder, checkpoint)
     begin_files(run, resumed=checkpoint is not None)
@@ -159,7 +161,7 @@ def test_a_checkpoint_of_something_else_is_refused(
     with pytest.raises(UserError, match=words) as caught:
         run_of(replace(settings, resume=True, **changes), world)
     assert caught.value.everywhere
-    assert "--config" in str(caught.value)
+    assert "--resume --output" in str(caught.value)
 
 
 def resume_on(world: World, settings: Settings, there: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Method, str]:

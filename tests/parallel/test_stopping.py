@@ -14,6 +14,7 @@ from resist_hvd.config import Settings
 from resist_hvd.errors import Stopped
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
+from resist_hvd.training.folder import make_folder
 from resist_hvd.training.run import Run
 
 from . import tiny
@@ -29,7 +30,8 @@ def run_of(settings: Settings, world: World, *, told_in_batch: int | None = None
             world.stop_signal = signal.SIGUSR2
         return images
 
-    folder, checkpoint = open_folder(settings, world)
+    folder = make_folder(settings.output, "tiny", world)
+    checkpoint = open_folder(folder, settings, world)
     data = tiny.Altered(tiny.source(settings, rank=world.rank, size=world.size), alter)
     run = make_run(settings, world, data, folder, checkpoint)
     begin_files(run, resumed=checkpoint is not None)

@@ -12,7 +12,8 @@ from torch.nn import functional
 from resist_hvd.errors import UserError
 from resist_hvd.models import Architecture, ModelSettings, ResNet
 from resist_hvd.models.resnet import Norm, Projection
-from resist_hvd.training.export import SafetensorsStream, shapes_of
+from resist_hvd.training.export import shapes_of
+from resist_hvd.training.tensors import SafetensorsStream
 
 CASES = [
     ModelSettings(sections="2,2,3,1", width_factor=1 / 16),

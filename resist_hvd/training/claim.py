@@ -1,0 +1,306 @@
+"""The claim by which one run at a time writes to a folder.
+
+It is a file that is made exclusively, which every file system can do, and says who made it. It is removed at the end of
+the run. One that was left behind is recognised: on the same host its process is gone; its SLURM job was started
+again or is no longer known; or its file, touched twice a minute, has not been touched for minutes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from resist_hvd.comm.launch import host_name
+from resist_hvd.comm.world import World
+from resist_hvd.errors import UserError
+from resist_hvd.training.disk import disk_errors
+
+CLAIM = "claim.json"
+
+HEARTBEAT = 30.0
+"""Seconds between two touches of a claim."""
+
+DEAD_AFTER = 300.0
+"""Seconds without a touch after which a claim from another host counts as left behind."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a run on this host that may be about to end, as one whose launcher was killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that made a claim.
+
+    Attributes:
+        boot, namespace: tell hosts of one name apart, and containers whose processes do not see each other.
+        started: when the process started, in clock ticks since the host's boot: numbers of processes come again.
+        cluster, job, restarts: of the SLURM job, empty and 0 outside one; how often it was started again.
+        since: the time of the claim.
+    """
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: int
+    cluster: str = ""
+    job: str = ""
+    restarts: int = 0
+    since: str = ""
+
+    @classmethod
+    def here(cls) -> Holder:
+        """Return what a claim of this process says."""
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+        return cls(
+            host=host_name(),
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            namespace=os.readlink("/proc/self/ns/pid"),
+            pid=os.getpid(),
+            started=started_at(os.getpid()) or 0,
+            cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+            job=os.environ.get("SLURM_JOB_ID", ""),
+            restarts=int(restarts) if restarts.isdecimal() else 0,
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+        )
+
+    @classmethod
+    def of(cls, text: str) -> Holder | None:
+        """Return what a claim says, None where it cannot be understood."""
+        try:
+            said = json.loads(text)
+            holder = cls(**said)
+        except (ValueError, TypeError, RecursionError):
+            return None
+        numbers = ("pid", "started", "restarts")
+        kinds = {field.name: int if field.name in numbers else str for field in fields(cls)}
+        return holder if all(type(value) is kinds[name] for name, value in said.items()) else None
+
+    def __str__(self) -> str:
+        job = f", SLURM job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}, since {self.since}"
+
+
+def started_at(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the host's boot; None where it is gone, 0 where it is hidden.
+
+    A process that has ended and was not yet waited for is gone.
+    """
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else int(rest[18])
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    return 0
+
+
+def in_queue(job: str) -> bool:
+    """Return whether SLURM has a job that runs, or ends; also where SLURM cannot be asked."""
+    command = ["squeue", "--noheader", f"--jobs={job}", "--states=RUNNING,COMPLETING,SUSPENDED,STOPPED", "--format=%T"]
+    try:
+        asked = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return True
+    if asked.returncode:
+        return "Invalid job id" not in asked.stderr
+    return bool(asked.stdout.strip())
+
+
+class Claim:
+    """This process's claim on a run's folder, kept alive by a thread until it is released.
+
+    Args:
+        path: the file that was made.
+        text: what was written into it.
+    """
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._text = text
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, name="claim", daemon=True).start()
+
+    @classmethod
+    def take(cls, folder: Path) -> Claim:
+        """Claim a folder that is there.
+
+        Raises:
+            UserError: another run holds it.
+            OSError: the file cannot be written.
+        """
+        path, holder = folder / CLAIM, Holder.here()
+        text = json.dumps(asdict(holder)) + "\n"
+        end = time.monotonic() + PATIENCE
+        while not make(path, text):
+            found = read(path)
+            if found is None:
+                continue
+            said, other = found, Holder.of(found)
+            if other is None and not said and time.monotonic() < end:
+                time.sleep(0.1)  # it was made this very moment
+            elif left_behind(other, holder, path):
+                if replace(path, said, text):
+                    break
+            elif other is None or not same_place(other, holder) or time.monotonic() >= end:
+                raise held(other, holder, path)
+            else:
+                time.sleep(0.2)
+        return cls(path, text)
+
+    def check(self) -> None:
+        """See that the folder is still claimed by this process; claim it again where the file was removed.
+
+        Raises:
+            UserError: another run has taken it over.
+        """
+        if make(self._path, self._text) or (found := read(self._path)) in (self._text, None):
+            return
+        raise UserError(
+            f"Another run has taken over the folder: {Holder.of(found) or 'it does not say which'}",
+            where=str(self._path),
+            mend="It took this one for dead, or somebody removed this one's claim. This one ends; let the other go on.",
+        )
+
+    def release(self) -> None:
+        """Let the folder go, unless another run has taken it over."""
+        self._released.set()
+        with suppress(OSError):
+            if read(self._path) == self._text:
+                self._path.unlink()
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT):
+            with suppress(OSError):
+                if read(self._path) == self._text:
+                    os.utime(self._path, follow_symlinks=False)
+
+
+def make(path: Path, text: str) -> bool:
+    """Make a file exclusively; return whether there was none."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, text.encode())
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def read(path: Path) -> str | None:
+    """Return what a claim's file holds, None where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(descriptor, 65536).decode(errors="replace")
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # removed on a file server since it was opened
+            return None
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(path: Path, old: str, new: str) -> bool:
+    """Put a claim in the place of one that was left behind; return whether nobody else was about to."""
+    partial = path.with_name(f"{path.name}.partial")
+    if not make(partial, new):
+        other = Holder.of(read(partial) or "")
+        if other is None or left_behind(other, Holder.here(), partial):
+            time.sleep(0.5)
+            partial.unlink(missing_ok=True)
+        return False
+    if read(path) != old:
+        partial.unlink(missing_ok=True)
+        return False
+    os.replace(partial, path)
+    return True
+
+
+def same_place(one: Holder, other: Holder) -> bool:
+    """Return whether two processes are of one host and see each other."""
+    return (one.host, one.boot, one.namespace) == (other.host, other.boot, other.namespace)
+
+
+def left_behind(other: Holder | None, holder: Holder, path: Path) -> bool:
+    """Return whether the run that made a claim is gone.
+
+    Args:
+        other: who made it, None where it does not say.
+        holder: this process.
+        path: the claim.
+    """
+    if other is not None and same_place(other, holder):
+        started = started_at(other.pid)
+        return started is None or (started != 0 and started != other.started)
+    if other is not None and other.job and other.cluster == holder.cluster:
+        if other.job == holder.job and other.restarts < holder.restarts:
+            return True  # SLURM has ended all of a job's processes before it starts the job again
+        if other.job != holder.job and other.cluster and not in_queue(other.job):
+            return True
+    return untouched(path) > DEAD_AFTER
+
+
+def untouched(path: Path) -> float:
+    """Return for how many seconds a file has not been touched, by the clock of its file system."""
+    clock = path.with_name(f".clock-{os.getpid()}")
+    clock.unlink(missing_ok=True)
+    try:
+        make(clock, "")
+        return clock.lstat().st_mtime - path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        clock.unlink(missing_ok=True)
+
+
+def held(other: Holder | None, holder: Holder, path: Path) -> UserError:
+    """Return the error that says who holds a folder, and how to go on."""
+    if other is not None and same_place(other, holder):
+        mend = f"Wait for its end, end it (kill {other.pid}), or give another --output."
+    else:
+        mend = (
+            f"It gave its last sign of life {untouched(path):.0f} s ago, and counts as dead after {DEAD_AFTER:.0f} s "
+            f"without one. Wait, or give another --output; if you know that it has ended, remove {path}."
+        )
+    return UserError(
+        f"Another run writes to the folder: {other or 'it does not say which'}", where=str(path), mend=mend
+    )
+
+
+@contextmanager
+def claimed(folder: Path, world: World) -> Iterator[Claim | None]:
+    """Hold a run's folder for this world alone; all ranks must call it together. Rank 0 has the claim.
+
+    Raises:
+        UserError: on every rank, where another run holds it, or it cannot be written.
+    """
+    claim: Claim | None = None
+    with world.agree("claiming the run's folder"), disk_errors(folder), world.activity.unhurried_for("opening files"):
+        if world.is_first:
+            claim = Claim.take(folder)
+    try:
+        yield claim
+    finally:
+        if claim is not None:
+            claim.release()

@@ -1,0 +1,71 @@
+"""A checkpoint's manifest as it is read: whole, as it was written, and of a version that this one understands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from resist_hvd.training.run import Progress
+
+LONGEST = 256 * 2**20
+"""Bytes; that of a run on thousands of workers has a few million."""
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """Return the checksum of what a manifest says, whatever its layout; its own entry does not count."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a manifest says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, RecursionError: it is none.
+    """
+    if path.stat().st_size > LONGEST:
+        raise ValueError("it is longer than any manifest")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict):
+        raise ValueError("it is no object")
+    return manifest
+
+
+def strange_in(manifest: dict[str, Any]) -> str:
+    """Return what of a manifest this version cannot go on from, empty where it understands all of it.
+
+    Raises:
+        KeyError, TypeError, AttributeError: something that every version writes is missing or of another type.
+    """
+    known = {field.name for field in fields(Progress)}
+    progress = manifest["progress"]
+    if unknown := sorted(set(progress) - known):
+        return f"its progress has {unknown[0]}, which this one does not know"
+    for name, value in progress.items():
+        if not (type(value) in (int, float) or (value is None and "accuracy" in name)):
+            return f"its progress has {name} {value!r}"
+    workers = manifest["workers"]
+    if not (type(workers) is int and workers >= 1 and {"round", "samples"} <= set(progress)):
+        return "it does not say how far the run had come"
+    states, classes = manifest["data_states"], manifest["classes"]
+    if len(states) != workers or len(manifest["partition"]) != workers:
+        return (
+            f"it has {len(states)} positions in the data and {len(manifest['partition'])} parts for {workers} workers"
+        )
+    if len(classes) != manifest["architecture"]["classes"]:
+        return f"it has {len(classes)} classes, and its network {manifest['architecture']['classes']}"
+    for name in ("method", "data"):
+        if not isinstance(manifest[name], str):
+            return f"its {name} is {manifest[name]!r}"
+    missing = {f"worker-{rank:04d}.safetensors" for rank in range(workers)} - set(manifest["files"])
+    if missing:
+        return f"it has no {min(missing)}"
+    for name, entry in manifest["files"].items():
+        if os.sep in name or name.startswith(".") or not all(isinstance(said, str) for said in entry["tensors"]):
+            return f"it has a file {name!r}"
+    return ""

@@ -1,0 +1,77 @@
+"""Writing safetensors files tensor by tensor: those of checkpoints, and the exported model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resist_hvd.training.disk import create, synchronise
+
+TYPES = {torch.float32: "F32", torch.float64: "F64"}
+"""The format's names of the types that are written."""
+
+
+class SafetensorsStream:
+    """A safetensors file that is written tensor by tensor, in any order, without ever holding more than one.
+
+    The format: eight bytes of the header's length, a JSON header of names, types, shapes and offsets, then the data
+    (https://huggingface.co/docs/safetensors, "Format").
+
+    Args:
+        path: the file to write; it is made anew.
+        shapes: of every tensor that will be written, by name.
+        dtype: of all tensors.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype = torch.float32) -> None:
+        header: dict[str, dict[str, Any]] = {}
+        end = 0
+        for name, shape in sorted(shapes.items()):
+            begin, end = end, end + dtype.itemsize * math.prod(shape)
+            header[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._header = header
+        self._dtype = dtype
+        self._missing = set(shapes)
+        self._data_start = 8 + len(text)
+        self._file = create(path)
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write one of the announced tensors."""
+        entry = self._header[name]
+        if list(tensor.shape) != entry["shape"]:
+            raise ValueError(f"{name} was announced with shape {entry['shape']}, not {list(tensor.shape)}")
+        self._file.seek(self._data_start + entry["data_offsets"][0])
+        numbers = tensor.detach().to("cpu", self._dtype).contiguous().numpy()
+        self._file.write(numbers.reshape(-1).view(np.uint8).data)
+        self._missing.remove(name)
+
+    def close(self) -> None:
+        """Flush to the disk and close.
+
+        Raises:
+            ValueError: a tensor that was announced has not been written.
+        """
+        if self._missing:
+            raise ValueError(f"never written: {sorted(self._missing)}")
+        synchronise(self._file)
+        self._file.close()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of named tensors, all of one type."""
+    types = {tensor.dtype for tensor in tensors.values()} or {torch.float32}
+    (dtype,) = types
+    stream = SafetensorsStream(path, {name: tensor.shape for name, tensor in tensors.items()}, dtype)
+    for name, tensor in tensors.items():
+        stream.write(name, tensor)
+    stream.close()
