@@ -14,7 +14,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PATIENCE = 5.0
 """Seconds for which a line waits where a descriptor that must not block takes no more at present."""
@@ -99,6 +102,17 @@ def urgent(text: str) -> None:
     keep(text)
     with suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), f"{printable(text)}\n".encode())
+
+
+def screen(**options: Any) -> Console:
+    """Return rich's console for tables, on which texts of users mean nothing but themselves: no [markup], no :emoji:.
+
+    Args:
+        options: those of rich's own.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------

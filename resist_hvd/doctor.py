@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resist_hvd import flags
+from resist_hvd import console, flags
 from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import look
 from resist_hvd.comm import failure
@@ -103,11 +103,11 @@ def finish(findings: Sequence[Finding], *, prints: bool) -> None:
     """Print the table, on one rank, and end with the status it deserves."""
     to_mend = sum(finding.level == "mend" for finding in findings)
     if prints:
-        show(findings, Console(width=WIDTH, force_terminal=person_watches()))
+        show(findings, console.screen(width=WIDTH, force_terminal=person_watches()))
     sys.exit(MUST_MEND if to_mend else 0)
 
 
-def show(findings: Sequence[Finding], console: Console) -> None:
+def show(findings: Sequence[Finding], screen: Console) -> None:
     """Print findings as a table, and what they come to."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "check", "seen", "what to do"):
@@ -115,12 +115,12 @@ def show(findings: Sequence[Finding], console: Console) -> None:
     for finding in findings:
         mark, style = MARKS[finding.level]
         table.add_row(Text(mark, style=style), Text(finding.check), Text(finding.seen), Text(finding.mend))
-    console.print(table)
+    screen.print(table)
     to_mend = sum(finding.level == "mend" for finding in findings)
     if to_mend:
-        console.print(Text(f"{counted(to_mend, 'thing')} must be mended.", style="bold red"))
+        screen.print(Text(f"{counted(to_mend, 'thing')} must be mended.", style="bold red"))
     else:
-        console.print(Text("Nothing must be mended.", style="bold green"))
+        screen.print(Text("Nothing must be mended.", style="bold green"))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,19 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+def literal(text: str) -> str:
+    """Return a text of a user's as matplotlib takes it for itself, and not for a formula."""
+    return text.replace("$", r"\$")
+
+
+def whole_numbers(*axes: Any) -> None:
+    """Have axes of a picture, of what is counted, marked at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
 def pyplot(theme: Theme) -> Any:
     """Return matplotlib's pyplot, with no window and in a theme's colours.
 

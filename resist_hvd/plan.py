@@ -6,8 +6,6 @@ import json
 import sys
 from dataclasses import asdict
 
-from rich.console import Console
-
 from resist_hvd import console, flags
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.planning import tables
@@ -28,7 +26,7 @@ def run_from_flags() -> None:
     """Make the plan."""
     settings = flags.parse_settings("python -m resist_hvd.plan", PlanSettings, sys.argv[1:])
     planner = Planner(settings, measured_rates(settings))
-    tables.show(planner, Console(width=None if sys.stdout.isatty() else WIDTH))
+    tables.show(planner, console.screen(width=None if sys.stdout.isatty() else WIDTH))
     for path, write in ((settings.json, write_json), (settings.plot, write_picture)):
         if path is not None:
             try:

@@ -46,7 +46,7 @@ def run_from_flags() -> None:
     if count == 0:
         raise UserError("There is no run to report", mend="Give the folders of runs before any flag.")
     runs = read_runs([Path(argument) for argument in arguments[:count]])
-    show(runs, Console(width=None if sys.stdout.isatty() else 170))
+    show(runs, console.screen(width=None if sys.stdout.isatty() else 170))
     folder = settings.output or runs[0].folder / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def show(runs: list[RunRecord], screen: Console) -> None:
         screen.print(results.PAPERS_NOTE)
     for run in runs:
         for sentence in run.missing:
-            screen.print(f"{run.label}: {sentence}", markup=False)
+            screen.print(f"{run.label}: {sentence}")
 
 
 def write(runs: list[RunRecord], title: str, folder: Path) -> None:
@@ -82,7 +82,8 @@ def write(runs: list[RunRecord], title: str, folder: Path) -> None:
         render(figure, drawing.LIGHT, folder / f"{figure.name}.png")
         light, dark = (render(figure, theme) for theme in (drawing.LIGHT, drawing.DARK))
         pictures.append(Drawn(figure, light, dark))
-    (folder / "report.html").write_text(page(title, runs, pictures, __version__))
+    html = page(console.printable(title), runs, pictures, __version__)
+    (folder / "report.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TypeVar
 
-from rich.console import Console
 from rich.table import Table
+
+from resist_hvd import console
 
 T = TypeVar("T")
 Column = tuple[str, Callable[[T], str]]
@@ -59,4 +60,4 @@ def print_rows(title: str, rows: Mapping[str, T], columns: Sequence[Column[T]], 
     for name, values in rows.items():
         table.add_row(name, *(cell(values) for _, cell in columns))
     # Open MPI gives every rank a terminal of its own, whatever its own output is: no colours, so files stay readable.
-    Console(width=width, force_terminal=False, color_system=None).print(table)
+    console.screen(width=width, force_terminal=False, color_system=None).print(table)

@@ -105,11 +105,12 @@ def accuracy(runs: list[RunRecord], theme: Theme) -> Any:
             if run.evaluations:
                 x = [line[name] / unit for line in run.evaluations]
                 y = [line["accuracy"] for line in run.evaluations]
-                axes.plot(x, y, color=drawing.colour(number), label=run.label, marker="o", markersize=4)
+                axes.plot(x, y, color=drawing.colour(number), marker="o", markersize=4)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
+    drawing.whole_numbers(panels[0].xaxis)
     panels[0].set_ylabel("accuracy, %")
-    _legend(figure, panels[0], runs)
+    _legend(figure, runs, [bool(run.evaluations) for run in runs])
     return figure
 
 
@@ -128,12 +129,13 @@ def loss(runs: list[RunRecord], theme: Theme) -> Any:
         rounds = [line["round"] + 1 for line in run.rounds]
         for axes, x in zip(panels, (rounds, seconds), strict=True):
             axes.plot(x, values, color=drawing.colour(number), alpha=0.25, linewidth=1)
-            axes.plot(x, running_mean(values), color=drawing.colour(number), label=run.label)
+            axes.plot(x, running_mean(values), color=drawing.colour(number))
     for axes, label in zip(panels, ("rounds", "seconds"), strict=True):
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
+    drawing.whole_numbers(panels[0].xaxis)
     panels[0].set_ylabel("loss")
-    _legend(figure, panels[0], runs)
+    _legend(figure, runs, [bool(run.rounds) for run in runs])
     return figure
 
 
@@ -153,7 +155,7 @@ def time(runs: list[RunRecord], theme: Theme) -> Any:
         ranks = seconds_of_ranks(run)
         if not ranks:
             continue
-        heads.append((y, number, run.label))
+        heads.append((y, number, drawing.literal(run.label)))
         y += 1
         for rank, phases in enumerate(ranks[:MOST_RANKS]):
             bars.append((y, phases))
@@ -206,8 +208,10 @@ def deal(run: RunRecord, theme: Theme) -> Any:
     )
     shown = dealt[:MOST_ROUNDS]
     tiles = mosaic(shown, blocks, colours, to_rgb(theme.paper))
-    left.imshow(tiles, aspect="auto", extent=(-0.5, len(shown) - 0.5, blocks - 0.5, -0.5), interpolation="none")
+    left.imshow(tiles, aspect="auto", extent=(0.5, len(shown) + 0.5, blocks - 0.5, -0.5), interpolation="none")
     left.set(xlabel="round", ylabel="block")
+    drawing.whole_numbers(left.xaxis, left.yaxis)
+    left.set(xlim=(0.5, len(shown) + 0.5), ylim=(blocks - 0.5, -0.5))
     left.grid(visible=False)
     if workers <= 16:
         patches = [Patch(color=colours[rank], label=f"worker {rank}") for rank in range(workers)]
@@ -217,10 +221,12 @@ def deal(run: RunRecord, theme: Theme) -> Any:
     image = right.imshow(counts, aspect="auto", cmap=shades, vmin=0, interpolation="nearest")
     right.set(xlabel="worker", yticks=[], title=f"of {counted(len(dealt), 'round')}")
     right.grid(visible=False)
+    drawing.whole_numbers(right.xaxis)
     if workers <= 16:
         right.set_xticks(range(workers))
     bar = figure.colorbar(image, ax=right, fraction=0.06)
     bar.outline.set_visible(False)
+    drawing.whole_numbers(bar.ax.yaxis)
     return figure
 
 
@@ -261,24 +267,27 @@ def memory(runs: list[RunRecord], theme: Theme) -> Any:
     for place, (number, run) in enumerate(known):
         values = run.summary["peak_memory_bytes"][:MOST_RANKS]
         x = [rank - 0.4 + (place + 0.5) * width for rank in range(len(values))]
-        bars = axes.bar(
-            x, [value / 1e9 for value in values], 0.92 * width, color=drawing.colour(number), label=run.label
-        )
+        bars = axes.bar(x, [value / 1e9 for value in values], 0.92 * width, color=drawing.colour(number))
         if most * len(known) <= 16:
             axes.bar_label(bars, [scaled(value, "B") for value in values], fontsize=8, padding=2, color=theme.ink)
     axes.set_xticks(range(most), [f"rank {rank}" for rank in range(most)])
     axes.set_ylabel("peak memory, GB")
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.15)
-    _legend(figure, axes, runs)
+    _legend(figure, runs, [bool(run.summary.get("peak_memory_bytes")) for run in runs])
     return figure
 
 
-def _legend(figure: Any, axes: Any, runs: list[RunRecord]) -> None:
-    """Put the legend above the panels, where there is more than one run."""
+def _legend(figure: Any, runs: list[RunRecord], drawn: list[bool]) -> None:
+    """Put the legend of the runs that are drawn above the panels, where there is more than one run."""
+    from matplotlib.lines import Line2D
+
     if len(runs) > 1:
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4)
+        shown = [(number, drawing.literal(run.label)) for number, run in enumerate(runs) if drawn[number]]
+        handles = [Line2D([], [], color=drawing.colour(number), linewidth=3) for number, _ in shown]
+        # Names may be long: as many columns as fit.
+        columns = max(1, int(1.15 * WIDTH * 10 / (8 + max(len(label) for _, label in shown))))
+        figure.legend(handles, [label for _, label in shown], loc="outside upper left", ncols=min(4, columns))
 
 
 def _is_dealt(run: RunRecord) -> bool:

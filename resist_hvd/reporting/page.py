@@ -16,6 +16,9 @@ from resist_hvd.units import counted, duration, scaled
 
 STYLE = resources.files("resist_hvd.reporting").joinpath("page.css").read_text()
 
+HINT = '<p class="hint">Scroll sideways to see all of it.</p>'
+"""Shown on narrow screens, where a picture as wide as the screen could not be read."""
+
 
 class Drawn(NamedTuple):
     """A picture as it goes into the page: SVG for a light page, and for a dark one."""
@@ -39,7 +42,8 @@ def page(title: str, runs: list[RunRecord], pictures: Sequence[Drawn], version: 
             f"<header><h1>{escape(title)}</h1>{_subtitle(runs)}</header>",
             f'<div class="cards">{"".join(_card(number, run) for number, run in enumerate(runs))}</div>',
             _missing(runs),
-            f'<section><h2>Results</h2><div class="table">{_table(runs)}</div>{_note(runs)}</section>',
+            f'<section><h2>Results</h2>{HINT}<div class="scroll table" tabindex="0">{_table(runs)}</div>',
+            f"{_note(runs)}</section>",
             *(_picture(drawn) for drawn in pictures),
             f"<footer>Made by resist_hvd {escape(version)}, <code>python -m resist_hvd.report</code>.</footer>",
         ]
@@ -108,8 +112,8 @@ def _picture(drawn: Drawn) -> str:
     light, dark = (f"data:image/svg+xml;base64,{b64encode(svg).decode()}" for svg in (drawn.light, drawn.dark))
     figure = drawn.figure
     return (
-        f"<section><h2>{escape(figure.title)}</h2><figure><picture>"
+        f'<section><h2>{escape(figure.title)}</h2>{HINT}<figure><div class="scroll" tabindex="0"><picture>'
         f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(figure.title)}"></picture>'
+        f'<img src="{light}" alt="{escape(figure.title)}"></picture></div>'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure></section>"
     )

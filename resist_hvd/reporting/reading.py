@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from resist_hvd.console import printable
 from resist_hvd.errors import UserError
 from resist_hvd.units import counted
 
@@ -52,7 +53,7 @@ class RunRecord:
     @property
     def method(self) -> str:
         """The training method's name."""
-        return str(self.summary.get("method") or self.config.get("method") or "unknown method")
+        return printable(str(self.summary.get("method") or self.config.get("method") or "unknown method"))
 
     @property
     def workers(self) -> int | None:
@@ -68,8 +69,8 @@ class RunRecord:
         if not isinstance(settings, dict):
             return ""
         if settings.get("name") == "folder":
-            return Path(str(settings.get("root"))).name
-        return str(settings.get("name", ""))
+            return printable(Path(str(settings.get("root"))).name)
+        return printable(str(settings.get("name", "")))
 
     @property
     def finished(self) -> bool:
@@ -94,10 +95,10 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
         UserError: a folder holds nothing of a run.
     """
     runs = [read_run(folder) for folder in folders]
-    names = [run.folder.resolve().name for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        twice = names.count(name) > 1
-        run.label = f"{run.folder.resolve().parent.name}/{name}" if twice else name
+    labels = [run.label for run in runs]
+    for run in runs:
+        if labels.count(run.label) > 1:
+            run.label = printable(f"{run.folder.resolve().parent.name}/{run.label}")
     return runs
 
 
@@ -111,7 +112,7 @@ def read_run(folder: Path) -> RunRecord:
     if not any((folder / name).is_file() for name in files):
         seen = "There is nothing of a run here" if folder.is_dir() else "There is no such folder"
         raise UserError(seen, where=str(folder), mend="Give the folder that --output named in training.")
-    run = RunRecord(folder, folder.resolve().name)
+    run = RunRecord(folder, printable(folder.resolve().name))
     run.config = _mapping(run, "config.yaml", yaml.safe_load)
     run.summary = _mapping(run, "summary.json", json.loads)
     run.rounds = _lines(run, "rounds.jsonl", ROUND_NUMBERS)

@@ -67,14 +67,14 @@ class Bar(Lines):
             BarColumn(),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[left]}"),
-            console=screen or Console(highlight=False),
+            console=screen or console.screen(),
             auto_refresh=False,
         )
         super().__init__(self._above)
 
     def _above(self, text: str) -> None:
         console.keep(text)
-        self._progress.console.print(console.printable(text), markup=False, highlight=False)
+        self._progress.console.print(console.printable(text))
 
     def round(self, line: str, *, done: int, total: int, loss: str, left: str = "") -> None:
         """Move the bar; the line itself goes into the log only."""

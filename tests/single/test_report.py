@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd import report
+from resist_hvd import drawing, report
 from resist_hvd.errors import UserError
 from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import figures, mosaic, running_mean
@@ -253,3 +254,50 @@ def test_a_running_mean_keeps_the_mean_of_a_constant() -> None:
     assert running_mean([2.0] * 100) == [2.0] * 100
     assert running_mean([]) == []
     assert running_mean([1.0, 3.0]) == [1.0, 3.0]
+
+
+# -- names of people's own ---------------------------------------------------------------------------------------------
+
+NAMES = ("x[lr=0.1]", "x[lr=0.2]", "c[red]d", "_$a$ $b$", "caf\udce9", "a\x1b[31mb", "c:smile:d")
+SHOWN = ("x[lr=0.1]", "x[lr=0.2]", "c[red]d", "_$a$ $b$", "caf\\udce9", "a\\x1b[31mb", "c:smile:d")
+
+
+def test_runs_of_any_name_are_told_apart_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    folders = [write_run(tmp_path / name, rounds=2) for name in NAMES]
+    for folder in folders:
+        (folder / "summary.json").unlink()  # so that there is something to be said of each
+    make_report(monkeypatch, *folders, "--output", tmp_path / "report", "--title", "caf\udce9 <b>")
+    printed = capsys.readouterr().out
+    html = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    for name in SHOWN:
+        assert f"│ {name} (unfinished)" in printed
+        assert f"{name}: It has not ended" in printed
+        assert f"<h3>{escape(name)}</h3>" in html
+    assert "<h1>caf\\udce9 &lt;b&gt;</h1>" in html
+    assert "\x1b" not in printed + html
+
+
+def test_legends_have_names_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = read_runs([write_run(tmp_path / name) for name in NAMES])
+    drawn = next(figure for figure in figures(runs) if figure.name == "loss").draw(drawing.LIGHT)
+    drawn.canvas.draw()
+    shown = [text.get_text().replace(r"\$", "$") for text in drawn.legends[0].get_texts()]
+    assert shown == list(SHOWN)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 60, 157])
+def test_rounds_of_a_deal_are_counted_from_1_in_whole_numbers(rounds: int, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = read_run(write_run(tmp_path / "run", rounds=rounds))
+    drawn = next(figure for figure in figures([run]) if figure.name == "deal-1").draw(drawing.LIGHT)
+    drawn.canvas.draw()
+    axes = drawn.axes[0]
+    shown = min(rounds, 60)
+    assert axes.get_xlim() == (0.5, shown + 0.5)
+    labels = [label.get_text() for label in axes.get_xticklabels() if 1 <= label.get_position()[0] <= shown]
+    assert labels
+    assert all(label.isdecimal() for label in labels)
