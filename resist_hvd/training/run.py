@@ -87,10 +87,15 @@ class Run:
         return min(self.progress.round + left, self.settings.max_rounds or sys.maxsize)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes compute with the precision asked for."""
+        """Return the context in which forward passes compute with the precision asked for.
+
+        Autocast's cache of converted weights is off. It knows a weight by its tensor, so it does not notice a change in
+        place: a block that is lent would compute with the weights of the one that was lent before it. Training converts
+        each weight once in a step anyway.
+        """
         if self.settings.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16)
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 Autocast = Callable[[], AbstractContextManager[Any]]
