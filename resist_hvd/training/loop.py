@@ -44,7 +44,6 @@ def train(run: Run, telemetry: Telemetry) -> None:
                     save(run)
             if telemetry.stop_signal:
                 raise Stopped(stop_sentence(run, telemetry.stop_signal))
-            local.clock.lap()
 
 
 def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
@@ -52,6 +51,8 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
     progress, world = run.progress, run.world
     watch = world.stopwatch
     partition, sent, seconds = run.method.partition, run.method.transport.sent, watch.seconds.copy()
+    # What lies between two rounds (an evaluation, a checkpoint, a method's successor) is no round's time.
+    local.clock.lap()
 
     world.position = f"round {progress.round + 1}, local training"
     losses = local.train(run.iterations_of_round())

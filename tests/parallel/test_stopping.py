@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.errors import Stopped
+from resist_hvd.methods.resist import WarmUp
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
 from resist_hvd.training.folder import make_folder
@@ -141,3 +143,37 @@ def test_a_trace_that_cannot_be_written_does_not_hide_that_the_run_was_stopped(
     stopped(run_of(settings_of(world, output=folder, trace=True), world, told_in_batch=1))
     assert ("There is no trace: Cannot write: Is a directory" in capfd.readouterr().err) == world.is_first
     assert (folder / "checkpoints/latest").is_file()
+
+
+def test_what_lies_between_rounds_is_no_rounds_time(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(world, output=folder, checkpoint_every=1)
+    settings = replace(settings, warmup_epochs=settings.epochs / 4)
+    # A clock on which evaluations, checkpoints and the hand-over by the warm-up take an hour each.
+    hour, hours = 3600.0, [0.0]
+    now = loop.perf_counter
+    monkeypatch.setattr(loop, "perf_counter", lambda: now() + hours[0] * hour)
+
+    def lasting(action: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any) -> Any:
+            hours[0] += 1
+            return action(*arguments)
+
+        return act
+
+    for name in ("evaluate", "save"):
+        monkeypatch.setattr(loop, name, lasting(getattr(loop, name)))
+    monkeypatch.setattr(WarmUp, "successor", lasting(WarmUp.successor))
+    world.activity.rounds.clear()
+    stopped(run_of(settings, world, told_in_batch=2))
+    world.barrier()
+    # It was to be evaluated as it stopped: the resumed run begins with that.
+    run = train(run_of(replace(settings, resume=True), world))
+    assert hours[0] >= 2 * ROUNDS + 1
+    assert max(world.activity.rounds) < hour
+    assert run.progress.seconds < hour
+    if world.is_first:
+        lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        assert len(lines) == ROUNDS
+        assert max(value for line in lines for name, value in line.items() if name.startswith("seconds")) < hour
