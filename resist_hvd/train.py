@@ -69,7 +69,11 @@ def train_in(
     checkpoint = open_folder(folder, settings, world)
     with world.agree("loading the data"):
         source = data.load(
-            settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
+            settings.data,
+            shard=Shard(rank=world.rank, size=world.size),
+            seed=settings.seed,
+            device=world.device,
+            share=world.once_a_host,
         )
     with source:
         run = make_run(settings, world, source, folder, checkpoint)
@@ -78,6 +82,8 @@ def train_in(
         with Telemetry(run) as telemetry:
             if world.is_first:
                 console.out(headline(run))
+                for remark in source.remarks:
+                    console.out(remark)
             with telemetry.display:
                 train(run, telemetry)
             if source.extra_tests:

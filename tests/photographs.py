@@ -79,5 +79,19 @@ def broken_files() -> dict[str, bytes]:
         "jpeg-without-its-end": jpeg[:-2],
         "progressive-cut-short": progressive[: len(progressive) // 2],
         "png-cut-short": png[: len(png) // 2],
-        "gif": encode(picture(1003, 90, 70), "GIF"),
+        "of-an-unknown-format": encode(picture(1003, 90, 70), "PCX"),
+    }
+
+
+def foreign_files() -> dict[str, tuple[str, bytes]]:
+    """Sound files of formats that not all libraries decode alike: endings of their names, and contents."""
+    pixels = picture(1004, 90, 70)
+    turned = _turned()
+    return {
+        "gif": ("gif", encode(pixels, "GIF")),
+        "tiff": ("TIFF", encode(pixels, "TIFF")),
+        "tiff-turned": ("tif", encode(pixels, "TIFF", exif=turned)),
+        "tiff-palette": ("tif", encode(pixels, "TIFF", "P")),
+        "ppm-of-another-maximum": ("ppm", b"P6 2 90 100\n" + bytes(range(90)) * 6),
+        "pbm": ("pbm", encode(pixels, "PPM", "1")),
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -212,6 +212,42 @@ class World:
             self.comm.Allgather(mine, everyone)
         return everyone
 
+    def once_a_host(self, make: Callable[[], T], describe: Callable[[T], str]) -> T:
+        """Make a plain value on one rank of each host, and return it on all ranks of that host.
+
+        Args:
+            make: makes the value, or raises a UserError, which all ranks of the host then raise.
+            describe: what hosts must agree on, in words.
+
+        Raises:
+            UserError: `make` raised one; or, on every rank, hosts made values of different descriptions.
+        """
+        comm = host_comm(self.comm)
+        value: T | None = None
+        report: tuple[str, str, str] | None = None
+        seen: str | None = None
+        if comm.Get_rank() == 0:
+            try:
+                value = make()
+                seen = describe(value)
+            except UserError as error:
+                report = error.seen, error.where, error.mend
+        with self.activity.waiting():
+            value, report = comm.bcast((value, report), root=0)
+        comm.Free()
+        by_host: dict[str, str] = {}
+        for host, words in self.gather_objects((self.host, seen)):
+            if words is not None:
+                by_host.setdefault(words, host)
+        if report is not None:
+            raise UserError(report[0], where=report[1], mend=report[2])
+        if len(by_host) > 1:
+            raise UserError(
+                f"Hosts do not see the same: {'; '.join(f'{host} {words}' for words, host in by_host.items())}",
+                mend="Give all hosts the same files: on a shared file system, or by copies that are complete.",
+            )
+        return cast(T, value)
+
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of small arrays over all ranks, element by element."""
         total = np.empty_like(values)
@@ -259,6 +295,13 @@ class World:
             place = ", ".join(filter(None, (where, ranks, what)))
             raise UserError(saw, where=place, mend=mend, everywhere=True)
         self.position = before
+
+
+def host_comm(comm: Any) -> Any:
+    """Return a new communicator of the ranks on this host."""
+    from mpi4py import MPI
+
+    return comm.Split_type(MPI.COMM_TYPE_SHARED)
 
 
 def check_launched_size(size: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from resist_hvd.data.resident import ImageSet, ResidentSource
 from resist_hvd.data.settings import DataName, DataSettings
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, TrainStream
+from resist_hvd.data.tree import ImageTree, Share, make_here
 
 __all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "ExtraTest", "Shard", "TrainStream", "load"]
 
@@ -15,16 +16,29 @@ _READERS: dict[DataName, str] = {
     "cifar10": "torchvision_sets",
     "cifar100": "torchvision_sets",
     "svhn": "torchvision_sets",
-    "folder": "folder",
 }
-"""Which module's `read` reads a data set into memory (imagenet stays on disk). They are imported only when asked for:
-the libraries that they bring along take seconds to load, and not every machine has all of them."""
+"""Which module's `read` reads a built-in or published set into memory. They are imported only when asked for: the
+libraries that they bring along take seconds to load, and not every machine has all of them."""
 
 
-def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> DataSource:
+def load(
+    settings: DataSettings,
+    *,
+    shard: Shard,
+    seed: int,
+    device: torch.device,
+    share: Share[ImageTree] = make_here,
+) -> DataSource:
     """The data that `settings` describe, as worker `shard` sees them, with batches on `device`.
 
     Everything random is a function of `seed` and a sample's position, and the same on every worker.
+
+    Args:
+        settings: what to load.
+        shard: the worker.
+        seed: the run's.
+        device: where batches are wanted.
+        share: lists files once for all workers of a host.
 
     Raises:
         UserError: the data are missing, damaged, too large or too few; the message names the folder or file.
@@ -32,7 +46,12 @@ def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.devic
     if settings.name == "imagenet":
         from resist_hvd.data import imagenet
 
-        return imagenet.load(settings, shard=shard, seed=seed, device=device)
-    reader = importlib.import_module(f"{__name__}.{_READERS[settings.name]}")
-    images: ImageSet = reader.read(settings)
+        return imagenet.load(settings, shard=shard, seed=seed, device=device, share=share)
+    if settings.name == "folder":
+        from resist_hvd.data import folder
+
+        images: ImageSet = folder.read(settings, share)
+    else:
+        reader = importlib.import_module(f"{__name__}.{_READERS[settings.name]}")
+        images = reader.read(settings)
     return ResidentSource(images, settings, shard=shard, seed=seed, device=device)

@@ -11,37 +11,23 @@ from resist_hvd.data.decoding import decode_rgb
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.errors import UserError
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"P5", b"P6")
-"""How JPEG, PNG, BMP, WebP and PPM files begin: the formats that every loader decodes to the same pixels."""
-
 USUAL_ENDS = (b"\xff\xd9", b"\x60\x82")
 """The last two bytes of a JPEG file and of a PNG file. A decoder that only reads the rows of a window would not notice
 that what follows them is missing, so a file that ends otherwise is decoded to its end before it is trusted."""
-
-
-def decode_trusted(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode a whole image: uint8 [H, W, 3].
-
-    Raises:
-        ValueError: what is wrong with it, words that continue "the image file ...".
-    """
-    if encoded and not encoded.startswith(_SIGNATURES):
-        raise ValueError("is no image, or one of an unknown format")
-    return decode_rgb(encoded)
 
 
 def read_trusted(path: bytes) -> NDArray[np.uint8]:
     """Read and decode a whole image file: uint8 [H, W, 3].
 
     Raises:
-        ValueError: as `decode_trusted`, or the file cannot be read.
+        ValueError: what is wrong with it, words that continue "the image file ...".
     """
     try:
         with open(path, "rb") as file:
             encoded = file.read()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
-    return decode_trusted(encoded)
+    return decode_rgb(encoded)
 
 
 class BrokenFiles:

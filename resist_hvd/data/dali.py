@@ -5,8 +5,8 @@ batch is to name its files, and to work out its windows once their sizes are kno
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,39 @@ from torch.utils.dlpack import from_dlpack
 from resist_hvd.data import dali_graph
 from resist_hvd.data.broken import USUAL_ENDS, BrokenFiles
 from resist_hvd.data.dali_graph import Means, Source
+from resist_hvd.data.decoding import LARGEST_IMAGE
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
-from resist_hvd.data.windows import Draws, random_windows
+from resist_hvd.data.stand_ins import PLACEHOLDER, ForeignFiles, StandIn
+from resist_hvd.data.windows import Draws, middle_windows, random_windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one batch is made of: image numbers [B], and in training what was drawn at random for each."""
+    """What one batch is made of.
+
+    Attributes:
+        images: their numbers [B].
+        draws: in training, what was drawn at random for each.
+        stand_ins: what DALI is given for images whose files it is not to decode, by their places in the batch.
+    """
 
     images: NDArray[np.int64]
     draws: Draws | None = None
+    stand_ins: Mapping[int, StandIn] = field(default_factory=dict)
 
+
+Cut = Callable[[Work, NDArray[np.int64]], list[NDArray[Any]]]
+"""Tells from images' heights and widths [B, 2] how a pipeline is to cut them out."""
 
 Build = Callable[[Callable[[], Work]], Pipeline]
 """Makes a pipeline that works on what it is given, and puts out images and the last two bytes of each file."""
 
 
 class DaliLoader(ImageLoader):
-    """Decodes image files by DALI.
+    """Decodes image files by DALI, but for those of formats that it does not decode as Pillow does.
 
     Args:
         settings: sizes, augmentation, threads, prefetching.
@@ -62,6 +74,7 @@ class DaliLoader(ImageLoader):
         self._settings = settings
         self._device = device
         self._broken = broken
+        self._foreign = ForeignFiles(settings.decode_threads or torch.get_num_threads())
         self._type = BATCH_TYPES[settings.image_type]
         # DALI's normalisation knows no bfloat16.
         dali_type = types.FLOAT16 if settings.image_type == "fp16" else types.FLOAT
@@ -79,7 +92,7 @@ class DaliLoader(ImageLoader):
                 drawn = plan.after(drawn)
 
         def build(next_work: Callable[[], Work]) -> Pipeline:
-            source = self._training_inputs(index, means, next_work)
+            source = self._inputs(index, means, next_work, self._windows)
             return dali_graph.training_pipeline(means, self._settings, self._normalisation, source)
 
         return self._batches(index, works(), build)
@@ -90,9 +103,7 @@ class DaliLoader(ImageLoader):
         means = self._means(size)
 
         def build(next_work: Callable[[], Work]) -> Pipeline:
-            def source() -> tuple[Any, ...]:
-                return (index.encoded_paths(next_work().images),)
-
+            source = self._inputs(index, means, next_work, self._middles)
             return dali_graph.evaluation_pipeline(means, self._settings, self._normalisation, source)
 
         works = (Work(images=images[start : start + size]) for start in range(0, len(images), size))
@@ -154,34 +165,60 @@ class DaliLoader(ImageLoader):
             return Work(images=self._broken.left(index, work.images))
         return Work(images=self._broken.replaced(index, work.images), draws=work.draws)
 
-    def _training_inputs(self, index: ImageIndex, means: Means, next_work: Callable[[], Work]) -> Source:
-        """What the training pipeline takes: files that are read ahead, and windows that fit their images."""
-        reading: deque[Draws] = deque()
+    def _inputs(self, index: ImageIndex, means: Means, next_work: Callable[[], Work], cut: Cut) -> Source:
+        """Gives a decoding pipeline files that are read ahead, and how each image is cut out."""
+        reading: deque[Work] = deque()
         # What a pipeline was given is not copied: it is kept until the batch is surely done.
         kept: deque[tuple[Any, ...]] = deque(maxlen=means.prefetch + 3)
 
         def paths() -> tuple[Any, ...]:
             work = next_work()
-            assert work.draws is not None
-            reading.append(work.draws)
-            return (index.encoded_paths(work.images),)
+            work = replace(work, stand_ins=self._foreign.stand_ins(index, work.images))
+            reading.append(work)
+            rows = index.encoded_paths(work.images)
+            if not work.stand_ins:
+                return (rows,)
+            return ([PLACEHOLDER.path if place in work.stand_ins else row for place, row in enumerate(rows)],)
 
         files = dali_graph.reading_pipeline(means, paths)
         files.build()
         files.schedule_run()
 
         def inputs() -> tuple[Any, ...]:
-            encoded, sides, ends = files.outputs()
-            draws = reading.popleft()
-            windows = random_windows(draws, *np.asarray(sides.as_array()).T)
-            given = [windows[:, :2], windows[:, 2:], draws.mirrored.astype(np.int32)]
-            if self._settings.color_jitter:
-                given.append((1 + self._settings.color_jitter * draws.colours).astype(np.float32))
+            encoded, peeked, ends = files.outputs()
+            work = reading.popleft()
+            sides = np.asarray(peeked.as_array())
+            contents: Any = encoded
+            if work.stand_ins:
+                sides = sides.copy()
+                contents = [np.asarray(encoded.at(place)) for place in range(len(sides))]
+                for place, stand_in in work.stand_ins.items():
+                    contents[place], sides[place] = stand_in.encoded, stand_in.sides
+            if (sides.prod(axis=1) > LARGEST_IMAGE).any():
+                raise RuntimeError("an image is too large")  # `_find_broken` tells which
+            given = [np.ascontiguousarray(array) for array in cut(work, sides)]
             files.schedule_run()
-            kept.append((encoded, ends, *map(np.ascontiguousarray, given)))
-            return kept[-1]
+            kept.append((contents, ends, *given, encoded))
+            return kept[-1][:-1]
 
         return inputs
+
+    def _windows(self, work: Work, sides: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """How training cuts out images of these sides [B, 2], as `training_pipeline` takes it."""
+        assert work.draws is not None
+        windows = random_windows(work.draws, *sides.T)
+        given: list[NDArray[Any]] = [windows[:, :2], windows[:, 2:], work.draws.mirrored.astype(np.int32)]
+        if self._settings.color_jitter:
+            given.append((1 + self._settings.color_jitter * work.draws.colours).astype(np.float32))
+        return given
+
+    def _middles(self, work: Work, sides: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """How testing does, as `evaluation_pipeline` takes it."""
+        size = self._settings.size
+        scaled, corner = middle_windows(size, self._settings.resize_before_test, sides)
+        # DALI multiplies the share by the spare pixels and rounds. Without any, any share is right.
+        place = corner.astype(np.float32) / np.maximum(scaled - size, 1).astype(np.float32)
+        return [scaled.astype(np.float32), place]
 
     def _stream(self) -> Any:
         """The stream that waits for the images, so that the process need not."""
@@ -197,7 +234,7 @@ class DaliLoader(ImageLoader):
         """Note the files of a batch that end unusually and are indeed broken; return whether there are any."""
         usual = [np.frombuffer(end, dtype=np.uint8) for end in USUAL_ENDS]
         unusual = ~np.any([(ends == end).all(axis=1) for end in usual], axis=0)
-        return self._any(index, work.images[unusual], self._broken.is_sound)
+        return self._any(index, work.images[unusual], self._is_usable)
 
     def _find_broken(self, index: ImageIndex, begun: Iterable[Work], error: RuntimeError) -> None:
         """Note which files of the batches under way made a pipeline fail.
@@ -205,7 +242,7 @@ class DaliLoader(ImageLoader):
         Raises:
             RuntimeError: none of them did; it failed of something else.
         """
-        for is_sound in (self._broken.is_sound, self._is_decodable):
+        for is_sound in (self._is_usable, self._is_decodable):
             for work in begun:
                 if self._any(index, work.images, is_sound):
                     return
@@ -217,12 +254,18 @@ class DaliLoader(ImageLoader):
         judged = [is_sound(index, image) for image in np.unique(images).tolist()]
         return not all(judged)
 
+    def _is_usable(self, index: ImageIndex, image: int) -> bool:
+        """Whether a file is sound and rightly given to DALI; where it is not, that is noted."""
+        return self._broken.is_sound(index, image) and not self._foreign.recognised(index, image)
+
     def _is_decodable(self, index: ImageIndex, image: int) -> bool:
-        """Whether DALI decodes a file that others do; noted where it does not."""
+        """Whether DALI decodes a file that Pillow does; where it does not, Pillow will from now on."""
+        if self._foreign.knows(index, image):
+            return True
         path = index.encoded_paths(np.array([image]))
         try:
-            dali_graph.evaluation_pipeline(self._means(1), self._settings, self._normalisation, lambda: (path,)).run()
+            dali_graph.decoding_pipeline(self._means(1), lambda: (path,)).run()
         except RuntimeError:
-            self._broken.note(index, image, "is of a kind that DALI does not decode")
+            self._foreign.note(index, image)
             return False
         return True

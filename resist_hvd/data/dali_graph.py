@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nvidia.dali import Pipeline, fn, types
-from nvidia.dali import math as dali_math
 
 from resist_hvd.data.settings import DaliSettings, DataSettings
 
@@ -92,8 +91,11 @@ def reading_pipeline(means: Means, source: Source) -> Pipeline:
     pipeline = means.for_reading().pipeline()
     with pipeline:
         (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
-        encoded = fn.io.file.read(path)
-        pipeline.set_outputs(encoded, sides_of(encoded), encoded[-2:])
+        # Not mapped into memory: some file systems cannot do that, and reading is faster.
+        encoded = fn.io.file.read(path, dont_use_mmap=True)
+        # Height and width as the image is stored.
+        sides = fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
+        pipeline.set_outputs(encoded, sides, encoded[-2:])
     return pipeline
 
 
@@ -130,30 +132,32 @@ def training_pipeline(means: Means, settings: DataSettings, normalisation: dict[
 def evaluation_pipeline(
     means: Means, settings: DataSettings, normalisation: dict[str, Any], source: Source
 ) -> Pipeline:
-    """The middle of images whose shorter side was scaled; arguments and outputs as above, `source` being of paths."""
-    size, shorter_side = settings.size, settings.resize_before_test
+    """The middle of images whose shorter side was scaled; arguments and outputs as above.
+
+    `source` is of files, their last two bytes, the height and width that each image is scaled to (float32 [B, 2]), and
+    the place of its middle, as a share of the pixels to spare at its top and left (float32 [B, 2]).
+    """
     pipeline = means.pipeline()
     with pipeline:
-        (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
-        encoded = fn.io.file.read(path)
-        sides = sides_of(encoded)
-        scaled = sides * shorter_side // fn.reductions.min(sides)
+        encoded, ends, scaled, place = fn.external_source(source=source, num_outputs=4, batch=True, no_copy=True)
         images = fn.decoders.image(encoded, **means.decoding())
-        images = fn.resize(
-            images, size=fn.cast(scaled, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
-        )
-        spare = scaled - size
-        half = spare // 2
-        corner = half + (half & spare & 1)
-        # As a share of the spare pixels, which DALI multiplies by them and rounds. Without any, any share is right.
-        place = fn.cast(corner, dtype=types.FLOAT) / dali_math.max(spare, 1)
+        images = fn.resize(images, size=scaled, interp_type=types.INTERP_LINEAR, antialias=True)
         images = fn.crop_mirror_normalize(
-            images, crop=(size, size), crop_pos_y=place[0], crop_pos_x=place[1], output_layout="HWC", **normalisation
+            images,
+            crop=(settings.size, settings.size),
+            crop_pos_y=place[0],
+            crop_pos_x=place[1],
+            output_layout="HWC",
+            **normalisation,
         )
-        pipeline.set_outputs(images, encoded[-2:])
+        pipeline.set_outputs(images, ends)
     return pipeline
 
 
-def sides_of(encoded: Node) -> Node:
-    """Height and width of an image as it is stored, int64 [2]."""
-    return fn.peek_image_shape(encoded, dtype=types.INT64, adjust_orientation=False)[:2]
+def decoding_pipeline(means: Means, source: Source) -> Pipeline:
+    """Images decoded and nothing else, from `source` of paths: to see whether DALI can."""
+    pipeline = means.pipeline()
+    with pipeline:
+        (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
+        pipeline.set_outputs(fn.decoders.image(fn.io.file.read(path, dont_use_mmap=True), **means.decoding()))
+    return pipeline

@@ -15,35 +15,75 @@ _simplejpeg: Any = importlib.import_module("simplejpeg") if importlib.util.find_
 
 _JPEG_START = b"\xff\xd8\xff"
 
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""In Pillow's words, the formats that every reader decodes, whatever a file's name ends with."""
+
+LARGEST_IMAGE = 2**28
+"""Pixels of the largest image that is decoded: 0.75 GiB of memory."""
+
+# Pillow's own limit is lower, and refuses photographs that people do have. What takes its place is `_check_size`.
+Image.MAX_IMAGE_PIXELS = None
+
 
 def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode an image of any format that Pillow reads: uint8 [H, W, 3].
+    """Decode an image of any of the formats that have a suffix in `image_names`: uint8 [H, W, 3].
 
     Grey images become RGB, transparency is dropped, 16-bit images keep their high byte, of several frames the first
-    one counts.
+    one counts. Pixels are as they are stored: EXIF's orientation is not followed, as in torchvision and DALI.
 
     Raises:
-        ValueError: the image is damaged, cut short, empty or none at all; the message continues "the file ...".
+        ValueError: the image is damaged, cut short, empty, larger than `LARGEST_IMAGE` or none at all; the message
+            continues "the file ...".
     """
     if not encoded:
         raise ValueError("is empty")
-    if _simplejpeg is not None and encoded.startswith(_JPEG_START):
-        try:
-            # The two libraries disagree on CMYK; Pillow knows Adobe's inverted kind.
-            if _simplejpeg.decode_jpeg_header(encoded)[2] != "CMYK":
-                pixels: NDArray[np.uint8] = _simplejpeg.decode_jpeg(encoded, colorspace="RGB")
-                return pixels
-        except ValueError:
-            pass  # Pillow's word is final on what is damaged
+    pixels = _fast_jpeg(encoded)
+    if pixels is not None:
+        return pixels
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            check_size(*image.size)
             return np.asarray(_eight_bits(image).convert("RGB"))
     except UnidentifiedImageError:
         raise ValueError("is no image, or one of an unknown format") from None
-    except MemoryError:
+    except (MemoryError, TooLargeError):
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
         raise ValueError(f"is a damaged image ({error})") from error
+
+
+class TooLargeError(ValueError):
+    """An image has more pixels than are decoded."""
+
+
+def check_size(width: int, height: int) -> None:
+    """Check that an image is not too large to be decoded.
+
+    Raises:
+        TooLargeError: it is; the message continues "the file ...".
+    """
+    if width * height > LARGEST_IMAGE:
+        raise TooLargeError(
+            f"has {width:,} x {height:,} pixels, more than the {LARGEST_IMAGE:,} that are read: scale it down"
+        )
+
+
+def _fast_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
+    """A JPEG's pixels, None where that is for Pillow to decode or to find fault with."""
+    if _simplejpeg is None or not encoded.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colours = _simplejpeg.decode_jpeg_header(encoded)[:3]
+        check_size(width, height)
+        # The two libraries disagree on CMYK; Pillow knows Adobe's inverted kind.
+        if colours == "CMYK":
+            return None
+        pixels: NDArray[np.uint8] = _simplejpeg.decode_jpeg(encoded, colorspace="RGB")
+        return pixels
+    except TooLargeError:
+        raise
+    except ValueError:
+        return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -2,14 +2,18 @@
 
 ImageNetV2 (Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?", ICML 2019) is published as three folders,
 imagenetv2-matched-frequency-format-val and so on, each with folders 0 to 999 of ten images. A number is the place of
-the class among the sorted wnids: as text 10 would come before 2, and nearly all labels would be wrong.
+the class among the sorted wnids: as text 10 would come before 2, and nearly all labels would be wrong. Where the
+training classes themselves have numbers for names, a folder is the class of its name, as in the training set.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from resist_hvd.data.folders import LeftOut, class_folders, has_class_folders
+from resist_hvd.data.index import ImageIndex, index_images
 from resist_hvd.errors import UserError
 
 
@@ -19,23 +23,23 @@ class TestFolder:
 
     Attributes:
         name: what reports call it.
-        folder: what holds its class folders.
-        label_of: the label of each class folder's images, in the order of labels.
+        images: its images, in the order of their labels.
+        left_out: what else lies there.
     """
 
     __test__ = False  # whatever pytest thinks of the class's name
 
     name: str
-    folder: Path
-    label_of: Mapping[str, int]
+    images: ImageIndex
+    left_out: LeftOut
 
 
 def find_extra_tests(place: Path, classes: Sequence[str]) -> tuple[TestFolder, ...]:
     """Return every test set in `place`, in the order of their names.
 
     Args:
-        place: a folder of test sets, or a test set itself. Its folders are classes: all numbers from 0 on, each with
-            the same number of images, or classes by name, each with at least one.
+        place: a folder of test sets, or a test set itself. Its folders are classes by name, each with at least one
+            image; or, where no training class has such a name, all numbers from 0 on, each with as many images.
         classes: the training set's, sorted; labels are places among them.
 
     Raises:
@@ -48,16 +52,16 @@ def find_extra_tests(place: Path, classes: Sequence[str]) -> tuple[TestFolder, .
             where=str(place),
             mend="Give the folder that holds the further test sets with --data.extra_tests.",
         )
-    folders = _folders_in(place)
-    if not folders:
+    if not has_class_folders(place):
         raise UserError(
             "The folder holds no test set",
             where=str(place),
             mend="Unpack ImageNetV2's archives there, or give another folder with --data.extra_tests.",
         )
+    folders, _ = class_folders(place)
     is_test_set = any(_is_number(name) or name in classes for name in folders)
     tests = [place] if is_test_set else [place / name for name in folders]
-    return tuple(_test_folder(folder, classes) for folder in tests)
+    return tuple(_test_folder(folder, tuple(classes)) for folder in tests)
 
 
 def report_name(folder: Path) -> str:
@@ -65,38 +69,35 @@ def report_name(folder: Path) -> str:
     return folder.name.removeprefix("imagenetv2-").removesuffix("-format-val") or folder.name
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    return sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda e: e.name)
-
-
-def _folders_in(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
-
-
 def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal()
 
 
-def _test_folder(folder: Path, classes: Sequence[str]) -> TestFolder:
-    names = _folders_in(folder)
-    if not names:
+def _test_folder(folder: Path, classes: tuple[str, ...]) -> TestFolder:
+    if not has_class_folders(folder):
         raise UserError(
             "The test set has no class folders", where=str(folder), mend="Unpack its archive there, or remove it."
         )
-    numbered = all(_is_number(name) for name in names)
+    names, beside = class_folders(folder)
+    numbered = all(_is_number(name) for name in names) and not set(names) & set(classes)
     label_of = _numbered(names, folder, classes) if numbered else _named(names, folder, classes)
     label_of = dict(sorted(label_of.items(), key=lambda item: item[1]))
-    images = {name: len(_visible(folder / name)) for name in label_of}
-    wanted = max(1, *images.values()) if numbered else 1
-    short = [name for name, count in images.items() if count < wanted]
-    if short:
+    images, in_folders = index_images(folder, classes, label_of=label_of)
+    if numbered:
+        _check_even(images, list(label_of))
+    return TestFolder(name=report_name(folder), images=images, left_out=beside + in_folders)
+
+
+def _check_even(images: ImageIndex, names: Sequence[str]) -> None:
+    counts = np.bincount(images.labels)
+    short = np.flatnonzero(counts < counts.max())
+    if len(short):
         raise UserError(
             f"{len(short):,} class folders of the test set have fewer images than they should; the first has "
-            f"{images[short[0]]} of {wanted}",
-            where=str(folder / short[0]),
+            f"{counts[short[0]]} of {counts.max()}",
+            where=str(images.folder / names[short[0]]),
             mend="Unpack the test set's archive anew.",
         )
-    return TestFolder(name=report_name(folder), folder=folder, label_of=label_of)
 
 
 def _numbered(names: Sequence[str], folder: Path, classes: Sequence[str]) -> dict[str, int]:
@@ -118,7 +119,7 @@ def _named(names: Sequence[str], folder: Path, classes: Sequence[str]) -> dict[s
     unknown = [name for name in names if name not in label_of]
     if unknown:
         raise UserError(
-            f"The test set has a folder {unknown[0]!r}, which is neither a number nor a class of the training set",
+            f"The test set has a folder {unknown[0]!r}, which is no class of the training set",
             where=str(folder),
             mend="Give a folder with --data.extra_tests that holds test sets of these classes and nothing else.",
         )

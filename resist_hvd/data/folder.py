@@ -1,167 +1,164 @@
 """Any folder of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory as a whole."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resist_hvd.data.decoding import decode_rgb, fit_square
-from resist_hvd.data.extra_tests import find_extra_tests
+from resist_hvd.data.broken import read_trusted
+from resist_hvd.data.decoding import fit_square
 from resist_hvd.data.images import LabelledImages
+from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.resident import ImageSet
 from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.tree import ImageTree, Share, find_images, make_here
 from resist_hvd.errors import UserError
 
 _CHANNELS = 3
 _FILES_A_TASK = 64
+_NAMED = 5
+"""So many files that cannot be used are named in one message."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFiles:
-    """The image files of a training or test folder, class by class, and within a class by name."""
-
-    folder: Path
-    paths: tuple[Path, ...]
-    classes: tuple[str, ...]
-    labels: tuple[int, ...]
+_GIVE_A_SIZE = "Give a size that all images are scaled to with --data.image_size."
+_GIVE_A_COPY = "Put a sound copy in its place, or pass over broken files with --data.broken_files skip."
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unusable:
-    """A file that is no image, or not one of the right size: what was seen, and what to do."""
+    """A file that is broken, or not of the right size: its path, and what was seen."""
 
-    path: Path
+    path: str
     seen: str
-    mend: str
+    broken: bool
+
+    @property
+    def mend(self) -> str:
+        """What to do about it."""
+        return _GIVE_A_COPY if self.broken else _GIVE_A_SIZE
 
 
-_GIVE_A_SIZE = "Give a size that all images are scaled to with --data.image_size."
+@dataclass
+class _Decoder:
+    """Decodes files into squares of one size.
+
+    Attributes:
+        settings: whether images are scaled, whether broken files are skipped, and the number of threads.
+        size: height and width of all images.
+        broken: what is wrong with each file that was passed over, by its path.
+    """
+
+    settings: DataSettings
+    size: int
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def decode(self, index: ImageIndex, *, padding: int) -> LabelledImages:
+        """Decode all images of an index, without those that are broken where these are to be skipped.
+
+        Raises:
+            UserError: a file cannot be used.
+        """
+        store = LabelledImages.blank(len(index), image_size=self.size, channels=_CHANNELS, padding=padding)
+        store.labels.copy_(torch.from_numpy(index.labels))
+        pixels = store.images.numpy()
+
+        def decode_some(start: int) -> dict[int, _Unusable]:
+            unusable = {}
+            for image in range(start, min(start + _FILES_A_TASK, len(index))):
+                decoded = self._square(index, image)
+                if isinstance(decoded, _Unusable):
+                    unusable[image] = decoded
+                else:
+                    pixels[image] = decoded
+            return unusable
+
+        # Decoding releases Python's lock. Each task fills in its own images, so any number of threads makes the same.
+        with ThreadPoolExecutor(self.settings.decode_threads or torch.get_num_threads()) as pool:
+            results = pool.map(decode_some, range(0, len(index), _FILES_A_TASK))
+            unusable = {image: file for result in results for image, file in result.items()}
+        return self._without(unusable, store, index) if unusable else store
+
+    def _square(self, index: ImageIndex, image: int) -> NDArray[np.uint8] | _Unusable:
+        decoded = _decode_file(index, image)
+        if isinstance(decoded, _Unusable) or decoded.shape[:2] == (self.size, self.size):
+            return decoded
+        if self.settings.image_size is not None:
+            return fit_square(decoded, self.size)
+        height, width = decoded.shape[:2]
+        seen = f"is {width} x {height} pixels, where the first one is {self.size} x {self.size}"
+        return _Unusable(path=str(index.path(image)), seen=seen, broken=False)
+
+    def _without(self, unusable: dict[int, _Unusable], store: LabelledImages, index: ImageIndex) -> LabelledImages:
+        skips = self.settings.broken_files == "skip"
+        fatal = [file for file in unusable.values() if not (skips and file.broken)]
+        if fatal:
+            raise _error(fatal)
+        if len(unusable) == len(index):
+            raise UserError(
+                f"All {len(index):,} image files are broken", where=str(index.folder), mend="Unpack the data again."
+            )
+        self.broken.update({file.path: file.seen for file in unusable.values()})
+        sound = torch.ones(len(index), dtype=torch.bool)
+        sound[list(unusable)] = False
+        return LabelledImages(padded=store.padded[sound], labels=store.labels[sound], padding=store.padding)
 
 
-def read(settings: DataSettings) -> ImageSet:
-    """Decode all images below `settings.root`; classes are numbered in the order of their folders' names.
+def read(settings: DataSettings, share: Share[ImageTree] = make_here) -> ImageSet:
+    """Decode all images below `settings.root` (see `tree`).
 
-    Names that begin with a dot are passed over. Where there are both test and val, test is the test set.
+    Args:
+        settings: what to read.
+        share: lists files once for all workers of a host.
 
     Raises:
         UserError: a folder is missing or empty, a file is not an image, sizes differ and none is given, the test
             folder has a class of its own, or the images would not fit into `resident_limit_gib`.
     """
     assert settings.root is not None  # DataSettings sees to it
-    root = settings.root.expanduser().absolute()
-    train, test = find_files(root)
-    size = settings.image_size or _size_of_first(train.paths[0])
+    root = settings.root
+    images = share(lambda: find_images(root, settings.extra_tests), ImageTree.digest)
+    size = settings.image_size or _size_of_first(images.train, settings)
     padding = size // 8 if settings.crop_padding is None else settings.crop_padding
-    extra = {
-        test.name: _files_of(test.folder, train.classes, test.label_of)
-        for test in (find_extra_tests(settings.extra_tests, train.classes) if settings.extra_tests else ())
-    }
-    _check_memory(settings, train, (test, *extra.values()), padded_size=size + 2 * padding, size=size)
+    tests = (images.test, *images.extra.values())
+    _check_memory(settings, images.train, tests, padded_size=size + 2 * padding, size=size)
+    decoder = _Decoder(settings, size)
     return ImageSet(
-        name=root.name,
-        classes=train.classes,
-        train=_decode_all(train, settings, size=size, padding=padding),
-        test=_decode_all(test, settings, size=size, padding=0),
+        name=root.expanduser().absolute().name,
+        classes=images.train.classes,
+        train=decoder.decode(images.train, padding=padding),
+        test=decoder.decode(images.test, padding=0),
         mirrored=True,
-        extra_tests={name: _decode_all(files, settings, size=size, padding=0) for name, files in extra.items()},
+        extra_tests={name: decoder.decode(index, padding=0) for name, index in images.extra.items()},
+        remarks=images.remarks,
+        broken=decoder.broken,
     )
 
 
-def find_files(root: Path) -> tuple[ImageFiles, ImageFiles]:
-    """The training and the test files below `root`, their labels numbered by the training folder's classes.
-
-    Raises:
-        UserError: a folder is missing or empty, or the test folder has a class that the training folder has not.
-    """
-    if not root.is_dir():
-        raise UserError(
-            "There is no such folder" if not root.exists() else "This is not a folder",
-            where=str(root),
-            mend="Give the folder that holds train and test with --data.root.",
-        )
-    halves = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
-    if "train" not in halves:
-        raise UserError(
-            "The data folder has no folder train",
-            where=str(root),
-            mend="Put the training images into train/<class>/ there, or give another --data.root.",
-        )
-    test_folder = halves.get("test", halves.get("val"))
-    if test_folder is None:
-        raise UserError(
-            "The data folder has neither a folder test nor a folder val",
-            where=str(root),
-            mend="Put the test images into test/<class>/ there.",
-        )
-    classes = _class_names(halves["train"])
-    test_classes = _class_names(test_folder)
-    unknown = sorted(set(test_classes) - set(classes))
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} of the test classes are not among the training classes: {', '.join(unknown[:5])}",
-            where=str(test_folder),
-            mend="Give both halves the same class folders.",
-        )
-    label_of = {name: label for label, name in enumerate(classes)}
-    return (
-        _files_of(halves["train"], classes, label_of),
-        _files_of(test_folder, classes, {name: label_of[name] for name in test_classes}),
-    )
-
-
-def _visible(folder: Path) -> list[str]:
-    """The names in the folder, sorted as text, without hidden ones."""
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(name for name in _visible(folder) if (folder / name).is_dir())
-    if not names:
-        raise UserError(
-            "The folder has no class folders",
-            where=str(folder),
-            mend="Put each class's images into a folder of the class's name there.",
-        )
-    return names
-
-
-def _files_of(folder: Path, classes: tuple[str, ...], label_of: Mapping[str, int]) -> ImageFiles:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for name, label in label_of.items():
-        files = _visible(folder / name)
-        if not files:
-            raise UserError(
-                "The class folder is empty", where=str(folder / name), mend="Put images there, or remove the folder."
-            )
-        paths += [folder / name / file for file in files]
-        labels += [label] * len(files)
-    return ImageFiles(folder=folder, paths=tuple(paths), classes=classes, labels=tuple(labels))
-
-
-def _size_of_first(path: Path) -> int:
-    """The size of all images, as the first one has it; `_decode_all` holds the others to it."""
-    image = _decode_file(path)
-    if isinstance(image, _Unusable):
-        raise _error([image])
-    height, width = int(image.shape[0]), int(image.shape[1])
+def _size_of_first(index: ImageIndex, settings: DataSettings) -> int:
+    """The size of all images, as the first sound one has it; the others are held to it when they are decoded."""
+    image, decoded = 0, _decode_file(index, 0)
+    while isinstance(decoded, _Unusable):
+        image += 1
+        if settings.broken_files == "stop" or image == len(index):
+            raise _error([decoded])
+        decoded = _decode_file(index, image)
+    height, width = decoded.shape[:2]
     if height != width:
         raise UserError(
-            f"The images are not square: the first one is {width} x {height} pixels", where=str(path), mend=_GIVE_A_SIZE
+            f"The images are not square: the first one is {width} x {height} pixels",
+            where=str(index.path(image)),
+            mend=_GIVE_A_SIZE,
         )
-    return height
+    return int(height)
 
 
 def _check_memory(
-    settings: DataSettings, train: ImageFiles, tests: Sequence[ImageFiles], *, padded_size: int, size: int
+    settings: DataSettings, train: ImageIndex, tests: Sequence[ImageIndex], *, padded_size: int, size: int
 ) -> None:
-    test_images = sum(len(test.paths) for test in tests)
-    needed = (len(train.paths) * padded_size**2 + test_images * size**2) * _CHANNELS / 2**30
+    test_images = sum(len(test) for test in tests)
+    needed = (len(train) * padded_size**2 + test_images * size**2) * _CHANNELS / 2**30
     if needed > settings.resident_limit_gib:
         raise UserError(
             f"The images would take {needed:.3g} GiB of memory on each worker, more than the "
@@ -171,48 +168,17 @@ def _check_memory(
         )
 
 
-def _decode_all(files: ImageFiles, settings: DataSettings, *, size: int, padding: int) -> LabelledImages:
-    store = LabelledImages.blank(len(files.paths), image_size=size, channels=_CHANNELS, padding=padding)
-    store.labels.copy_(torch.tensor(files.labels))
-    pixels = store.images.numpy()
-
-    def decode_some(start: int) -> list[_Unusable]:
-        unusable = []
-        for number, path in enumerate(files.paths[start : start + _FILES_A_TASK], start):
-            image = _decode_file(path)
-            if isinstance(image, _Unusable):
-                unusable.append(image)
-            elif settings.image_size is not None:
-                pixels[number] = fit_square(image, size)
-            elif image.shape[:2] != (size, size):
-                seen = f"is {image.shape[1]} x {image.shape[0]} pixels, where the first one is {size} x {size}"
-                unusable.append(_Unusable(path=path, seen=seen, mend=_GIVE_A_SIZE))
-            else:
-                pixels[number] = image
-        return unusable
-
-    # Decoding releases Python's lock. Each task fills in its own images: any number of threads makes the same store.
-    with ThreadPoolExecutor(settings.decode_threads or torch.get_num_threads()) as pool:
-        results = pool.map(decode_some, range(0, len(files.paths), _FILES_A_TASK))
-        unusable = [file for result in results for file in result]
-    if unusable:
-        raise _error(unusable)
-    return store
-
-
-def _decode_file(path: Path) -> NDArray[np.uint8] | _Unusable:
+def _decode_file(index: ImageIndex, image: int) -> NDArray[np.uint8] | _Unusable:
     try:
-        return decode_rgb(path.read_bytes())
-    except OSError as error:
-        seen = f"cannot be read ({error.strerror})"
-    except ValueError as error:
-        seen = str(error)
-    return _Unusable(path=path, seen=seen, mend="Remove it, or put a sound copy in its place.")
+        return read_trusted(index.encoded_path(image))
+    except ValueError as fault:
+        return _Unusable(path=str(index.path(image)), seen=str(fault), broken=True)
 
 
 def _error(unusable: Sequence[_Unusable]) -> UserError:
-    """One error for all files that cannot be used, which names the first."""
-    first = unusable[0]
-    others = len(unusable) - 1
-    and_others = f", and {others} more cannot be used either" if others else ""
-    return UserError(f"The image file {first.seen}{and_others}", where=str(first.path), mend=first.mend)
+    """One error for all files that cannot be used, which names the first few."""
+    first, *others = unusable
+    named = "; ".join(f"{file.path} {file.seen}" for file in others[: _NAMED - 1])
+    more = "; ..." if len(others) >= _NAMED else ""
+    and_others = f", and {len(others):,} more cannot be used either ({named}{more})" if others else ""
+    return UserError(f"The image file {first.seen}{and_others}", where=first.path, mend=first.mend)

@@ -1,12 +1,11 @@
-"""ImageNet's own folder layout, or any of its kind: train/<class>/* and val/<class>/*, decoded batch by batch.
+"""ImageNet's own folder layout, or any of its kind (see `tree`), decoded batch by batch.
 
 Preprocessing as in the paper's source of ImageNet results (He et al. 2016; torchvision's reference training): random
 windows of 8 to 100 % of an image, mirrored or not, for training; the middle 224 of 256 pixels for testing.
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,13 +13,13 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.ahead import Ahead
 from resist_hvd.data.broken import BrokenFiles
-from resist_hvd.data.extra_tests import find_extra_tests
-from resist_hvd.data.index import ImageIndex, class_folders, index_images
+from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.stream import NumberedStream, check_one_batch
+from resist_hvd.data.tree import ImageTree, Share, find_images
 from resist_hvd.errors import UserError
 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -28,65 +27,30 @@ STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 """Of ImageNet's red, green and blue: the figures that published models were trained with."""
 
 
-def load(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> DataSource:
+def load(
+    settings: DataSettings, *, shard: Shard, seed: int, device: torch.device, share: Share[ImageTree]
+) -> DataSource:
     """The images below `settings.root` as worker `shard` sees them, with batches on `device`.
+
+    `share` lists them once for all workers of a host.
 
     Raises:
         UserError: a folder is missing or empty, its classes do not match, images are too few for one batch of all
             workers, or the loader that is asked for is not installed.
     """
     assert settings.root is not None  # DataSettings sees to it
-    train, val = find_images(settings.root.expanduser().absolute())
+    root = settings.root
+    images = share(lambda: find_images(root, settings.extra_tests), ImageTree.digest)
     check_one_batch(
-        train.folder.parent.name,
-        train_size=len(train),
+        images.train.folder.parent.name,
+        train_size=len(images.train),
         batch_size=settings.batch_size,
         shard=shard,
-        where=str(train.folder),
+        where=str(images.train.folder),
     )
     broken = BrokenFiles(stop=settings.broken_files == "stop")
     loader = make_loader(settings, device=device, broken=broken)
-    tests = find_extra_tests(settings.extra_tests, train.classes) if settings.extra_tests else ()
-    extra = {test.name: index_images(test.folder, train.classes, label_of=test.label_of) for test in tests}
-    return StreamedSource(train, val, extra, settings, loader=loader, broken=broken, shard=shard, seed=seed)
-
-
-def find_images(root: Path) -> tuple[ImageIndex, ImageIndex]:
-    """The training and the validation images below `root`, their classes numbered in the order of the folders' names.
-
-    A class may have no validation image, but must have a folder for them.
-
-    Raises:
-        UserError: a folder is missing or empty, or the two halves have not the same classes.
-    """
-    if not root.is_dir():
-        raise UserError(
-            "There is no such folder" if not root.exists() else "This is not a folder",
-            where=str(root),
-            mend="Give the folder that holds train and val with --data.root.",
-        )
-    for half in ("train", "val"):
-        if not (root / half).is_dir():
-            raise UserError(
-                f"The data folder has no folder {half}",
-                where=str(root),
-                mend=f"Put images into {half}/<class>/ there, or give another --data.root; launch/prepare-imagenet "
-                "sorts a downloaded ImageNet.",
-            )
-    classes, val_classes = (class_folders(root / half) for half in ("train", "val"))
-    if classes != val_classes:
-        only_train, only_val = (sorted(set(a) - set(b)) for a, b in ((classes, val_classes), (val_classes, classes)))
-        named = [
-            f"{len(names)} only {half} has ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for half, names in (("train", only_train), ("val", only_val))
-            if names
-        ]
-        raise UserError(
-            f"train has {len(classes)} classes and val {len(val_classes)}, of which {' and '.join(named)}",
-            where=str(root),
-            mend="Give both the same class folders.",
-        )
-    return index_images(root / "train", classes), index_images(root / "val", classes, may_be_empty=True)
+    return StreamedSource(images, settings, loader=loader, broken=broken, shard=shard, seed=seed)
 
 
 def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenFiles) -> ImageLoader:
@@ -148,9 +112,7 @@ class StreamedSource(DataSource):
 
     def __init__(
         self,
-        train: ImageIndex,
-        test: ImageIndex,
-        extra: Mapping[str, ImageIndex],
+        images: ImageTree,
         settings: DataSettings,
         *,
         loader: ImageLoader,
@@ -158,6 +120,7 @@ class StreamedSource(DataSource):
         shard: Shard,
         seed: int,
     ) -> None:
+        train, test = images.train, images.test
         self.spec = DataSpec(
             name=settings.name,
             classes=train.classes,
@@ -168,8 +131,9 @@ class StreamedSource(DataSource):
             mean=MEAN,
             std=STD,
         )
+        self.remarks = images.remarks
         self._train, self._test = train, test
-        self.extra_tests = tuple(self._extra_test(name, index) for name, index in extra.items())
+        self.extra_tests = tuple(self._extra_test(name, index) for name, index in images.extra.items())
         self._loader, self._broken, self._shard = loader, broken, shard
         self.loader_name = loader.name
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)

@@ -1,7 +1,7 @@
-"""The image files below class folders, and each one's label: what a loader reads from, image by number.
+"""The image files below class folders, and each one's label: what a reader reads from, image by number.
 
 An ImageNet has 1.3 million files. Their names are kept in one piece of memory, so that an index takes some 50 MB, not
-some hundreds, and travels quickly to the worker processes of a loader.
+some hundreds, and travels quickly to the worker processes of a loader and to the other ranks of a host.
 """
 
 import os
@@ -12,12 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from resist_hvd.errors import UserError
-
-IMAGE_SUFFIXES = (b".jpeg", b".jpg", b".png", b".bmp", b".ppm", b".webp")
-"""What the names of image files end with, in any case; other files in a class folder are passed over."""
-
-_SEEN_OF_A_FLAT_FOLDER = "The images lie flat in the folder, without class folders"
+from resist_hvd.data.folders import LeftOut, image_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,40 +60,16 @@ class ImageIndex:
         return Path(os.fsdecode(self.encoded_path(image)))
 
 
-def class_folders(folder: Path) -> tuple[str, ...]:
-    """The names of the folders in `folder`, sorted as text, without hidden ones.
-
-    Raises:
-        UserError: there are none, or there is no such folder.
-    """
-    entries = _entries(folder)
-    names = sorted(os.fsdecode(entry.name) for entry in entries if entry.is_dir())
-    if names:
-        return tuple(names)
-    if any(is_image_name(entry.name) for entry in entries):
-        raise UserError(
-            _SEEN_OF_A_FLAT_FOLDER,
-            where=str(folder),
-            mend="Sort them into class folders; for ImageNet's validation images launch/prepare-imagenet does it.",
-        )
-    raise UserError(
-        "The folder has no class folders",
-        where=str(folder),
-        mend="Put each class's images into a folder of the class's name there.",
-    )
-
-
 def index_images(
-    folder: Path, classes: tuple[str, ...], *, label_of: Mapping[str, int] | None = None, may_be_empty: bool = False
-) -> ImageIndex:
-    """The image files in the class folders of `folder`.
+    folder: Path, classes: tuple[str, ...], *, label_of: Mapping[str, int] | None = None
+) -> tuple[ImageIndex, LeftOut]:
+    """The image files in the class folders of `folder`, and what else lies in those.
 
     Args:
         folder: holds a folder for each class.
         classes: the names of all classes, in the order of their numbers.
         label_of: the number of the class that each folder to be read holds images of, in the order to read them in;
             by default the folders are named as the classes.
-        may_be_empty: whether a class folder without an image is a matter of course, not an error.
 
     Raises:
         UserError: a folder is missing, cannot be read, or has no image in it.
@@ -106,44 +77,19 @@ def index_images(
     names = bytearray()
     ends: list[int] = []
     labels: list[int] = []
+    left_out = LeftOut()
     for name, label in (label_of or {name: number for number, name in enumerate(classes)}).items():
-        files = sorted(entry.name for entry in _entries(folder / name) if is_image_name(entry.name))
-        if not files and not may_be_empty:
-            raise UserError(
-                "The class folder has no image in it",
-                where=str(folder / name),
-                mend=f"Put images ({', '.join(s.decode() for s in IMAGE_SUFFIXES)}) there, or remove the folder.",
-            )
+        files, others = image_files(folder / name)
+        left_out.update(others)
         for file in files:
             names += os.fsencode(name) + b"/" + file
             ends.append(len(names))
         labels += [label] * len(files)
-    if not labels:
-        raise UserError("No class folder has an image in it", where=str(folder), mend="Put images there.")
-    return ImageIndex(
+    index = ImageIndex(
         folder=folder,
         classes=classes,
         labels=np.array(labels, dtype=np.int64),
         names=bytes(names),
         ends=np.array(ends, dtype=np.int64),
     )
-
-
-def is_image_name(name: bytes) -> bool:
-    """Whether a file of this name is taken for an image."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[bytes]]:
-    """What is in the folder, without hidden entries.
-
-    Raises:
-        UserError: it is not there, no folder, or cannot be read.
-    """
-    try:
-        with os.scandir(os.fsencode(folder)) as found:
-            return [entry for entry in found if not entry.name.startswith(b".")]
-    except OSError as error:
-        raise UserError(
-            f"The folder cannot be read ({error.strerror})", where=str(folder), mend="Check --data.root."
-        ) from None
+    return index, left_out

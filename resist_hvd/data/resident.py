@@ -16,7 +16,12 @@ from resist_hvd.data.stream import NumberedStream, check_one_batch
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """What a reader of a data set returns: its images, its classes, and whether its images may be mirrored."""
+    """What a reader of a data set returns: its images, its classes, and whether its images may be mirrored.
+
+    Attributes:
+        remarks: sentences for the user on what was left out.
+        broken: what is wrong with each file that was passed over because it is broken, by its path.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -24,6 +29,8 @@ class ImageSet:
     test: LabelledImages
     mirrored: bool
     extra_tests: Mapping[str, LabelledImages] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 class ResidentStream(NumberedStream):
@@ -75,6 +82,8 @@ class ResidentSource(DataSource):
             mean=tuple(mean.tolist()),
             std=tuple(std.tolist()),
         )
+        self.remarks = images.remarks
+        self._broken = images.broken
         self._shard = shard
         self._evaluation_batch_size = settings.test_batch_size
         train = images.train.to(device)
@@ -105,6 +114,10 @@ class ResidentSource(DataSource):
     def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the calibration set, the same images in every run on this training set."""
         return self._share(self._train_maker, self._calibration_images, shard)
+
+    def broken_files(self) -> dict[str, str]:
+        """What is wrong with each file that was passed over, by its path."""
+        return dict(self._broken)
 
     def _extra_test(self, name: str, maker: BatchMaker, size: int) -> ExtraTest:
         return ExtraTest(name=name, size=size, batches=lambda shard: self._share(maker, np.arange(size), shard))

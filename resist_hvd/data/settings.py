@@ -1,12 +1,36 @@
 """What a user can set of the data: the flags `--data.*`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder", "imagenet"]
 
 LoaderName = Literal["auto", "dali", "torchvision"]
+
+_TORCHVISION_SETS: tuple[DataName, ...] = ("cifar10", "cifar100", "svhn")
+_CLASS_FOLDERS: tuple[DataName, ...] = ("folder", "imagenet")
+
+_COUNTS_FOR: dict[str, tuple[DataName, ...]] = {
+    "root": (*_TORCHVISION_SETS, *_CLASS_FOLDERS),
+    "download": _TORCHVISION_SETS,
+    "image_size": ("digits", *_CLASS_FOLDERS),
+    "test_resize": ("imagenet",),
+    "crop_area": ("imagenet",),
+    "color_jitter": ("imagenet",),
+    "crop_padding": ("digits", *_TORCHVISION_SETS, "folder"),
+    "resident_limit_gib": ("folder",),
+    "extra_tests": _CLASS_FOLDERS,
+    "decode_threads": _CLASS_FOLDERS,
+    "loader": ("imagenet",),
+    "prefetch": ("imagenet",),
+    "image_type": ("imagenet",),
+    "broken_files": _CLASS_FOLDERS,
+    "dali": ("imagenet",),
+}
+"""Which data sets a setting does something for; one that is not here counts for all."""
+
+_INSTEAD = {"crop_area": "--data.crop_padding", "crop_padding": "--data.crop_area"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +75,8 @@ class DataSettings:
 
     name: DataName = "digits"
     """The data set: digits (scikit-learn's handwritten digits, built in), cifar10, cifar100, svhn, folder (any folder
-    of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory once), or imagenet (a folder of
-    train/<class>/* and val/<class>/*, decoded batch by batch)."""
+    of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory once), or imagenet (the same, decoded
+    batch by batch)."""
 
     root: Path | None = None
     """The folder that holds the data. Needed for folder and imagenet; cifar10, cifar100 and svhn default to ./data;
@@ -99,8 +123,8 @@ class DataSettings:
 
     extra_tests: Path | None = None
     """Further test sets, each evaluated by itself after training: a folder that holds ImageNetV2's three, or any others
-    with class folders 0, 1, ... in the order of the sorted class names, or with class folders of these names. For
-    folder and imagenet."""
+    with class folders of the training classes' names, or 0, 1, ... in the order of those names, sorted. For folder and
+    imagenet."""
 
     decode_threads: int | None = None
     """Threads of each worker that decode images: for folder while it loads; for imagenet all the time, as processes
@@ -118,8 +142,8 @@ class DataSettings:
     """The numbers that imagenet's batches come in. With precision bf16, bf16 halves what batches take."""
 
     broken_files: Literal["stop", "skip"] = "stop"
-    """What an image file of imagenet that is empty, cut short or damaged does: stop the run; or be named and counted in
-    its summary, while another image takes its place in training, and it is left out in testing."""
+    """What an image file that is empty, cut short or damaged does: stop the run; or be named and counted in its
+    summary, and left out. For folder and imagenet; in training on imagenet another image takes its place."""
 
     dali: DaliSettings = field(default_factory=DaliSettings)
     """How NVIDIA DALI decodes on a GPU."""
@@ -148,32 +172,31 @@ class DataSettings:
             raise ValueError(f"--data.crop_area is {self.crop_area}; give a share above 0, up to 1")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"--data.color_jitter is {self.color_jitter}; give 0 for none, or a number below 1")
-        self._check_what_the_name_rules_out()
-
-    def _check_what_the_name_rules_out(self) -> None:
-        if self.name in ("folder", "imagenet"):
-            if self.root is None:
-                raise ValueError(f"--data.name is {self.name}, but there is no folder; give it with --data.root DIR")
-            if self.download:
-                raise ValueError("--data.download is true, but a folder is not downloaded; leave the flag out")
-        elif self.extra_tests is not None:
-            raise ValueError(
-                f"--data.extra_tests is {self.extra_tests}, but {self.name} has no class folders; leave the flag out"
-            )
-        elif self.image_size is not None and self.name != "digits":
-            raise ValueError(
-                f"--data.image_size is {self.image_size}, but {self.name} has a size of its own, 32; leave the flag out"
-            )
-        if self.name != "imagenet":
-            if self.test_resize is not None:
-                raise ValueError(f"--data.test_resize is for imagenet, not {self.name}; leave the flag out")
-            return
-        if self.crop_padding is not None:
-            raise ValueError("--data.crop_padding is for small images, not imagenet; give --data.crop_area instead")
+        self._refuse_what_does_nothing()
+        if self.name in _CLASS_FOLDERS and self.root is None:
+            raise ValueError(f"--data.name is {self.name}, but there is no folder; give it with --data.root DIR")
         if self.resize_before_test < self.size:
             raise ValueError(
                 f"--data.test_resize is {self.test_resize}, less than the image_size of {self.size} that is cut out; "
                 "give at least that"
+            )
+
+    def _refuse_what_does_nothing(self) -> None:
+        """Refuse a setting that is not its default, and that this data set has no use for."""
+        for setting in fields(self):
+            names = _COUNTS_FOR.get(setting.name, (self.name,))
+            value = getattr(self, setting.name)
+            default = DaliSettings() if setting.name == "dali" else setting.default
+            if self.name in names or value == default:
+                continue
+            flag = f"--data.{setting.name}"
+            if setting.name == "dali":
+                changed = next(f for f in fields(value) if getattr(value, f.name) != f.default)
+                flag, value = f"{flag}.{changed.name}", getattr(value, changed.name)
+            instead = f", or give {_INSTEAD[setting.name]}" if setting.name in _INSTEAD else ""
+            raise ValueError(
+                f"{flag} is {value}, which does nothing for {self.name}: it is for {', '.join(names)}; "
+                f"leave the flag out{instead}"
             )
 
     @property

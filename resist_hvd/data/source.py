@@ -98,12 +98,19 @@ class TrainStream(Iterator[Batch], ABC):
 
 
 class DataSource(ABC):
-    """A training set, a test set and a calibration set, as one worker sees them."""
+    """A training set, a test set and a calibration set, as one worker sees them.
+
+    Attributes:
+        spec: what the data are.
+        extra_tests: further test sets.
+        remarks: sentences for the user, on files that were left out and the like; the same on every worker.
+    """
 
     spec: DataSpec
     extra_tests: tuple[ExtraTest, ...] = ()
     loader_name: str = ""
     """What decodes its images as they are needed; empty where they lie in memory."""
+    remarks: tuple[str, ...] = ()
 
     @abstractmethod
     def train(self) -> TrainStream:

@@ -23,7 +23,7 @@ from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
-from resist_hvd.data.windows import middle, random_windows, shorter_side_to
+from resist_hvd.data.windows import middle_windows, random_windows
 from resist_hvd.errors import UserError
 
 Made = tuple[Tensor, Tensor, dict[int, str]]
@@ -131,10 +131,10 @@ class PlainBatches(Dataset[Made]):
 
     def _middle(self, picture: Tensor) -> Tensor:
         settings = self._recipe.settings
-        height, width = shorter_side_to(settings.resize_before_test, *picture.shape[1:])
-        picture = functional.resize(picture, [height, width], InterpolationMode.BILINEAR, antialias=True)
         size = settings.size
-        cut: Tensor = functional.crop(picture, middle(size, height), middle(size, width), size, size)
+        (scaled,), (corner,) = middle_windows(size, settings.resize_before_test, np.array([picture.shape[1:]]))
+        picture = functional.resize(picture, scaled.tolist(), InterpolationMode.BILINEAR, antialias=True)
+        cut: Tensor = functional.crop(picture, *corner.tolist(), size, size)
         return cut
 
 

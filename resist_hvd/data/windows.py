@@ -84,12 +84,19 @@ def random_windows(draws: Draws, heights: NDArray[np.int64], widths: NDArray[np.
     return np.column_stack([corner, height, width]).astype(np.int64)
 
 
-def shorter_side_to(size: int, height: int, width: int) -> tuple[int, int]:
-    """The height and width of an image once it is scaled so that its shorter side has `size` pixels."""
-    shorter = min(height, width)
-    return size * height // shorter, size * width // shorter
+def middle_windows(
+    size: int, shorter_side: int, sides: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How testing scales images and where it cuts out their middle.
 
+    Args:
+        size: height and width of the middle, in pixels.
+        shorter_side: pixels that each image's shorter side is scaled to.
+        sides: int64 [B, 2], each image's height and width.
 
-def middle(size: int, side: int) -> int:
-    """Where the central `size` of `side` pixels begin. Halves go to the even number, as in torchvision."""
-    return round((side - size) / 2)
+    Returns:
+        The height and width that each image is scaled to, and the top and left of its middle: int64 [B, 2] each.
+    """
+    scaled = shorter_side * sides // sides.min(axis=1, keepdims=True)
+    # Halves go to the even number, as in torchvision.
+    return scaled, np.rint((scaled - size) / 2).astype(np.int64)

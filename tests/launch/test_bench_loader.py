@@ -46,7 +46,7 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     ended = runs.run(*SMALL, "--data.root", tmp_path / "none", program=BENCH, ranks=1, launcher="none")
     assert ended.mistake == (
         f"There is no such folder [{tmp_path / 'none'}, rank 0 of 1 on {runs.HOST}, loading the data]. "
-        "Give the folder that holds train and val with --data.root."
+        "Give the folder that holds train and test or val with --data.root."
     )
 
 

@@ -79,6 +79,6 @@ def test_a_missing_folder_is_told_by_all_ranks_together(tmp_path: Path) -> None:
     ended = runs.run(*flags(missing, "auto", tmp_path / "run"))
     assert ended.mistake == (
         f"There is no such folder [{missing}, all 2 ranks, loading the data]. "
-        "Give the folder that holds train and val with --data.root."
+        "Give the folder that holds train and test or val with --data.root."
     )
     assert ended.status == 2

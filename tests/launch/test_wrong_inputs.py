@@ -27,7 +27,7 @@ def test_missing_data_folder_is_told_by_all_ranks_together(tiny: list[str], tmp_
     ended = runs.run(*tiny, "--data.root", missing, "--output", tmp_path / "run")
     assert ended.mistake == (
         f"There is no such folder {where(missing, 'loading the data', ranks=2)}. "
-        "Give the folder that holds train and test with --data.root."
+        "Give the folder that holds train and test or val with --data.root."
     )
     assert ended.status == 2
 
@@ -52,7 +52,7 @@ def test_unreadable_image_is_named_and_the_run_left_as_it_was(
     ended = runs.run(*tiny, "--resume", "--data.root", root, "--output", copy_of_cut)
     assert ended.mistake == (
         f"The image file is no image, or one of an unknown format {where(damaged, 'loading the data', ranks=2)}. "
-        "Remove it, or put a sound copy in its place."
+        "Put a sound copy in its place, or pass over broken files with --data.broken_files skip."
     )
     assert runs.contents(copy_of_cut) == before
 

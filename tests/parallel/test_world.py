@@ -67,3 +67,46 @@ def test_the_lowest_of_several_failing_ranks_is_told(world: World) -> None:
 def test_an_error_on_all_ranks_says_so(world: World) -> None:
     message = fail_together(world, range(world.size), UserError("The disk is full", mend="Free some."))
     assert message == f"The disk is full [all {world.size} ranks, reading the data]. Free some."
+
+
+def test_what_is_made_once_a_host_is_made_once(world: World) -> None:
+    made: list[int] = []
+
+    def make() -> list[int]:
+        made.append(world.rank)
+        return [7, world.rank]
+
+    assert world.once_a_host(make, lambda value: f"{len(value)} numbers") == [7, 0]
+    assert world.gather_objects(made) == [[0], *[[]] * (world.size - 1)]
+
+
+@pytest.mark.world_size(2)
+def test_every_rank_of_a_host_raises_what_its_maker_did(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts_of_their_own(monkeypatch)
+    culprit = world.size - 1
+
+    def make() -> int:
+        if world.rank == culprit:
+            raise UserError("There is no such folder", where="/data", mend="Give another.")
+        return 1
+
+    def step() -> None:
+        with world.agree("loading"):
+            world.once_a_host(make, str)
+
+    with pytest.raises(UserError, match=rf"There is no such folder \[/data, rank {culprit} of {world.size} on"):
+        step()
+
+
+@pytest.mark.world_size(2)
+def test_hosts_that_see_different_things_are_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts_of_their_own(monkeypatch)
+    monkeypatch.setattr(world, "host", f"n{world.rank}")
+    with pytest.raises(UserError, match=r"n0 12 images; n1 13 images"):
+        world.once_a_host(lambda: 12 + min(world.rank, 1), lambda count: f"{count} images")
+    assert world.once_a_host(lambda: 5, str) == 5
+
+
+def hosts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every rank be alone on its host."""
+    monkeypatch.setattr("resist_hvd.comm.world.host_comm", lambda comm: comm.Split(color=comm.Get_rank()))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from resist_hvd.data import DataSettings, Shard, load
-from resist_hvd.data.extra_tests import find_extra_tests
+from resist_hvd.data.extra_tests import TestFolder, find_extra_tests
 from resist_hvd.data.settings import DataName
 from resist_hvd.errors import UserError
 
@@ -36,18 +36,24 @@ def v2(tmp_path: Path) -> Path:
     return tmp_path / "v2"
 
 
+def labels_of(test: TestFolder) -> dict[str, int]:
+    """The label of each class folder."""
+    return {test.images.path(image).parent.name: int(label) for image, label in enumerate(test.images.labels)}
+
+
 def test_folders_are_numbers_not_text(v2: Path) -> None:
     tests = find_extra_tests(v2, CLASSES)
     assert [test.name for test in tests] == list(NAMES)
     for test in tests:
-        assert list(test.label_of.items()) == [(str(number), number) for number in range(12)]
-        assert test.folder == v2 / f"imagenetv2-{test.name}-format-val"
+        assert labels_of(test) == {str(number): number for number in range(12)}
+        assert test.images.labels.tolist() == [number for number in range(12) for _ in range(2)]
+        assert test.images.folder == v2 / f"imagenetv2-{test.name}-format-val"
 
 
 def test_one_test_set_may_be_named_itself(v2: Path) -> None:
     (test,) = find_extra_tests(v2 / "imagenetv2-top-images-format-val", CLASSES)
     assert test.name == "top-images"
-    assert test.label_of["10"] == 10
+    assert labels_of(test)["10"] == 10
 
 
 def test_classes_may_be_named_and_be_few(tmp_path: Path) -> None:
@@ -55,7 +61,45 @@ def test_classes_may_be_named_and_be_few(tmp_path: Path) -> None:
     write_image(tmp_path / "sketches" / CLASSES[2] / "1.png", 0)
     write_image(tmp_path / "sketches" / CLASSES[2] / "2.png", 0)
     (test,) = find_extra_tests(tmp_path, CLASSES)
-    assert (test.name, dict(test.label_of)) == ("sketches", {CLASSES[2]: 2, CLASSES[7]: 7})
+    assert (test.name, labels_of(test)) == ("sketches", {CLASSES[2]: 2, CLASSES[7]: 7})
+
+
+@pytest.mark.parametrize("count", [2, 11, 12])
+def test_training_classes_that_are_numbers_are_meant_by_their_names(count: int, tmp_path: Path) -> None:
+    classes = tuple(sorted(map(str, range(count))))
+    for name in classes:
+        write_image(tmp_path / "mine" / name / "1.png", 0)
+    (test,) = find_extra_tests(tmp_path / "mine", classes)
+    assert labels_of(test) == {name: label for label, name in enumerate(classes)}
+
+
+def test_some_of_the_numbers_are_enough_where_they_are_names(tmp_path: Path) -> None:
+    write_image(tmp_path / "mine" / "10" / "1.png", 0)
+    write_image(tmp_path / "mine" / "7" / "1.png", 0)
+    (test,) = find_extra_tests(tmp_path, ("1", "10", "7"))
+    assert labels_of(test) == {"10": 1, "7": 2}
+    write_image(tmp_path / "mine" / "2" / "1.png", 0)
+    with pytest.raises(UserError, match="folder '2', which is no class of the training set"):
+        find_extra_tests(tmp_path, ("1", "10", "7"))
+
+
+@pytest.mark.parametrize("source_name", ["folder", "imagenet"])
+def test_a_set_of_numbered_classes_is_labelled_alike_as_its_own_test_and_as_an_extra_one(
+    tmp_path: Path, source_name: DataName
+) -> None:
+    for number in range(12):
+        for half in ("train", "val"):
+            write_image(tmp_path / "images" / half / str(number) / "1.png", 20 * number)
+    settings = DataSettings(
+        name=source_name, root=tmp_path / "images", batch_size=2, image_size=4, decode_threads=1,
+        extra_tests=tmp_path / "images/val",
+    )  # fmt: skip
+    alone = Shard(rank=0, size=1)
+    with load(settings, shard=alone, seed=1, device=torch.device("cpu")) as source:
+        (extra,) = source.extra_tests
+        (images, labels), (same_images, same_labels) = (*source.test(), *extra.batches(alone))
+        assert labels.tolist() == same_labels.tolist() == list(range(12))
+        assert torch.equal(images, same_images)
 
 
 @pytest.mark.parametrize("source_name", ["folder", "imagenet"])
@@ -128,28 +172,27 @@ def test_numbers_that_are_not_the_classes_are_refused(v2: Path, change: Callable
     check_error(v2, seen, change(v2), "Unpack its archive anew")
 
 
-@pytest.mark.parametrize("removed", [["a"], ["a", "b"]])
-def test_missing_images_are_noticed(v2: Path, removed: list[str]) -> None:
-    for image in removed:
-        (v2 / MF / "10" / f"{image}.png").unlink()
+def test_missing_images_are_noticed(v2: Path) -> None:
+    (v2 / MF / "10" / "a.png").unlink()
     (v2 / MF / "10" / ".hidden.png").write_bytes(b"")
-    seen = f"1 class folders of the test set have fewer images than they should; the first has {2 - len(removed)} of 2"
+    (v2 / MF / "10" / "Thumbs.db").write_bytes(b"")
+    seen = "1 class folders of the test set have fewer images than they should; the first has 1 of 2"
     check_error(v2, seen, v2 / MF / "10", "Unpack the test set's archive anew")
+    (v2 / MF / "10" / "b.png").unlink()
+    check_error(v2, "has no image in it, but 1 file (.db 1)", v2 / MF / "10", "remove the folder")
 
 
 def test_an_empty_class_by_name_is_noticed(tmp_path: Path) -> None:
     write_image(tmp_path / "a" / CLASSES[1] / "1.png", 0)
     (tmp_path / "a" / CLASSES[3]).mkdir()
-    check_error(tmp_path, "the first has 0 of 1", tmp_path / "a" / CLASSES[3], "anew")
+    check_error(tmp_path, "has no image in it", tmp_path / "a" / CLASSES[3], "remove the folder")
 
 
 def test_a_stranger_among_the_classes_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "a" / CLASSES[1] / "1.png", 0)
     write_image(tmp_path / "a" / "cat" / "1.png", 0)
-    check_error(
-        tmp_path / "a", "has a folder 'cat', which is neither a number nor a class", tmp_path / "a", "test sets"
-    )
-    check_error(tmp_path, "has a folder 'cat', which is neither", tmp_path / "a", "nothing else")
+    for place in (tmp_path / "a", tmp_path):
+        check_error(place, "has a folder 'cat', which is no class", tmp_path / "a", "test sets of these classes")
 
 
 def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
@@ -164,5 +207,5 @@ def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
 
 
 def test_sets_that_have_no_class_folders_refuse_the_setting() -> None:
-    with pytest.raises(ValueError, match=r"--data\.extra_tests is v2, but cifar10 has no class folders"):
+    with pytest.raises(ValueError, match=r"--data\.extra_tests is v2, which does nothing for cifar10"):
         DataSettings(name="cifar10", extra_tests=Path("v2"))

@@ -99,11 +99,15 @@ def test_test_goes_before_val(root: Path) -> None:
     assert len(read(settings(root)).test) == 2
 
 
-def test_hidden_files_and_folders_are_passed_over(root: Path) -> None:
+def test_hidden_entries_and_litter_are_left_out(root: Path) -> None:
     expected = read(settings(root)).train.padded
     (root / "train" / ".cache").mkdir()
     (root / "train" / "cat" / ".DS_Store").write_bytes(b"no image")
     (root / "train" / "README").write_text("not a class, since it is not a folder")
+    for litter in ("Thumbs.db", "desktop.ini", "notes.txt"):
+        (root / "train" / "cat" / litter).write_bytes(b"no image")
+    for folder in ("train/cat/album.jpg", "train/cat/@eaDir", "train/@eaDir", "test/__MACOSX"):
+        (root / folder).mkdir()
     assert torch.equal(read(settings(root)).train.padded, expected)
 
 
@@ -192,6 +196,18 @@ def test_sixteen_bit_images_keep_their_high_byte(decode: Callable[[bytes], NDArr
     assert np.array_equal(decode(file.getvalue())[..., 1], np.arange(256).reshape(16, 16))
 
 
+def test_photographs_beyond_pillows_limit_are_read_and_larger_ones_refused_in_words(
+    decode: Callable[[bytes], NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Image.MAX_IMAGE_PIXELS is None, "Pillow refuses images of 14,000 x 14,000 pixels by itself"
+    assert decoding.LARGEST_IMAGE > 14_000 * 14_000
+    monkeypatch.setattr(decoding, "LARGEST_IMAGE", 48)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF"):
+        assert decode(encode(noise(1, size=(6, 8)), kind)).shape == (6, 8, 3)
+        with pytest.raises(ValueError, match=r"^has 9 x 6 pixels, more than the 48 that are read: scale it down$"):
+            decode(encode(noise(1, size=(6, 9)), kind))
+
+
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_truncated_image_is_refused(
@@ -247,7 +263,7 @@ def test_no_class_folders(root: Path, half: str) -> None:
     shutil.rmtree(root / half)
     (root / half).mkdir()
     (root / half / "image.png").write_bytes(encode(noise(0), "PNG"))
-    check_error(root, "has no class folders", root / half, "folder of the class's name")
+    check_error(root, "The images lie flat in the folder, without class folders", root / half, "into class folders")
 
 
 @pytest.mark.parametrize("half", ["train", "test"])
@@ -255,12 +271,13 @@ def test_an_empty_class_folder(root: Path, half: str) -> None:
     for file in (root / half / "dog").iterdir():
         file.unlink()
     (root / half / "dog" / ".hidden").write_text("")
-    check_error(root, "class folder is empty", root / half / "dog", "remove the folder")
+    check_error(root, "class folder has no image in it", root / half / "dog", "remove the folder")
 
 
 def test_test_classes_that_are_not_train_classes(root: Path) -> None:
     (root / "test" / "dog").rename(root / "test" / "wolf")
-    check_error(root, "1 of the test classes are not among the training classes: wolf", root / "test", "same class")
+    seen = "1 of the 2 classes of test are not among the 2 of train: wolf"
+    check_error(root, seen, root / "test", "same class")
 
 
 @pytest.mark.parametrize("file", ["train/cat/0.png", "train/dog/1.png", "test/dog/0.png"])
@@ -270,21 +287,49 @@ def test_test_classes_that_are_not_train_classes(root: Path) -> None:
 def test_an_unreadable_image_is_named(root: Path, file: str, kept: int, seen: str) -> None:
     path = root / file
     path.write_bytes(path.read_bytes()[:kept])
-    check_error(root, f"The image file {seen}", path, "Remove it, or put a sound copy in its place")
+    check_error(
+        root,
+        f"The image file {seen}",
+        path,
+        "Put a sound copy in its place, or pass over broken files with --data.broken_files skip",
+    )
 
 
-def test_several_unreadable_images_are_counted(root: Path) -> None:
+def test_several_unreadable_images_are_counted_and_named(root: Path) -> None:
     for file in ("train/cat/2.png", "train/dog/0.png", "train/dog/2.png"):
         (root / file).write_bytes(b"")
-    check_error(root, "is empty, and 2 more cannot be used either", root / "train/cat/2.png", "Remove it")
+    seen = "is empty, and 2 more cannot be used either"
+    check_error(root, seen, root / "train/cat/2.png", "sound copy")
+    check_error(root, f"{root}/train/dog/0.png is empty; {root}/train/dog/2.png is empty", root / "train/cat/2.png", "")
 
 
-def test_a_broken_link_and_a_folder_among_the_images_are_named(root: Path) -> None:
+def test_broken_images_are_passed_over_where_that_is_asked_for(root: Path) -> None:
+    expected = read(settings(root))
+    broken = {"train/cat/0.png": "is empty", "train/dog/2.png": "is no image, or one of an unknown format"}
+    for file, fault in broken.items():
+        (root / file).write_bytes(b"" if fault == "is empty" else b"text")
+    with load_folder(root, broken_files="skip") as source:
+        assert source.broken_files() == {str(root / file): fault for file, fault in broken.items()}
+        assert (source.spec.train_size, source.spec.test_size) == (4, 2)
+    train = read(settings(root, broken_files="skip")).train
+    assert torch.equal(train.padded, expected.train.padded[1:5])
+    assert train.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_nothing_but_broken_images_cannot_be_passed_over(root: Path) -> None:
+    for file in (root / "test").glob("*/*.png"):
+        file.write_bytes(b"")
+    check_error(root, "All 2 image files are broken", root / "test", "Unpack", broken_files="skip")
+
+
+def test_another_size_is_not_broken(root: Path) -> None:
+    (root / "train/cat/1.png").write_bytes(encode(noise(0, size=(7, 9)), "PNG"))
+    check_error(root, "is 9 x 7 pixels", root / "train/cat/1.png", "--data.image_size", broken_files="skip")
+
+
+def test_a_broken_link_is_named(root: Path) -> None:
     (root / "train" / "cat" / "9.png").symlink_to(root / "gone.png")
     check_error(root, "cannot be read (No such file or directory)", root / "train/cat/9.png", "sound copy")
-    (root / "train" / "cat" / "9.png").unlink()
-    (root / "train" / "cat" / "more").mkdir()
-    check_error(root, "cannot be read (Is a directory)", root / "train/cat/more", "Remove it")
 
 
 @pytest.mark.parametrize("file", ["train/dog/1.png", "test/cat/0.png"])

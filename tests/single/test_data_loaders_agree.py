@@ -17,6 +17,7 @@ from PIL import Image
 from resist_hvd.data import DataSettings, DataSource, Shard, load
 from resist_hvd.data.imagenet import STD
 from resist_hvd.data.settings import DaliSettings
+from resist_hvd.data.torchvision_loader import PlainBatches
 
 from .. import photographs
 
@@ -111,16 +112,62 @@ def test_an_odd_file_is_decoded_to_what_it_shows(tmp_path: Path) -> None:
         assert (found - expected).abs().mean() < 4, kind
 
 
-def test_a_file_that_dali_alone_does_not_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is none known, but a GPU's decoder may know less than Pillow. Here Pillow is said to decode all files."""
-    monkeypatch.setattr("resist_hvd.data.broken.read_trusted", lambda _: None)
+@pytest.mark.parametrize("kind", ["gif", "tiff", "tiff-turned", "tiff-palette", "ppm-of-another-maximum", "pbm"])
+@pytest.mark.parametrize("named", ["as what it is", "as JPEG"])
+def test_formats_that_dali_does_not_decode_alike_are_decoded_by_pillow(kind: str, named: str, tmp_path: Path) -> None:
+    folder = photographs.make_root(tmp_path / "data", classes=1, train=4, val=4)
+    ending = "JPEG" if named == "as JPEG" else photographs.foreign_files()[kind][0]
+    for half in ("train", "val"):
+        (folder / half / "n00000000" / f"{half}_0_2.JPEG").unlink()
+        content = photographs.foreign_files()[kind][1]
+        (folder / half / "n00000000" / f"{half}_0_2.{ending}").write_bytes(content)
+    assert differences(folder, half="val", batch_size=4, test_batch_size=4).max() < 1.01
+    assert differences(folder, half="train", batch_size=4, batches=6).mean(dim=1).max() < 1.0
+
+
+def test_a_set_of_nothing_but_such_files(tmp_path: Path) -> None:
+    folder = photographs.make_root(tmp_path / "data", classes=2, train=3, val=3)
+    for number, file in enumerate(sorted(folder.glob("*/*/*.JPEG"))):
+        with Image.open(file) as image:
+            image.save(file.with_suffix(".GIF" if number % 2 else ".tif"))
+        file.unlink()
+    assert differences(folder, half="val", batch_size=4, test_batch_size=4).max() < 1.01
+    assert differences(folder, half="train", batch_size=4).mean(dim=1).max() < 1.0
+
+
+def test_what_a_decoder_of_dali_does_not_know_is_left_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's decoder may know less than a CPU's. Here nobody foresees that DALI knows no GIF."""
+    monkeypatch.setattr("resist_hvd.data.stand_ins._FOREIGN_STARTS", (b"none",))
     folder = photographs.make_root(tmp_path / "data", classes=1, train=4, val=1)
-    broken = folder / "train" / "n00000000" / "train_0_2.JPEG"
-    broken.write_bytes(photographs.broken_files()["gif"])
-    with source_of(folder, "dali", broken_files="skip", batch_size=4) as source:
-        stream = source.train()
-        assert len(next(stream)[1]) == 4
-        assert source.broken_files() == {str(broken): "is of a kind that DALI does not decode"}
+    (folder / "train/n00000000/train_0_2.JPEG").write_bytes(photographs.foreign_files()["gif"][1])
+    with source_of(folder, "dali", batch_size=4) as source:
+        assert len(next(source.train())[1]) == 4
+        assert source.broken_files() == {}
+    assert differences(folder, half="train", batch_size=4).mean(dim=1).max() < 1.0
+
+
+@pytest.mark.parametrize("ending", ["JPEG", "gif"])
+def test_images_that_are_too_large_are_named_and_not_called_damaged(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photographs.make_root(tmp_path / "data", classes=1, train=4, val=4)
+    large = [folder / half / "n00000000" / f"{half}_0_9.{ending}" for half in ("train", "val")]
+    for file in large:
+        file.write_bytes(photographs.encode(photographs.picture(3, 200, 100), "GIF" if ending == "gif" else "JPEG"))
+    monkeypatch.setattr("resist_hvd.data.decoding.LARGEST_IMAGE", 19_999)
+    monkeypatch.setattr("resist_hvd.data.dali.LARGEST_IMAGE", 19_999)
+    fault = "has 100 x 200 pixels, more than the 19,999 that are read: scale it down"
+    with source_of(folder, "dali", batch_size=5, broken_files="skip") as source:
+        assert len(next(source.train())[1]) == 5
+        assert sum(len(labels) for _, labels in source.test()) == 4
+        assert source.broken_files() == {str(file): fault for file in large}
+    # The processes of the other loader know nothing of the lower limit: what they run is run here.
+    with source_of(folder, "torchvision", batch_size=5, broken_files="skip") as source:
+        batches = PlainBatches(source._loader._recipe, source._test, np.arange(5))  # type: ignore[attr-defined]
+        _, labels, faults = batches[0]
+        assert (len(labels), list(faults.values())) == (4, [fault])
 
 
 def test_what_is_no_files_fault_is_not_blamed_on_one(root: Path) -> None:

@@ -27,12 +27,8 @@ def test_the_defaults_are_the_embedded_demonstration() -> None:
         ({"resident_limit_gib": 0.0}, r"--data.resident_limit_gib is 0.0; give a number above 0"),
         ({"resident_limit_gib": float("nan")}, r"--data.resident_limit_gib is nan"),
         ({"name": "folder"}, r"there is no folder; give it with --data.root DIR"),
-        ({"name": "folder", "root": Path("x"), "download": True}, r"a folder is not downloaded; leave the flag out"),
-        ({"name": "cifar10", "image_size": 64}, r"cifar10 has a size of its own, 32; leave the flag out"),
         ({"name": "imagenet"}, r"--data.name is imagenet, but there is no folder; give it with --data.root DIR"),
-        ({"name": "imagenet", "root": Path("x"), "crop_padding": 4}, r"give --data.crop_area instead"),
         ({"name": "imagenet", "root": Path("x"), "test_resize": 200}, r"200, less than the image_size of 224"),
-        ({"name": "cifar10", "test_resize": 40}, r"--data.test_resize is for imagenet, not cifar10"),
         ({"prefetch": 0}, r"--data.prefetch is 0"),
         ({"crop_area": 0.0}, r"--data.crop_area is 0.0; give a share above 0, up to 1"),
         ({"crop_area": 1.5}, r"--data.crop_area is 1.5"),
@@ -42,6 +38,60 @@ def test_the_defaults_are_the_embedded_demonstration() -> None:
 def test_a_wrong_value_is_refused_by_its_flag(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataSettings(**changes)
+
+
+NOT_DEFAULTS: dict[str, Any] = {
+    "root": Path("x"),
+    "download": True,
+    "batch_size": 3,
+    "test_batch_size": 3,
+    "calibration_images": 3,
+    "image_size": 300,
+    "test_resize": 400,
+    "crop_area": 0.5,
+    "color_jitter": 0.1,
+    "crop_padding": 1,
+    "flip": False,
+    "resident_limit_gib": 1.0,
+    "extra_tests": Path("y"),
+    "decode_threads": 2,
+    "loader": "torchvision",
+    "prefetch": 3,
+    "image_type": "bf16",
+    "broken_files": "skip",
+    "dali": DaliSettings(width_hint=9),
+}
+USELESS = {
+    "digits": "root download test_resize crop_area color_jitter resident_limit_gib extra_tests decode_threads loader "
+    "prefetch image_type broken_files dali",
+    "cifar10": "image_size test_resize crop_area color_jitter resident_limit_gib extra_tests decode_threads loader "
+    "prefetch image_type broken_files dali",
+    "folder": "download test_resize crop_area color_jitter loader prefetch image_type dali",
+    "imagenet": "download crop_padding resident_limit_gib",
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_a_setting_that_does_nothing_for_a_data_set_is_refused_by_its_flag(name: Any) -> None:
+    needed = {"root": Path("x")} if name in ("folder", "imagenet") else {}
+    assert {"name", *NOT_DEFAULTS} == {field.name for field in dataclasses.fields(DataSettings)}
+    for setting, value in NOT_DEFAULTS.items():
+        values = {"name": name, **needed, setting: value}
+        if setting in USELESS[name].split():
+            with pytest.raises(ValueError, match=rf"^--data\.{setting}\b.*which does nothing for {name}: it is for"):
+                DataSettings(**values)
+        else:
+            assert getattr(DataSettings(**values), setting) == value
+
+
+def test_what_crops_another_data_set_is_named() -> None:
+    with pytest.raises(ValueError, match=r"crop_padding is 4, which does nothing for imagenet.*--data\.crop_area"):
+        DataSettings(name="imagenet", root=Path("x"), crop_padding=4)
+
+
+def test_one_setting_of_dali_is_named_whole() -> None:
+    with pytest.raises(ValueError, match=r"--data\.dali\.width_hint is 9, which does nothing for folder"):
+        DataSettings(name="folder", root=Path("x"), dali=DaliSettings(width_hint=9))
 
 
 def test_every_setting_is_documented_where_flags_take_their_help_from() -> None:

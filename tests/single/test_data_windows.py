@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import v2
 
 from resist_hvd.data.order import sample_words
-from resist_hvd.data.windows import TRIES, WORDS_PER_WINDOW, Draws, middle, random_windows, shorter_side_to
+from resist_hvd.data.windows import TRIES, WORDS_PER_WINDOW, Draws, middle_windows, random_windows
 
 sides = st.integers(1, 700)
 
@@ -107,11 +107,9 @@ def test_draws_do_not_depend_on_the_batch() -> None:
 def test_scaling_and_cutting_the_middle_is_torchvisions(height: int, width: int, size: int) -> None:
     from torchvision.transforms.v2.functional import _geometry
 
-    scaled = shorter_side_to(size, height, width)
-    assert list(scaled) == _geometry._compute_resized_output_size((height, width), [size], max_size=None)
-    for side in scaled:
-        top, _ = _geometry._center_crop_compute_crop_anchor(size, size, side, side)
-        assert middle(size, side) == top
+    (scaled,), (corner,) = middle_windows(size, size, np.array([[height, width]]))
+    assert scaled.tolist() == _geometry._compute_resized_output_size((height, width), [size], max_size=None)
+    assert tuple(corner) == tuple(_geometry._center_crop_compute_crop_anchor(size, size, *scaled.tolist()))
 
 
 def test_tries_are_as_many_as_torchvisions() -> None:

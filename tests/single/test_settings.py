@@ -36,7 +36,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"resume": True}, "--resume needs the folder of the run to go on with; give it with --output DIR"),
     (
-        {"data": DataSettings(image_type="bf16")},
+        {"data": DataSettings(name="imagenet", root=Path("x"), image_type="bf16")},
         "--data.image_type is bf16, but --precision is fp32; give --precision bf16, too",
     ),
 ]
@@ -86,7 +86,8 @@ def test_without_flags_it_is_the_embedded_demonstration() -> None:
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_says_what_it_is_taken_for(recipe: str, tmp_path: Path) -> None:
     text = resources.files("resist_hvd.recipes").joinpath(f"{recipe}.yaml").read_text()
-    settings = parse(["--recipe", recipe, "--data.root", str(tmp_path)])
+    root = [] if recipe == "digits" else ["--data.root", str(tmp_path)]
+    settings = parse(["--recipe", recipe, *root])
     resolved = yaml.safe_load(to_yaml(settings))
     for name, value in yaml.safe_load(text).items():
         there = resolved[name]
