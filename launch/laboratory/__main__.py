@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 
 from laboratory import calls, links, making, packages, processes, programs, slurm, state
-from laboratory.errors import LabError
+from laboratory.errors import DEFAULT_NAME, NAME_VARIABLE, LabError, typed
 from laboratory.processes import Process
 from laboratory.state import HEAD, Lab
 
@@ -25,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="docs/cluster.md shows it at work.",
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--name", default=os.environ.get("RESIST_HVD_LAB", "lab"), help="which lab (default: lab)")
+    name = os.environ.get(NAME_VARIABLE, DEFAULT_NAME)
+    common.add_argument("--name", default=name, help=f"which lab (default: {NAME_VARIABLE}, else {DEFAULT_NAME})")
     installing = argparse.ArgumentParser(add_help=False)
     installing.add_argument("--install", action="store_true", help="install the Debian packages that are missing")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -72,6 +73,8 @@ def main(arguments: list[str]) -> int:
     """Do one command and return the exit status."""
     given = parser().parse_args(arguments)
     os.environ["PATH"] = packages.system_path()
+    if "name" in given:
+        os.environ[NAME_VARIABLE] = given.name
     try:
         # On a host of the lab whoever runs there may start programs on another, as himself.
         if os.geteuid() != 0 and given.command != "rsh":
@@ -99,7 +102,7 @@ def up(given: argparse.Namespace) -> int:
     last = lab.workers[-1].name
     limit = "without a limit" if lab.bandwidth == "none" else f"of {lab.bandwidth}"
     names = "n1" if last == "n1" else f"n1 to {last}"
-    print(f"{names} and {HEAD} are up, with links {limit}; `launch/lab down` ends them")
+    print(f"{names} and {HEAD} are up, with links {limit}; `{typed('down')}` ends them")
     return 0
 
 
@@ -114,7 +117,8 @@ def start_slurm(given: argparse.Namespace) -> int:
     packages.require(packages.FOR_HOSTS | packages.FOR_SLURM, install=given.install)
     lab = state.running(given.name)
     slurm.start(lab)
-    print(f"SLURM runs on {len(lab.workers)} hosts: `launch/lab run sbatch --nodes={len(lab.workers)} ...`")
+    submit = typed(f"run sbatch --nodes={len(lab.workers)} ...")
+    print(f"SLURM runs on {len(lab.workers)} hosts: `{submit}`")
     return 0
 
 
@@ -122,7 +126,7 @@ def run(given: argparse.Namespace) -> int:
     """Run a program."""
     lab = state.running(given.name)
     if not given.program:
-        raise LabError("there is no command to run", mend="Give it last, as in `launch/lab run hostname`.")
+        raise LabError("there is no command to run", mend=f"Give it last, as in `{typed('run hostname')}`.")
     command = given.program[1:] if given.program[0] == "--" else given.program
     return programs.run(lab, given.on, command) if given.np is None else programs.run_ranks(lab, given.np, command)
 
@@ -180,7 +184,7 @@ def signal_target(given: argparse.Namespace) -> int:
     else:
         wanted = residents(found[lab.host(given.target)])
     if not processes.send(wanted, number):
-        raise LabError(f"nothing runs as {given.target}", mend="`launch/lab ps` shows what does.")
+        raise LabError(f"nothing runs as {given.target}", mend=f"`{typed('ps')}` shows what does.")
     return 0
 
 
@@ -208,7 +212,7 @@ def first(everyone: list[Process]) -> Process:
     for one in everyone:
         if one.number == 1:
             return one
-    raise LabError("a host of this lab has ended", mend="`launch/lab down`, then `launch/lab up`, makes it anew.")
+    raise LabError("a host of this lab has ended", mend=f"`{typed('down')}`, then `{typed('up')}`, makes it anew.")
 
 
 def residents(everyone: list[Process]) -> list[Process]:

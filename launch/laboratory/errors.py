@@ -1,8 +1,20 @@
 """What can go wrong in a lab, in a sentence; and commands whose failure becomes one."""
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
+
+DEFAULT_NAME = "lab"
+NAME_VARIABLE = "RESIST_HVD_LAB"
+"""The variable that names the lab of a command, and of whatever a command starts."""
+
+
+def typed(command: str) -> str:
+    """Return a command of launch/lab as a user has to type it for this lab."""
+    verb, _, rest = command.partition(" ")
+    name = os.environ.get(NAME_VARIABLE, DEFAULT_NAME)
+    return " ".join(filter(None, ("launch/lab", verb, "" if name == DEFAULT_NAME else f"--name {name}", rest)))
 
 
 class LabError(Exception):
@@ -24,7 +36,7 @@ def do(*command: str | Path | int) -> str:
         LabError: the program is missing, or ended with a status that is not 0.
     """
     words = [str(word) for word in command]
-    mend = "`launch/lab down` removes what is there."
+    mend = f"`{typed('down')}` removes what is there."
     try:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -21,7 +21,7 @@ def settle(order: dict[str, Any]) -> None:
 
     Args:
         order: its `name`, `address`, `bandwidth` and `cores`, the text of `hosts` for /etc/hosts, the `shares` that
-            stay visible below its private folders, and the lab's `folder`.
+            stay visible below its private folders, the lab's `folder`, and the `owner` who may run programs.
     """
     os.sched_setaffinity(0, order["cores"])
     socket.sethostname(order["name"])
@@ -55,7 +55,7 @@ def main() -> None:
     order = json.loads(text)
     try:
         settle(order)
-        server = Server(Path(order["folder"], f"{order['name']}.socket"))
+        server = Server(Path(order["folder"], f"{order['name']}.socket"), order["owner"])
     except (LabError, OSError) as error:
         print(json.dumps({"error": f"{order['name']}: {error}"}), flush=True)
         return

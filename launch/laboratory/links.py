@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from laboratory.errors import LabError, do
+from laboratory.errors import LabError, do, typed
 
 SWITCH = "switch"
 """The bridge's name, in its own network namespace."""
@@ -97,7 +97,7 @@ def connect(switch_pid: int, name: str, *, up: bool) -> None:
     # The kernel notices a carrier up to a second later, and drops what is sent until then.
     while up and json.loads(do(*within, "-json", "link", "show", name))[0]["operstate"] != "UP":
         if time.monotonic() > end:
-            raise LabError(f"the link of {name} does not come up", mend="Its host may have ended: `launch/lab ps`.")
+            raise LabError(f"the link of {name} does not come up", mend=f"Its host may have ended: `{typed('ps')}`.")
         time.sleep(0.05)
 
 
@@ -123,4 +123,4 @@ def traffic(pid: int) -> Traffic:
         if name == PORT:
             numbers = [int(word) for word in counters.split()]
             return Traffic(numbers[8], numbers[9], numbers[0], numbers[1])
-    raise LabError(f"process {pid} has no {PORT}", mend="Its host has ended; `launch/lab down` removes the lab.")
+    raise LabError(f"process {pid} has no {PORT}", mend=f"Its host has ended; `{typed('down')}` removes the lab.")

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from laboratory import links, packages, processes, state
-from laboratory.errors import LabError
+from laboratory import links, packages, processes, programs, state
+from laboratory.errors import LabError, typed
 from laboratory.state import HEAD, Host, Lab
 from laboratory.switch import module
 
@@ -36,7 +36,7 @@ def make(name: str, *, hosts: int, bandwidth: str, shares: list[str]) -> Lab:
     with state.exclusive(name):
         last = state.read(name)
         if last is not None and last.lives() and last.complete:
-            raise LabError(f"the lab {name!r} is up already", mend="`launch/lab down` ends it; --name makes another.")
+            raise LabError(f"the lab {name!r} is up already", mend=f"`{typed('down')}` ends it; --name makes another.")
         _clear(name)
         everyone = [Host(HEAD, "10.77.0.1"), *(Host(f"n{n}", f"10.77.1.{n}") for n in range(1, hosts + 1))]
         lab = Lab(name, bandwidth, everyone, _visible(shares))
@@ -94,6 +94,7 @@ def _start(lab: Lab) -> None:
     lab.write()
     names = "".join(f"{host.address} {host.name}\n" for host in lab.hosts)
     cores = sorted(os.sched_getaffinity(0))
+    owner = programs.caller()
     orders = [
         {
             "name": host.name,
@@ -102,6 +103,7 @@ def _start(lab: Lab) -> None:
             "hosts": f"127.0.0.1 localhost\n{names}",
             "shares": lab.shares,
             "folder": str(lab.folder),
+            "owner": owner.uid if owner else 0,
             "cores": cores if host.name == HEAD else cores_of(number, len(lab.workers), cores),
         }
         for number, host in enumerate(lab.hosts, start=-1)
@@ -151,5 +153,5 @@ def _await_end(lab: Lab) -> None:
     end = time.monotonic() + PATIENCE
     while lab.lives() or any(processes.within(namespaces).values()):
         if time.monotonic() > end:
-            raise LabError(f"processes of the lab {lab.name!r} do not end", mend="Try `launch/lab down` in a minute.")
+            raise LabError(f"processes of the lab {lab.name!r} do not end", mend=f"Try `{typed('down')}` in a minute.")
         time.sleep(0.02)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from laboratory import calls, programs
-from laboratory.errors import LabError
+from laboratory.errors import LabError, typed
 from laboratory.state import HEAD, Lab
 
 PATIENCE = 30.0
@@ -67,7 +67,7 @@ def start(lab: Lab) -> None:
     """
     folder = lab.folder / "slurm"
     if folder.exists():
-        raise LabError("SLURM runs in this lab already", mend="`launch/lab run sinfo` shows it.")
+        raise LabError("SLURM runs in this lab already", mend=f"`{typed('run sinfo')}` shows it.")
     folder.mkdir()
     key = folder / "munge.key"
     key.touch(0o400)
@@ -89,7 +89,7 @@ def _daemon(lab: Lab, host: str, *command: str) -> None:
     if status != 0:
         raise LabError(
             f"{command[0]} on {host} ended with status {status}",
-            mend=f"{lab.folder}/slurm/*.log may say why; `launch/lab down` removes the lab.",
+            mend=f"{lab.folder}/slurm/*.log may say why; `{typed('down')}` removes the lab.",
         )
 
 
@@ -99,7 +99,7 @@ def _await_idle(lab: Lab) -> None:
         if time.monotonic() > end:
             raise LabError(
                 f"{seen} of {len(lab.workers)} hosts are idle in SLURM after {PATIENCE:.0f} s",
-                mend=f"`launch/lab run sinfo -R` and {lab.folder}/slurm/*.log say why.",
+                mend=f"`{typed('run sinfo -R')}` and {lab.folder}/slurm/*.log say why.",
             )
         time.sleep(0.3)
 

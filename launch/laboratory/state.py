@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from laboratory import processes
-from laboratory.errors import LabError
+from laboratory.errors import LabError, typed
 
 ROOM = Path("/run/resist-hvd-lab")
 HEAD = "head"
@@ -122,7 +122,7 @@ def running(name: str) -> Lab:
     """
     lab = read(name)
     if lab is None or not lab.complete or not lab.lives():
-        raise LabError(f"the lab {name!r} is not up", mend="Make it by `launch/lab up`.")
+        raise LabError(f"the lab {name!r} is not up", mend=f"Make it by `{typed('up')}`.")
     return lab
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from laboratory import links
-from laboratory.errors import LabError
+from laboratory.errors import LabError, typed
 
 NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
@@ -41,7 +41,7 @@ def make_host(order: dict[str, Any]) -> int:
     print(json.dumps(order), file=process.stdin, flush=True)
     answer = json.loads(process.stdout.readline() or '{"error": "it ended"}')
     if "error" in answer:
-        raise LabError(f"a host could not be made: {answer['error']}", mend="`launch/lab down` removes the rest.")
+        raise LabError(f"a host could not be made: {answer['error']}", mend=f"`{typed('down')}` removes the rest.")
     inode: int = answer["pid_namespace"]
     return inode
 
