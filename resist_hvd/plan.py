@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from resist_hvd import console, flags
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.planning import tables
-from resist_hvd.planning.forecast import SCALE, Planner
+from resist_hvd.planning.forecast import SCALE, Forecast, Planner
 from resist_hvd.planning.measured import measured_rates
 from resist_hvd.planning.settings import PlanSettings
 
@@ -43,8 +44,9 @@ def write_json(planner: Planner) -> None:
     settings = planner.settings
     assert settings.json is not None
     plan = {
-        "settings": {name: str(value) for name, value in asdict(settings).items() if name != "model"},
+        "settings": {name: plain(value) for name, value in asdict(settings).items() if name != "model"},
         "model": asdict(settings.model),
+        "machine": asdict(settings.machine(planner.rate("resist"))),
         "parameters_global": planner.network.whole.parameters,
         "parameters_trunk": planner.network.trunk.parameters,
         "partitionable": planner.network.partitionable,
@@ -56,12 +58,17 @@ def write_json(planner: Planner) -> None:
     settings.json.write_text(json.dumps(plan, indent=2) + "\n")
 
 
-def describe(run: object) -> dict[str, object]:
+def plain(value: object) -> object:
+    """Return a setting's value in JSON's own types."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def describe(run: Forecast) -> dict[str, object]:
     """Return a forecast as plain values, with what its round's cost derives."""
-    described = asdict(run)  # type: ignore[call-overload]
-    once = run.round  # type: ignore[attr-defined]
+    described = asdict(run)
+    once = run.round
     described["round"] |= {"seconds": once.seconds, "seconds_sync": once.seconds_sync, "bound": once.bound}
-    return dict(described)
+    return {**described, "reservation": run.reservation}
 
 
 def write_picture(planner: Planner) -> None:

@@ -13,7 +13,7 @@ TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 FLOPS = {f"{prefix}flop": factor for prefix, factor in PREFIXES.items()}
 
 
-def quantity(text: str, units: dict[str, float], *, setting: str, example: str) -> float:
+def quantity(text: str, units: dict[str, float], *, setting: str, example: str, may_be_zero: bool = False) -> float:
     """Return a quantity in the unit that counts as 1.
 
     Args:
@@ -21,16 +21,17 @@ def quantity(text: str, units: dict[str, float], *, setting: str, example: str) 
         units: what each unit is worth.
         setting: the setting's name, for what is said of a wrong one.
         example: what a right one looks like.
+        may_be_zero: whether there may be none of it, as of latency.
 
     Raises:
-        ValueError: it is not a positive number with one of the units.
+        ValueError: it is not a finite number above 0 (or 0, where that may be) with one of the units.
     """
     found = re.fullmatch(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*([a-z]+)(?:/s)?\s*", text.lower())
     try:
         value = float(found[1]) * units[found[2]] if found else math.nan
     except (ValueError, KeyError):
         value = math.nan
-    if not 0 <= value < math.inf:
+    if not 0 <= value < math.inf or (value == 0 and not may_be_zero):
         raise ValueError(f"--{setting} is {text!r}; give a number and a unit, like {example}")
     return value
 

@@ -62,6 +62,13 @@ class Forecast:
     over_local_sgd: float = 1.0
     over_one_worker: float = 1.0
 
+    @property
+    def reservation(self) -> str:
+        """Why these numbers are no promise, in a few words; empty where nothing speaks against them."""
+        if self.method in EVERY_STEP or self.workers == 1 or self.rounds >= FEWEST_ROUNDS:
+            return ""
+        return f"fewer than {FEWEST_ROUNDS} rounds"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:

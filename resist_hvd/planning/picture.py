@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resist_hvd import drawing
-from resist_hvd.planning.forecast import METHODS, SCALE, Planner
+from resist_hvd.planning.forecast import FEWEST_ROUNDS, METHODS, SCALE, Planner
 
 PARTS = {
     "seconds_compute": ("compute", drawing.PHASES["compute"]),
@@ -24,9 +24,12 @@ def draw(planner: Planner, path: Path) -> None:
         style = {"color": drawing.colour(number), "label": method, "marker": "o", "markersize": 3.5}
         sent.plot(SCALE, [run.round.bytes_sent / 1e9 for run in runs], **style)
         seconds.plot(SCALE, [run.seconds for run in runs], **style)
+        reserved = [run for run in runs if run.reservation]
+        hollow = {**style, "label": None, "linestyle": "none", "markerfacecolor": drawing.LIGHT.paper, "zorder": 3}
+        seconds.plot([run.workers for run in reserved], [run.seconds for run in reserved], **hollow)
     for axes, title, label in (
         (sent, "Sent a round, all workers", "GB"),
-        (seconds, "A run", "seconds"),
+        (seconds, f"A run (hollow: fewer than {FEWEST_ROUNDS} rounds)", "seconds"),
     ):
         axes.set(title=title, ylabel=label, xlabel="workers", yscale="log")
         axes.set_xscale("log", base=2)

@@ -139,10 +139,7 @@ class PlanSettings:
     @property
     def flops(self) -> float:
         """The compute rate that is given or assumed, in FLOP/s."""
-        rate = units.quantity(self.compute_rate, units.FLOPS, setting="compute_rate", example="6tflop")
-        if rate == 0:
-            raise ValueError(f"--compute_rate is {self.compute_rate!r}; give a number and a unit, like 6tflop")
-        return rate
+        return units.quantity(self.compute_rate, units.FLOPS, setting="compute_rate", example="6tflop")
 
     @property
     def data(self) -> Images:
@@ -158,13 +155,11 @@ class PlanSettings:
     def machine(self, flops: float | None = None) -> Machine:
         """Return what the plan's workers compute on, and what joins them; at another compute rate if one is given."""
         bandwidth = units.quantity(self.bandwidth, units.RATES, setting="bandwidth", example="10gbit")
-        if bandwidth == 0:
-            raise ValueError(f"--bandwidth is {self.bandwidth!r}; give a number and a unit, like 10gbit")
         return Machine(
             flops=flops or self.flops,
             bandwidth=bandwidth * self.efficiency,
-            latency=units.quantity(self.latency, units.TIMES, setting="latency", example="50us"),
-            overhead=units.quantity(self.overhead, units.TIMES, setting="overhead", example="2ms"),
+            latency=units.quantity(self.latency, units.TIMES, setting="latency", example="50us", may_be_zero=True),
+            overhead=units.quantity(self.overhead, units.TIMES, setting="overhead", example="2ms", may_be_zero=True),
             ranks_per_host=self.ranks_per_host,
         )
 

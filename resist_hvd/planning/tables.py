@@ -7,6 +7,7 @@ from rich.table import Table
 
 from resist_hvd.planning.forecast import (
     DEPTH_PRICE,
+    FEWEST_ROUNDS,
     PAPERS_DEPTH,
     PAPERS_LONGEST_ROUND,
     SCALE,
@@ -17,6 +18,11 @@ from resist_hvd.planning.forecast import (
 from resist_hvd.planning.settings import ASSUMED_RATE
 from resist_hvd.protocol.partition import depth
 from resist_hvd.units import counted, duration, scaled
+
+RESERVATION = (
+    f" With fewer than {FEWEST_ROUNDS} rounds (!) the paper's accuracy falls by more than 2 points (supplement A.3): "
+    "such a run ends soon, but is no equal of the others."
+)
 
 
 def show(planner: Planner, console: Console) -> None:
@@ -58,10 +64,11 @@ def table(title: str, caption: str, *columns: str) -> Table:
 
 def methods_table(planner: Planner, workers: int) -> Table:
     """Return all methods side by side on so many workers."""
+    runs = planner.compare(workers)
     made = table(
         counted(workers, "worker"),
         "sent: payload handed over, summed over workers; paper: its convention (Table 1). FLOP and memory of the "
-        "busiest worker.",
+        f"busiest worker.{RESERVATION if any(run.reservation for run in runs) else ''}",
         "",
         "sent a round",
         "paper",
@@ -73,10 +80,10 @@ def methods_table(planner: Planner, workers: int) -> Table:
         "bound by",
         "x local SGD",
     )
-    for run in planner.compare(workers):
+    for run in runs:
         once = run.round
         made.add_row(
-            run.method,
+            f"{run.method}{' !' if run.reservation else ''}",
             scaled(once.bytes_sent, "B"),
             scaled(once.bytes_paper, "B"),
             scaled(run.bytes_sent, "B"),
@@ -86,6 +93,7 @@ def methods_table(planner: Planner, workers: int) -> Table:
             duration(run.seconds),
             once.bound,
             f"{run.over_local_sgd:.2f}",
+            style="dim" if run.reservation else None,
         )
     return made
 
@@ -94,9 +102,12 @@ def scale_table(planner: Planner) -> Table:
     """Return ResIST from 2 to 4,096 workers."""
     made = table(
         "ResIST as workers grow",
-        "rounds: the paper's shortest runs have 157 (8 workers, l = 50).",
+        "arithmetic: of a worker's step, of that with the whole network. efficiency: x one worker, over workers; it is "
+        "above 100% since a worker computes that share only, not since workers help one another. rounds: the paper's "
+        f"shortest runs have 157 (8 workers, l = 50).{RESERVATION}",
         "workers",
         "blocks",
+        "arithmetic",
         "rounds",
         "run",
         "synchronising",
@@ -107,17 +118,20 @@ def scale_table(planner: Planner) -> Table:
     )
     deck = max(map(len, planner.network.decks), default=0)
     for workers in SCALE:
-        run = next(run for run in planner.compare(workers) if run.method == "resist")
+        runs = {run.method: run for run in planner.compare(workers)}
+        run = runs["resist"]
         made.add_row(
             f"{workers:,}",
             str(depth(deck, workers, planner.settings.min_blocks)),
-            f"{run.rounds:,}",
+            f"{run.round.flops / runs['local-sgd'].round.flops:.0%}",
+            f"{run.rounds:,}{' !' if run.reservation else '  '}",
             duration(run.seconds),
             f"{run.round.seconds_sync / run.round.seconds:.0%}",
             run.round.bound,
             f"{run.over_local_sgd:.2f}",
             f"{run.over_one_worker:.1f}",
             f"{run.over_one_worker / workers:.0%}",
+            style="dim" if run.reservation else None,
         )
     return made
 

@@ -187,11 +187,51 @@ def test_quantities() -> None:
     def rate(text: str) -> float:
         return units.quantity(text, units.RATES, setting="bandwidth", example="10gbit")
 
+    for zero in ("0gbit", "0", "-1gbit", "nangbit", "1e999gbit"):
+        with pytest.raises(ValueError, match="bandwidth"):
+            rate(zero)
+    assert units.quantity("0us", units.TIMES, setting="latency", example="50us", may_be_zero=True) == 0
     assert [rate("10gbit"), rate("1.25 GByte/s"), rate("100Mbit"), rate("8bit")] == [1.25e9, 1.25e9, 12.5e6, 1.0]
     read = [units.scaled(value, "B") for value in (0, 12, 999.4, 999.6, 1.2949e9, 3.5e18)]
     assert read == ["0 B", "12.0 B", "999 B", "1.00 kB", "1.29 GB", "3500 PB"]
     spans = [units.duration(seconds) for seconds in (0.00321, 41, 750, 15120, 267840)]
     assert spans == ["3.21 ms", "41.0 s", "12.5 min", "4.20 h", "3.10 d"]
+
+
+def test_what_is_no_promise_is_marked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "plan.json"
+    run_plan(monkeypatch, "--workers", "8,4096", "--json", str(path))
+    plan = json.loads(path.read_text())
+    for run in (*plan["runs"], *plan["growth"]):
+        few = run["method"] not in ("data-parallel", "gpipe") and run["rounds"] < FEWEST_ROUNDS
+        assert bool(run["reservation"]) == few, run
+    assert sum(bool(run["reservation"]) for run in plan["growth"]) == 6
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("│")]
+    for run in plan["growth"]:
+        (row,) = (
+            line for line in rows if line.startswith(f"│ {run['workers']:,} ") and "%" in line and "compute" in line
+        )
+        assert (f"│ {run['rounds']:>4} ! │" in row) == bool(run["reservation"]), row
+    assert any(line.startswith("│ resist ! ") for line in rows)
+    # A worker's share of the arithmetic stands beside an efficiency above 100 %, and why.
+    whole, ours = (
+        next(run["round"]["flops"] for run in plan["runs"] if run["method"] == m) for m in ("local-sgd", "resist")
+    )
+    assert f"{ours / whole:.0%}" in next(line for line in rows if line.startswith("│ 8 ") and "207%" in line)
+
+
+def test_numbers_are_written_as_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    run_plan(
+        monkeypatch, "--workers", "4", "--epochs", "3", "--bandwidth", "1gbit", "--latency", "0s", "--json", str(path)
+    )
+    plan = json.loads(path.read_text())
+    written = plan["settings"]
+    assert (written["batch_size"], written["epochs"], written["image_size"]) == (128, 3.0, None)
+    assert (written["bandwidth"], written["json"]) == ("1gbit", str(path))
+    assert plan["machine"]["bandwidth"] == pytest.approx(0.94 * 1.25e8)
+    assert (plan["machine"]["flops"], plan["machine"]["latency"]) == (6e12, 0)
 
 
 def test_one_of_a_thing_is_one() -> None:
