@@ -32,7 +32,7 @@ class Setting:
 
     name: str
     ranks: int
-    flags: dict[str, object] = field(default_factory=dict)
+    flags: dict[str, object] = field(default_factory=dict, hash=False)
     data: str = "folder"
     board: bool = False
 
