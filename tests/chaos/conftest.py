@@ -10,7 +10,7 @@ import pytest
 from ..launch import runs
 from . import tally
 from .dealing import deal
-from .settings import Setting, make_data
+from .settings import LONGEST, Setting, make_data
 
 RESULTS = "RESIST_HVD_TEST_RESULTS"
 """The variable that names the folder where launch/test wants results."""
@@ -77,6 +77,7 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
                 folder,
                 ranks=setting.ranks,
                 program=setting.program,
+                limit=LONGEST,
                 **setting.variables,
             )
             assert ended.status == 0, ended

@@ -14,6 +14,9 @@ ROUNDS = 6
 
 PROGRAM = Path(__file__).with_name("aimed.py")
 
+LONGEST = 300.0
+"""Seconds that a run may take, start included, on a machine that has much else to do."""
+
 BATCH = 4
 FOLDER_IMAGES = 128
 

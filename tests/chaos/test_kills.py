@@ -16,7 +16,7 @@ import pytest
 from ..launch import runs
 from . import tally, verdicts
 from .dealing import ANY, FINISHING, Kill
-from .settings import Setting
+from .settings import LONGEST, Setting
 
 WATCHDOG = 10
 """Seconds after which a paused rank counts as lost."""
@@ -55,6 +55,7 @@ def test_kill(
         "--resume",
         ranks=kill.setting.ranks,
         program=kill.setting.program,
+        limit=LONGEST,
         **kill.setting.variables,
     )
     outcome.unequal += verdicts.differences(folder, whole) if resumed.status == 0 else ["it cannot be resumed"]
@@ -96,7 +97,7 @@ def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, 
         if kill.moment == ANY:
             time.sleep(kill.share * seconds)
         else:
-            while not told.exists() and running.process.poll() is None and time.monotonic() - running.since < 120:
+            while not told.exists() and running.process.poll() is None and time.monotonic() - running.since < LONGEST:
                 time.sleep(0.005)
             if kill.moment == FINISHING:
                 time.sleep(delay)
@@ -105,7 +106,7 @@ def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, 
             outcome.sent = send(running, kill)
         elif told.exists():
             outcome.sent, running.since = True, float(told.read_text())
-        ended = end_of(running, WATCHDOG + SLOWEST)
+        ended = end_of(running, WATCHDOG + SLOWEST if outcome.sent else LONGEST)
     if not outcome.sent and (not outside or ended.status != 0):
         outcome.faults.append("the moment never came")
     return ended
@@ -138,4 +139,4 @@ def cut_short(arguments: list[str | Path], kill: Kill, seconds: float) -> None:
         time.sleep((1 - kill.share) * seconds)
         for pid in running.ranks()[-1:]:
             os.kill(pid, signal.SIGKILL)
-        running.end()
+        running.end(limit=LONGEST)

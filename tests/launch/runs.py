@@ -255,11 +255,12 @@ def run(
     ranks: int = 2,
     launcher: str = "mpirun",
     program: Sequence[str | Path] = TRAIN,
+    limit: float = LONGEST,
     **variables: str,
 ) -> Ended:
-    """Run a program to its end; the arguments are those of `started`."""
+    """Run a program to its end, within `limit` seconds; the other arguments are those of `started`."""
     with started(*flags, ranks=ranks, launcher=launcher, program=program, **variables) as running:
-        return running.end()
+        return running.end(limit=limit)
 
 
 def contents(folder: Path) -> dict[str, str]:
