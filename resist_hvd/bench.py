@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from resist_hvd.comm import starting
+
+if __name__ == "__main__":
+    starting.begin()  # before PyTorch and all else that takes its time is imported
+
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,8 +42,9 @@ def run_from_flags() -> None:
     """Measure what the flags ask for."""
     with failure.printed_once():
         benchmark, settings = parse(sys.argv[1:])
-    world = World.join()
-    failure.watch(world)
+    with starting.limited():
+        world = World.join()
+        failure.watch(world)
     ratio = benchmark.measure(settings, world)
     if world.is_first:
         print(f"ratio {ratio:.3f}")

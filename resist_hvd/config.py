@@ -84,7 +84,8 @@ class Settings:
 
     watchdog: float | None = None
     """Seconds without progress after which a rank counts as lost: all others say which and end, with status 69.
-    Default: ten times the median round, at least 60; half an hour until the first round is done. 0 switches it off."""
+    Default: ten times the median round, at least 60; half an hour until the first round is done. While files are read
+    or written it is half an hour, too, and for MPI's start never less than 60. 0 switches it off."""
 
     resume: bool = False
     """Go on from the newest good checkpoint in --output; where there is none, start anew."""

@@ -6,6 +6,11 @@ something must be mended.
 
 from __future__ import annotations
 
+from resist_hvd.comm import starting
+
+if __name__ == "__main__":
+    starting.begin()  # before PyTorch and all else that takes its time is imported
+
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -63,10 +68,11 @@ def run_from_flags() -> None:
     with failure.printed_once():
         settings = parse(sys.argv[1:])
     try:
-        world = World.join("cpu")
+        with starting.limited():
+            world = World.join("cpu")
+            failure.watch(world)
     except UserError as error:
         finish([Finding("launch", error.seen, "mend", error.mend)], prints=launched_rank() == 0)
-    failure.watch(world)
     findings = examine(settings, world)
     world.barrier()
     finish(findings, prints=world.is_first)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from resist_hvd.comm import starting
+
+if __name__ == "__main__":
+    starting.begin()  # before PyTorch and all else that takes its time is imported
+
 import os
 import resource
 import shlex
@@ -14,7 +19,7 @@ import torch
 
 from resist_hvd import console, data, flags
 from resist_hvd.comm import failure, stacks
-from resist_hvd.comm.watchdog import watched
+from resist_hvd.comm.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings, parse, to_yaml
 from resist_hvd.data.source import DataSource, Shard
@@ -47,11 +52,14 @@ def run_from_flags() -> None:
 
 def run_training(settings: Settings) -> None:
     """Train a run from its settings to its exported model."""
-    world = World.join(settings.device)
-    failure.watch(world)
+    leave_stalls_to_watchdog(settings.watchdog)
+    with starting.limited(settings.watchdog):
+        world = World.join(settings.device)
+        failure.watch(world)
+        watchdog = watched(world, settings.watchdog)
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)
-    with watched(world, settings.watchdog):
+    with watchdog:
         folder = make_folder(settings.output, f"{settings.data.name}-{settings.method}", world)
         with claimed(folder, world) as claim:
             stacks.go_to(folder)

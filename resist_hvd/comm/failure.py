@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import NoReturn
 
 from resist_hvd import console
-from resist_hvd.comm import last_words, outcome, signals
+from resist_hvd.comm import last_words, outcome, signals, starting
 from resist_hvd.comm.last_words import LOST, STOPPED, advice, advise, current_world, say, whereabouts
 from resist_hvd.comm.launch import launched_rank
 from resist_hvd.comm.launcher import watch_launcher
@@ -48,6 +48,8 @@ def run(program: Callable[[], None]) -> None:
     it: this rank says where it was, and takes the world down.
     """
     console.guard()
+    starting.over()
+    starting.ignore_hangup()
     signal.signal(signal.SIGUSR2, _stopped_early)
     outcome.begin()
     try:

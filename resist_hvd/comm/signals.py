@@ -1,5 +1,7 @@
 """What a signal asks of a run: to stop once a round is done, and at the second time at once.
 
+A terminal that is closed (HUP) asks for nothing: the run goes on, as under `nohup`.
+
 Python's own handlers wait until the main thread is back in the interpreter, which it never is while it waits in a
 library for a rank that has died. A thread that reads the wake-up descriptor answers all the same.
 """
@@ -12,7 +14,7 @@ import socket
 import threading
 import time
 
-from resist_hvd.comm import last_words
+from resist_hvd.comm import last_words, starting
 from resist_hvd.comm.world import World
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -27,6 +29,7 @@ _wakeup[0].setblocking(False)
 
 def answer(world: World) -> None:
     """Begin to answer signals for `world`; from the main thread."""
+    starting.ignore_hangup()  # MPI may have thought otherwise
     signal.set_wakeup_fd(_wakeup[0].fileno(), warn_on_full_buffer=False)
     for number in STOPPING:
         signal.signal(number, lambda *_: None)

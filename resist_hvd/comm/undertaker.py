@@ -26,15 +26,22 @@ KILL_TIMEOUT = "OMPI_MCA_odls_base_sigkill_timeout"
 
 def call() -> None:
     """Have the launcher of this rank ended, if it does not end by itself."""
+    if words := arguments():
+        with contextlib.suppress(OSError):  # no descriptors or processes are left
+            subprocess.Popen(
+                [sys.executable, "-I", "-S", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # the launcher ends this rank's whole process group
+            )
+
+
+def arguments() -> list[str]:
+    """Return what Python is to run so that the launcher of this rank ends, empty where none of Open MPI has."""
     launcher = os.getppid()
-    if name_and_start(launcher)[0].startswith(LAUNCHERS):
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(launcher), str(seconds_given())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # the launcher ends this rank's whole process group
-        )
+    known = name_and_start(launcher)[0].startswith(LAUNCHERS)
+    return [__file__, str(launcher), str(seconds_given())] if known else []
 
 
 def seconds_given() -> float:

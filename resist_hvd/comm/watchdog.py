@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Self
 
 from resist_hvd.comm import last_words, stacks, undertaker
 from resist_hvd.comm.door import Door, Stranger
-from resist_hvd.comm.judging import NAMED, Sight, limit_of, said_of_silent, time_of, verdict
+from resist_hvd.comm.judging import NAMED, ROUNDS, UNHURRIED, Sight, limit_of, said_of_silent, time_of, verdict
 from resist_hvd.comm.last_words import LOST
 from resist_hvd.comm.lifeline import Line, Meeting
 from resist_hvd.comm.pulse import Pulse
@@ -307,6 +307,23 @@ class Watchdog:
 def watched(world: World, seconds: float | None) -> AbstractContextManager[object]:
     """Return the context in which all ranks watch one another: without a watchdog where `seconds` is 0."""
     return nullcontext() if seconds == 0 else Watchdog(world, seconds)
+
+
+def leave_stalls_to_watchdog(seconds: float | None) -> None:
+    """Have Horovod's own limit for stalled collectives never come before the watchdog's; call it before Horovod starts.
+
+    It knows neither who works nor what moves. It stays for ranks that cannot reach one another by TCP, and goes
+    where there is to be no limit; what the user has set stays.
+
+    Args:
+        seconds: as of `watched`.
+    """
+    if seconds == 0:
+        os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
+    else:
+        limit = ROUNDS * max(seconds or 0.0, UNHURRIED)
+        os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", f"{limit:.0f}")
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", f"{limit:.0f}")
 
 
 def sight_of(rank: int, beat: dict[str, Any], silent: float) -> Sight:

@@ -1,0 +1,171 @@
+"""Guards a program until all ranks are in: while modules are imported, and while MPI and Horovod start.
+
+A process can do little then. While modules are imported, Python's handlers answer signals. While MPI starts, mpi4py
+lets no other thread of Python run: so a limit is kept by a process of its own (`start_limit`), which says what it sees,
+and by a timer of the kernel's, which ends this process with the right status.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from resist_hvd.comm import outcome, start_limit, undertaker
+from resist_hvd.comm.judging import SHORTEST, UNHURRIED
+from resist_hvd.comm.launch import host_name, launched_by_mpi, launched_rank
+
+LOST, STOPPED = 69, 75  # those of `last_words`, which imports PyTorch
+
+NOTE = 120.0
+"""Seconds after which rank 0 says whom it waits for."""
+
+EXIT = 0.7
+"""Seconds between what is said of a start that does not end, and its end."""
+
+
+def begin() -> None:
+    """Answer signals from now on, before anything heavy is imported; `failure.run` takes over."""
+    ignore_hangup()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _told)
+
+
+def over() -> None:
+    """Give INT and TERM back to Python and to the kernel: a handler would wait for as long as MPI starts."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is _told:
+            signal.signal(number, handler)
+
+
+def ignore_hangup() -> None:
+    """Have the program go on where its terminal is closed, as under `nohup`; what it prints is dropped then."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _told(number: int, _: object) -> NoReturn:
+    """End at once: there is nothing to save, and libraries may be half loaded."""
+    name = signal.Signals(number).name.removeprefix("SIG")
+    if launched_rank() == 0:
+        start_limit.say(f"Stopped by {name} before anything was begun. Start it again.")
+    status = STOPPED if number == signal.SIGUSR2 else 128 + number
+    outcome.end(status)
+    os._exit(status)
+
+
+def limit_of(watchdog: float | None) -> float:
+    """Return the seconds in which all ranks must be in: half an hour, or what was asked for, if that is a minute.
+
+    Args:
+        watchdog: the seconds without progress that the user asked for, None for the default, 0 for none: 0 then.
+    """
+    if watchdog is None:
+        return UNHURRIED
+    return max(watchdog, SHORTEST) if watchdog > 0 else 0.0
+
+
+@contextmanager
+def limited(watchdog: float | None = None) -> Iterator[None]:
+    """Have this process, started by a launcher, end with status 69 if a step takes too long: until all ranks are in.
+
+    Args:
+        watchdog: as of `limit_of`.
+    """
+    seconds = limit_of(watchdog)
+    if seconds == 0 or not launched_by_mpi(os.environ):
+        yield
+        return
+    rank = launched_rank()
+    # The lowest rank that waits speaks; where one has ended, a launcher ends the others.
+    speaks = 0.3 + 0.15 * min(rank, 20) if rank else 0.0
+    helper = _start_helper(rank, seconds, speaks)
+    timer = ExitTimer(seconds + speaks + EXIT, LOST)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if helper is not None and helper.stdin is not None:
+            helper.stdin.close()
+            threading.Thread(target=helper.wait, name="start limit", daemon=True).start()
+
+
+def _start_helper(rank: int, seconds: float, speaks: float) -> subprocess.Popen[bytes] | None:
+    settings = {
+        "rank": rank,
+        "host": host_name(),
+        "process": os.getpid(),
+        "launcher": os.getppid(),
+        "seconds": seconds,
+        "note": NOTE if rank == 0 else 0,
+        "speaks": speaks,
+        "record": os.environ.get(outcome.VARIABLE, ""),
+        "status": LOST,
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    then = undertaker.arguments()
+    with suppress(OSError):
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(start_limit.__file__)), *flags, *(["--then", *then] if then else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a launcher ends this rank's whole process group
+        )
+    return None
+
+
+class _Event(ctypes.Structure):
+    """`struct sigevent` of 64-bit Linux."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("function", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 32),
+    )
+
+
+class _Times(ctypes.Structure):
+    """`struct itimerspec`: seconds and nanoseconds of the interval, and of the first time."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("every", "every_ns", "first", "first_ns"))
+
+
+class ExitTimer:
+    """Ends this process after some seconds, by a thread that the C library starts and that needs no Python.
+
+    Where the C library has no such timers, nothing happens: `start_limit` kills the process a little later.
+
+    Args:
+        seconds: from now.
+        status: the exit status.
+    """
+
+    def __init__(self, seconds: float, status: int) -> None:
+        self._timer: ctypes.c_void_p | None = None
+        with suppress(AttributeError, OSError):
+            library = ctypes.CDLL(None)
+            create, settime, self._delete = library.timer_create, library.timer_settime, library.timer_delete
+            by_thread, monotonic = 2, 1
+            leave = ctypes.cast(library._exit, ctypes.c_void_p).value
+            event = _Event(value=status, notify=by_thread, function=leave)
+            timer = ctypes.c_void_p()
+            if create(monotonic, ctypes.byref(event), ctypes.byref(timer)) == 0:
+                times = _Times(first=int(seconds), first_ns=int(seconds % 1 * 1e9) or 1)
+                settime(timer, 0, ctypes.byref(times), None)
+                self._timer = timer
+
+    def cancel(self) -> None:
+        """Have the process go on."""
+        if self._timer is not None:
+            self._delete(self._timer)
+            self._timer = None

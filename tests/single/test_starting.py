@@ -1,0 +1,123 @@
+"""The limit on how long MPI may take to come up: it holds where no thread of Python can run, and only until then."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resist_hvd.comm import start_limit, starting, undertaker
+from resist_hvd.comm.judging import SHORTEST, UNHURRIED
+
+LIBRARY_CALL = "ctypes.PyDLL(None).sleep({seconds})"
+"""Holds Python's lock, as MPI's start does."""
+
+
+def rank_program(*lines: str, rank: int = 0, limit: float = 1.0, **variables: str) -> subprocess.Popen[str]:
+    """Start a process that takes itself for a rank, and has a limit of its own."""
+    program = "\n".join(
+        [
+            "import ctypes, sys, time",
+            "from resist_hvd.comm import starting",
+            f"starting.limit_of = lambda _: {limit}",
+            "with starting.limited():",
+            *(f"    {line}" for line in lines[:1]),
+            *lines[1:],
+        ]
+    )
+    environment = os.environ | {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": "2"} | variables
+    return subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_the_limit_is_what_was_asked_for_but_never_less_than_a_minute() -> None:
+    assert starting.limit_of(None) == UNHURRIED
+    assert starting.limit_of(0) == 0
+    assert starting.limit_of(5) == SHORTEST
+    assert starting.limit_of(7200) == 7200
+
+
+def test_a_library_call_that_holds_python_s_lock_is_ended_and_told(tmp_path: Path) -> None:
+    record = tmp_path / "outcome"
+    record.write_text("started\n")
+    status, said = ended(rank_program(LIBRARY_CALL.format(seconds=50), RESIST_HVD_OUTCOME=str(record)))
+    assert status == 69
+    assert "MPI did not come up on all ranks within 1 s [rank 0 on " in said
+    assert said.count("\n") == 1
+    assert record.read_text().startswith("started\n69 rank 0 on ")
+
+
+def test_what_comes_up_in_time_is_left_alone() -> None:
+    status, said = ended(rank_program("pass", "time.sleep(3)", "sys.exit(5)"))
+    assert (status, said) == (5, "")
+
+
+def test_a_rank_that_ends_by_itself_takes_its_helper_along() -> None:
+    process = rank_program("sys.exit(3)", limit=1000.0)
+    # The helper has the same standard error: `communicate` returns once both have closed it.
+    assert ended(process) == (3, "")
+
+
+def test_a_rank_that_is_killed_takes_its_helper_along() -> None:
+    process = rank_program("print('!', file=sys.stderr, flush=True); time.sleep(50)", limit=1000.0)
+    assert process.stderr is not None
+    process.stderr.read(1)
+    process.kill()
+    assert process.communicate(timeout=60)[1].strip() == ""
+
+
+def test_without_a_launcher_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("OMPI_", "PMIX_", "PMI_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(starting, "ExitTimer", None)
+    with starting.limited():
+        pass
+
+
+def test_0_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setattr(starting, "ExitTimer", None)
+    with starting.limited(0):
+        pass
+
+
+def test_ranks_that_are_late_are_named_by_what_keeps_them() -> None:
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(100)"]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | {"OMPI_COMM_WORLD_RANK": str(rank)}, stdout=subprocess.PIPE)
+        for rank in (3, 1)
+    ]
+    try:
+        for process in ranks:
+            assert process.stdout is not None
+            process.stdout.readline()
+        os.kill(ranks[0].pid, signal.SIGSTOP)
+        end = time.monotonic() + 10
+        while not (said := start_limit.late(os.getpid())) or "is stopped by a signal" not in said[-1]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        first, second = (ranks[1].pid, ranks[0].pid)
+        assert said == [
+            f"rank 1 (process {first}) has not loaded MPI yet",
+            f"rank 3 (process {second}) is stopped by a signal",
+        ]
+        assert start_limit.seen_on("n1", os.getpid()).startswith("On n1 rank 1 (process ")
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert "other hosts" in start_limit.seen_on("n1", os.getpid())
+
+
+def test_only_a_launcher_of_open_mpi_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert undertaker.arguments() == []
+    monkeypatch.setattr(undertaker, "name_and_start", lambda _: ("mpirun", "1"))
+    monkeypatch.setenv(undertaker.KILL_TIMEOUT, "5")
+    assert undertaker.arguments() == [undertaker.__file__, str(os.getppid()), str(undertaker.GRACE + 10)]
