@@ -183,8 +183,8 @@ def open_mpi_variables(
     masks are not known yet, so of the launcher's cores each rank is taken to have a part as large as its own.
 
     An Open MPI in the virtual environment is told its folder by its mpirun; a single worker has nobody else to tell it,
-    and a module may have named another. It is kept from listening on the network where all ranks are on one host; a
-    site's is left as its files have it.
+    and a module may have named another. It is kept from listening on the network where all ranks are on one host, and a
+    single worker needs no daemon, which would listen, too. A site's Open MPI is left as its files have it.
 
     Args:
         environment: this process's.
@@ -200,9 +200,9 @@ def open_mpi_variables(
     if has_open_mpi(prefix):
         found["OPAL_PREFIX"] = str(prefix)
         if on_one_host(environment):
-            found |= {"OMPI_MCA_btl": "^tcp", "OMPI_MCA_oob_tcp_if_include": "lo"}
-            if environment.get("OMPI_MCA_oob_tcp_if_exclude"):
-                del found["OMPI_MCA_oob_tcp_if_include"]  # Open MPI takes no two
+            found["OMPI_MCA_btl"] = "^tcp"
+        if not launched_by_mpi(environment):
+            found["OMPI_MCA_ess_singleton_isolated"] = "1"
     in_files = parameters_in_files(prefix)
     return {
         name: value

@@ -1,7 +1,7 @@
 """Notices that the launcher has gone: no rank outlives it, and what `horovodrun` is told reaches the run.
 
 `horovodrun` becomes the shell that runs `mpirun`. A signal to it ends the shell alone, and mpirun goes on without it:
-so a rank beside mpirun takes the shell's end for the signal.
+so a rank beside mpirun takes the shell's end for the signal. `launch/run` passes signals on, but KILL.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ def parent_of(process: int) -> int:
 
 
 def shell_around(launcher: int) -> int:
-    """Return the shell that `horovodrun` has become, if it started this launcher; else 0."""
+    """Return the shell that `horovodrun` has become, or `launch/run` is, if it started this launcher; else 0."""
     shell = parent_of(launcher)
     try:
         words = Path(f"/proc/{shell}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return 0
-    return shell if len(words) > 2 and words[1] == b"-c" and words[2].startswith(b"mpirun ") else 0
+    of_horovodrun = len(words) > 2 and words[1] == b"-c" and words[2].startswith(b"mpirun ")
+    return shell if of_horovodrun or (len(words) > 1 and words[1].endswith(b"launch/run")) else 0
 
 
 def _watch(world: World, parent: int, shell: int) -> None:
@@ -56,4 +57,4 @@ def _watch(world: World, parent: int, shell: int) -> None:
             return
         if shell and parent_of(parent) != shell:
             shell = 0
-            signals.told(world, signal.SIGTERM, cause="the end of horovodrun")
+            signals.told(world, signal.SIGTERM, cause="the end of what started mpirun")

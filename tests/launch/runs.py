@@ -207,7 +207,7 @@ class Running:
 
 def _is_python(pid: int) -> bool:
     command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return bool(re.search(rb"/python[\d.]*$", command[0]))
+    return bool(re.search(rb"(?:^|/)python[\d.]*$", command[0]))
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def test_what_ends_horovodrun_stops_the_run(
             time.sleep(0.1)
         said = running.err.read_text()
     assert f"resist_hvd: {stop_message('TERM', folder, last_round(folder))}" in said
-    assert "Told to stop by the end of horovodrun [round " in said
+    assert "Told to stop by the end of what started mpirun [round " in said
     assert (folder / "checkpoints/latest").read_text() == f"round-{last_round(folder):06d}\n"
 
 
