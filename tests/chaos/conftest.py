@@ -49,11 +49,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if outcomes:
         terminalreporter.section("kill campaign")
         terminalreporter.write_line(tally.summary(outcomes, seed))
-        if RESULTS in os.environ:
-            path = Path(os.environ[RESULTS], "chaos.json")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tally.write(outcomes, seed, path)
-            terminalreporter.write_line(f"written to {path}")
+        if (folder := results()) is not None:
+            tally.write(outcomes, seed, folder / "chaos.json")
+            terminalreporter.write_line(f"written to {folder / 'chaos.json'}")
+
+
+def results() -> Path | None:
+    """Return the folder where launch/test wants results, None where it was not asked."""
+    if RESULTS not in os.environ:
+        return None
+    folder = Path(os.environ[RESULTS])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +98,14 @@ def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def outcomes(pytestconfig: pytest.Config) -> list[tally.Outcome]:
     """What all kills of the campaign came to so far."""
     return pytestconfig.stash[OUTCOMES]
+
+
+@pytest.fixture
+def keep() -> Callable[[str, str], None]:
+    """Keeps a text among the results, to be read while a long campaign goes on."""
+
+    def write(name: str, text: str) -> None:
+        if (folder := results()) is not None:
+            (folder / name).write_text(text)
+
+    return write

@@ -37,6 +37,11 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
     unequal: list[str] = field(default_factory=list)
 
+    @property
+    def wrong(self) -> list[str]:
+        """All that is wrong with it."""
+        return [*(["hung"] if self.hung else []), *(["orphans"] if self.orphans else []), *self.faults, *self.unequal]
+
 
 def table(outcomes: Sequence[Outcome], key: Callable[[Outcome], str], title: str) -> list[str]:
     """Return a table of outcomes, a line for each value of `key`, and one for all of them."""
@@ -64,12 +69,11 @@ def summary(outcomes: Sequence[Outcome], seed: int) -> str:
         (lambda o: o.setting, "setting"),
     ):
         lines += ["", *table(outcomes, key, title)]
-    bad = [o for o in outcomes if o.hung or o.orphans or o.faults or o.unequal]
+    bad = [outcome for outcome in outcomes if outcome.wrong]
     if bad:
         lines.append("")
     for o in bad:
-        what = [*(["hung"] if o.hung else []), *(["orphans"] if o.orphans else []), *o.faults, *o.unequal]
-        lines.append(f"kill {o.number}: {o.setting}, rank {o.rank}, {o.signal}, {o.moment}: {'; '.join(what)}")
+        lines.append(f"kill {o.number}: {o.setting}, rank {o.rank}, {o.signal}, {o.moment}: {'; '.join(o.wrong)}")
         lines.append(f"    again: launch/test --only chaos --seed {seed} --only-kill {o.number}")
     return "\n".join(lines)
 

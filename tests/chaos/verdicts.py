@@ -101,7 +101,11 @@ def differences(folder: Path, reference: Path) -> list[str]:
         elif name.name in ("model.safetensors", "model.json") and (folder / name).read_bytes() != path.read_bytes():
             found.append(f"{name} differs")
     found += _differences_of_last_checkpoint(folder / "checkpoints", reference / "checkpoints")
-    found += [f"{path.relative_to(folder)} is left over" for path in sorted(folder.rglob("*.partial"))]
+    found += [
+        f"{path.relative_to(folder)} is left over"
+        for pattern in ("*.partial", "claim.json", ".clock-*")
+        for path in sorted(folder.rglob(pattern))
+    ]
     return found
 
 
