@@ -9,6 +9,7 @@ import faulthandler
 import json
 import os
 import re
+import runpy
 import signal
 import sys
 import threading
@@ -61,23 +62,27 @@ def before(owner, name, aim, moment):
 
 
 def main():
-    """Train, and take aim."""
+    """Train as `python -m resist_hvd.train` does, and take aim."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if "RESIST_HVD_TEST_BOARD" not in os.environ:
         sys.modules["tensorboard"] = None
     aim = Aim()
-    aim.came("importing")
+    if aim.begins.search("importing"):
+        from resist_hvd.comm import starting
 
-    from resist_hvd import train
-    from resist_hvd.comm.activity import Activity
-    from resist_hvd.training import checkpoint
-    from resist_hvd.training.telemetry import Telemetry
+        sound = starting.begin
+        starting.begin = lambda: (sound(), aim.came("importing"))
+    else:
+        from resist_hvd.comm.activity import Activity
+        from resist_hvd.comm.world import World
+        from resist_hvd.training import checkpoint
+        from resist_hvd.training.telemetry import Telemetry
 
-    before(train.World, "join", aim, lambda _: "starting MPI")
-    before(Activity, "begin", aim, lambda arguments: arguments[1])
-    before(checkpoint, "describe", aim, lambda _: "manifest")
-    before(Telemetry, "summarise", aim, lambda _: "finishing")
-    train.main()
+        before(World, "join", aim, lambda _: "starting MPI")
+        before(Activity, "begin", aim, lambda arguments: arguments[1])
+        before(checkpoint, "describe", aim, lambda _: "manifest")
+        before(Telemetry, "summarise", aim, lambda _: "finishing")
+    runpy.run_module("resist_hvd.train", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 How many kills, from which seed, is on the command line; `launch/test --only chaos --help` says how.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -19,10 +21,10 @@ from .dealing import ANY, FINISHING, Kill
 from .settings import LONGEST, Setting
 
 WATCHDOG = 10
-"""Seconds after which a paused rank counts as lost."""
+"""Seconds after which a paused rank counts as lost; a minute, where it never was in."""
 
-SLOWEST = 90.0
-"""Seconds more within which all ranks must be gone, on a machine that has much else to do."""
+SLOWEST = 60.0 + 90.0
+"""Seconds within which all ranks must be gone, on a machine that has much else to do."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -45,12 +47,12 @@ def test_kill(
         outcome.status, outcome.seconds = ended.status, ended.seconds
         outcome.faults += verdicts.faults_of_end(kill, ended, folder, whole)
         said = str(ended)
+        if kill.twice:
+            cut_short([*arguments, "--resume"], kill, seconds)
     except runs.HangsError as error:
         outcome.hung, said = True, str(error)
     except runs.LeftBehindError as error:
         outcome.orphans, said = True, str(error)
-    if kill.twice:
-        cut_short([*arguments, "--resume"], kill, seconds)
     resumed = runs.run(
         *arguments,
         "--resume",
@@ -97,6 +99,7 @@ def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, 
     ) as running:
         if kill.moment == ANY:
             time.sleep(kill.share * seconds)
+            wait_until_begun(running, kill)
         else:
             while not told.exists() and running.process.poll() is None and time.monotonic() - running.since < LONGEST:
                 time.sleep(0.005)
@@ -107,10 +110,22 @@ def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, 
             outcome.sent = send(running, kill)
         elif told.exists():
             outcome.sent, running.since = True, float(told.read_text())
-        ended = end_of(running, WATCHDOG + SLOWEST if outcome.sent else LONGEST)
+        ended = end_of(running, SLOWEST if outcome.sent else LONGEST)
     if not outcome.sent and (not outside or ended.status != 0):
         outcome.faults.append("the moment never came")
     return ended
+
+
+def wait_until_begun(running: runs.Running, kill: Kill) -> None:
+    """Wait until the rank has begun to import the package: before, Python answers signals, or the kernel."""
+    while running.process.poll() is None and time.monotonic() - running.since < LONGEST:
+        with contextlib.suppress(ValueError, OSError):
+            process = Path("/proc", str(running.rank(kill.rank)))
+            caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
+            answers = caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
+            if answers or "libtorch" in (process / "maps").read_text():
+                return
+        time.sleep(0.02)
 
 
 def send(running: runs.Running, kill: Kill) -> bool:

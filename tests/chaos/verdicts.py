@@ -26,9 +26,9 @@ STATUSES = {
     signal.SIGTERM: {STOPPED, 128 + signal.SIGTERM},
     signal.SIGINT: {STOPPED, 128 + signal.SIGINT},
     signal.SIGUSR2: {STOPPED, 128 + signal.SIGUSR2},
-    signal.SIGHUP: {STOPPED, 128 + signal.SIGHUP},
+    signal.SIGHUP: set(),
 }
-"""What a launcher may end with; 0 besides, where the signal came after a run's last work."""
+"""What a launcher may end with; 0 besides, where the signal came after a run's last work, or, as HUP, ends nothing."""
 
 DEADLY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 """Signals that a rank does not survive, or cannot answer: others must say which rank it was."""
