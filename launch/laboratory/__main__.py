@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--on", metavar="HOST", default=HEAD, help=f"the host of a program without -np (default: {HEAD})")
     run.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND")
 
-    commands.add_parser("slurm", parents=[common, installing], help="start SLURM on all hosts")
+    batch = commands.add_parser("slurm", parents=[common, installing], help="start SLURM on all hosts")
+    batch.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs that each host shall seem to have")
+    batch.add_argument("--accounting", action="store_true", help="keep accounts of jobs, for sacct")
     count = commands.add_parser("bytes", parents=[common], help="print what crossed each host's link")
     count.add_argument("--json", action="store_true", help="print it as JSON")
     list_ = commands.add_parser("ps", parents=[common], help="print the processes of each host")
@@ -90,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 def check_packages(given: argparse.Namespace) -> int:
     """See that all Debian packages are there."""
-    packages.require(packages.FOR_HOSTS | packages.FOR_SLURM, install=given.install)
+    packages.require(packages.FOR_HOSTS | packages.FOR_SLURM | packages.FOR_ACCOUNTING, install=given.install)
     print("all packages are there")
     return 0
 
@@ -114,9 +116,10 @@ def down(given: argparse.Namespace) -> int:
 
 def start_slurm(given: argparse.Namespace) -> int:
     """Start SLURM."""
-    packages.require(packages.FOR_HOSTS | packages.FOR_SLURM, install=given.install)
+    accounting = packages.FOR_ACCOUNTING if given.accounting else {}
+    packages.require(packages.FOR_HOSTS | packages.FOR_SLURM | accounting, install=given.install)
     lab = state.running(given.name)
-    slurm.start(lab)
+    slurm.start(lab, gpus=given.gpus, accounting=given.accounting)
     submit = typed(f"run sbatch --nodes={len(lab.workers)} ...")
     print(f"SLURM runs on {len(lab.workers)} hosts: `{submit}`")
     return 0

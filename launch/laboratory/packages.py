@@ -16,7 +16,19 @@ FOR_SLURM = {
     # SLURM's PMIx asks for the library by the name that only the package for developers has.
     "libpmix.so": "libpmix-dev",
 }
-LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", *(str(folder) for folder in Path("/usr/lib").glob("*-linux-gnu*")))
+FOR_ACCOUNTING = {
+    "slurmdbd": "slurmdbd",
+    "accounting_storage_mysql.so": "slurm-wlm-mysql-plugin",
+    "mariadbd": "mariadb-server-core",
+    # The script that makes an empty database asks this for its settings.
+    "my_print_defaults": "mariadb-client-core",
+    "mariadb-install-db": "mariadb-server-core",
+}
+LIBRARY_FOLDERS = (
+    *(Path("/usr/lib"), Path("/usr/lib64"), *Path("/usr/lib").glob("*-linux-gnu*")),
+    # SLURM's plugins
+    *Path("/usr/lib").glob("*-linux-gnu*/slurm-wlm"),
+)
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin")
 POLICY = Path("/usr/sbin/policy-rc.d")
 

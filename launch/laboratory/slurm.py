@@ -1,4 +1,4 @@
-"""A real SLURM in a lab: munge on all hosts, slurmctld on the head, a slurmd on each other."""
+"""A real SLURM in a lab: munge on all hosts, slurmctld on the head, a slurmd on each other; accounts if asked for."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ SlurmctldHost={head}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=/run/munge/socket,cred_expire=5
+AuthInfo=cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -44,27 +44,54 @@ SlurmdTimeout=15
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-{count}] CPUs={slots} State=UNKNOWN
+{accounting}{gpu_type}NodeName=n[1-{count}] CPUs={slots} State=UNKNOWN{gpus}
 PartitionName=lab Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
+# GPUs are devices of no use, by whose numbers SLURM tells tasks which is theirs.
+GPU_FILE = "/run/slurm/gpu"
+MOST_GPUS = 16
+
+ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={head}
+"""
+DATABASE_DAEMON = """\
+DbdHost={head}
+SlurmUser=root
+AuthType=auth/munge
+StorageType=accounting_storage/mysql
+StorageUser=root
+PidFile=/run/slurm/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+"""
+DATABASE = "/run/slurm/database"
+SOCKET = "/run/mysqld/mysqld.sock"
+SMALL = ("--innodb-data-file-path=ibdata1:4M:autoextend", "--innodb-log-file-size=8M", "--aria-log-file-size=8M")
+
 MUNGED = (
     "munged",
     "--key-file={key}",
-    "--socket=/run/munge/socket",
     "--pid-file=/run/munge/munged.pid",
     "--log-file=/run/munge/munged.log",
     "--seed-file=/run/munge/munged.seed",
 )
 
 
-def start(lab: Lab) -> None:
+def start(lab: Lab, *, gpus: int, accounting: bool) -> None:
     """Start SLURM, and wait until all hosts are idle in it.
+
+    Args:
+        lab: where.
+        gpus: how many each host shall seem to have.
+        accounting: whether to keep accounts of jobs, in a database on the head.
 
     Raises:
         LabError: a daemon does not start, or a host does not appear.
     """
+    if not 0 <= gpus <= MOST_GPUS:
+        raise LabError(f"a host cannot have {gpus} GPUs", mend=f"Give 0 to {MOST_GPUS}.")
     folder = lab.folder / "slurm"
     if folder.exists():
         raise LabError("SLURM runs in this lab already", mend=f"`{typed('run sinfo')}` shows it.")
@@ -72,15 +99,56 @@ def start(lab: Lab) -> None:
     key = folder / "munge.key"
     key.touch(0o400)
     key.write_bytes(os.urandom(128))
-    configuration = folder / "slurm.conf"
-    configuration.write_text(
-        CONFIGURATION.format(head=HEAD, folder=folder, count=len(lab.workers), slots=SLOTS), encoding="ascii"
+    configuration = CONFIGURATION.format(
+        head=HEAD,
+        folder=folder,
+        count=len(lab.workers),
+        slots=SLOTS,
+        accounting=ACCOUNTING.format(head=HEAD) if accounting else "",
+        gpu_type="GresTypes=gpu\n" if gpus else "",
+        gpus=f" Gres=gpu:{gpus}" if gpus else "",
     )
+    (folder / "slurm.conf").write_text(configuration, encoding="ascii")
+    files = [f"{GPU_FILE}{number}" for number in range(gpus)]
+    if gpus:
+        # The head has no GPUs, and its daemon would refuse files that it does not see.
+        lines = [f"NodeName=n[1-{len(lab.workers)}] Name=gpu File={file}\n" for file in files]
+        (folder / "gres.conf").write_text("".join(lines), encoding="ascii")
     for host in lab.hosts:
         _daemon(lab, host.name, "mkdir", "-m", "0755", "/run/munge", "/run/slurm")
         _daemon(lab, host.name, *(word.format(key=key) for word in MUNGED))
-        _daemon(lab, host.name, "slurmctld" if host.name == HEAD else "slurmd")
+        if host.name != HEAD:
+            for file in files:
+                _daemon(lab, host.name, "ln", "-s", "/dev/null", file)
+            _daemon(lab, host.name, "slurmd")
+            continue
+        if accounting:
+            _start_database(lab, folder)
+        _daemon(lab, host.name, "slurmctld")
     _await_idle(lab)
+
+
+def _start_database(lab: Lab, folder: Path) -> None:
+    """Start a database in the head's memory, and the daemon that keeps accounts in it."""
+    file = folder / "slurmdbd.conf"
+    file.touch(0o600)
+    file.write_text(DATABASE_DAEMON.format(head=HEAD, folder=folder), encoding="ascii")
+    log = str(folder / "database.log")
+    # Where the client looks for the server by default.
+    _daemon(lab, HEAD, "mkdir", DATABASE, "/run/mysqld")
+    own = ("--no-defaults", f"--datadir={DATABASE}", "--user=root", *SMALL)
+    _daemon(lab, HEAD, "sh", "-c", '"$@" >>"$0" 2>&1', log, "mariadb-install-db", *own, "--skip-test-db")
+    server = ("mariadbd", *own, f"--socket={SOCKET}", "--skip-networking")
+    _daemon(lab, HEAD, "sh", "-c", '"$@" >>"$0" 2>&1 </dev/null &', log, *server)
+    _await(lab, f"test -S {SOCKET}")
+    _daemon(lab, HEAD, "slurmdbd")
+    _await(lab, "sacctmgr --readonly show cluster")
+
+
+def _await(lab: Lab, command: str) -> None:
+    """Repeat a command on the head until it succeeds."""
+    loop = f"until {command} >/dev/null 2>&1; do sleep 0.05; done"
+    _daemon(lab, HEAD, "timeout", f"{PATIENCE:.0f}", "sh", "-c", loop)
 
 
 def _daemon(lab: Lab, host: str, *command: str) -> None:

@@ -17,11 +17,11 @@ def needs_lab() -> None:
 
 @pytest.fixture(scope="session")
 def slurm_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
-    """Two hosts with SLURM."""
+    """Two hosts with SLURM, two GPUs each as far as SLURM knows, and accounts."""
     if reason := labs.lack(slurm=True):
         pytest.skip(reason)
     with labs.made(tmp_path_factory.mktemp("slurm"), hosts=2) as lab:
-        ended = lab.do("slurm")
+        ended = lab.do("slurm", "--gpus", "2", "--accounting")
         assert ended.status == 0, ended
         yield lab
 

@@ -37,7 +37,7 @@ def lack(*, slurm: bool) -> str:
     """Return why no lab can be made here, empty where one can."""
     if os.geteuid() != 0:
         return "a lab needs root"
-    programs = packages.FOR_HOSTS | (packages.FOR_SLURM if slurm else {})
+    programs = packages.FOR_HOSTS | (packages.FOR_SLURM | packages.FOR_ACCOUNTING if slurm else {})
     if missing := packages.missing(programs):
         return f"these Debian packages are missing: {' '.join(missing)}"
     probe = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc", "true"]

@@ -47,6 +47,44 @@ def test_job_trains_on_two_hosts_by_what_the_site_s_srun_has(slurm_lab: labs.Lab
     assert rounds_of(slurm_lab, unstopped) == list(range(30))
 
 
+def test_accounts_are_kept(slurm_lab: labs.Lab, unstopped: int) -> None:
+    command = ("sacct", "--noheader", "--parsable2", "-X", f"--jobs={unstopped}", "--format=State,NNodes,JobName")
+    labs.wait_until(lambda: slurm_lab.ask(*command) == "COMPLETED|2|resist-hvd\n", lambda: slurm_lab.ask(*command), 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        (("--gpus-per-task=1",), {"0": "0", "1": "1", "2": "0", "3": "1"}),
+        (("--gpus-per-node=2",), dict.fromkeys("0123", "0,1")),
+    ],
+)
+def test_ranks_are_told_their_gpus(slurm_lab: labs.Lab, options: tuple[str, ...], seen: dict[str, str]) -> None:
+    """One to each where SLURM binds them; else all of the host's, of which a rank takes the one of its local rank."""
+    tell = 'echo "$SLURM_PROCID $CUDA_VISIBLE_DEVICES"'
+    told = slurm_lab.ask("srun", *ACROSS, *options, "sh", "-c", tell)
+    assert dict(line.split() for line in told.splitlines()) == seen
+
+
+def test_more_gpus_than_there_are_cannot_be_asked_for(slurm_lab: labs.Lab) -> None:
+    ended = slurm_lab.do("run", "srun", *ACROSS, "--gpus-per-node=3", "true")
+    assert ended.status != 0
+    assert "node configuration is not available" in ended.stderr
+
+
+def test_flags_for_srun_reach_it(slurm_lab: labs.Lab) -> None:
+    job = slurm_lab.submit(
+        "train.sbatch",
+        *labs.TINY,
+        "--max_rounds=2",
+        options=(*ACROSS, "--gpus-per-node=2"),
+        RESIST_HVD_LAUNCHER="srun:pmix",
+        RESIST_HVD_SRUN_FLAGS="--gpus-per-task=1 --label",
+    )
+    slurm_lab.await_job(job, "COMPLETED")
+    assert re.search(r"^0: round +2/2 ", slurm_lab.log(job), re.MULTILINE), slurm_lab.log(job)
+
+
 def test_stopped_and_preempted_job_ends_with_the_same_model(slurm_lab: labs.Lab, unstopped: int) -> None:
     job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS)
     await_round(slurm_lab, job, start=1)
