@@ -54,8 +54,11 @@ class Sight:
 
     def overdue(self, limit: float) -> bool:
         """Return whether it has stood still for too long, at a limit in seconds; an unhurried rank has half an hour."""
-        allowed = max(limit, UNHURRIED) if self.unhurried else limit
-        return self.still > allowed or self.idle > max(ROUNDS * limit, UNHURRIED)
+        return self.is_still(limit) or self.idle > max(ROUNDS * limit, UNHURRIED)
+
+    def is_still(self, limit: float) -> bool:
+        """Return whether nothing excuses that it is overdue: it had a processor, and no bytes moved."""
+        return self.still > (max(limit, UNHURRIED) if self.unhurried else limit)
 
 
 def limit_of(asked: float | None, rounds: Sequence[float]) -> float:
@@ -94,26 +97,36 @@ def verdict(sights: Sequence[Sight], limit: float, *, size: int, now: float | No
     if not said and len(sights) == size > 1 and all(sight.waiting and sight.overdue(limit) for sight in sights):
         who = "; ".join(f"rank {s.rank} on {s.host} since {time_of(now - s.idle)} [{s.words}]" for s in sights[:NAMED])
         more = f"; and {size - NAMED} more" if size > NAMED else ""
-        return f"All {size} ranks wait for one another: {who}{more}. {why_all_wait(sights)}"
+        return f"All {size} ranks wait for one another: {who}{more}. {why_all_wait(sights, limit)}"
     return ". ".join(said[:NAMED]) + (f". So have {len(said) - NAMED} more" if len(said) > NAMED else "")
 
 
-def why_all_wait(sights: Sequence[Sight]) -> str:
-    """Return what it looks like when all ranks wait for one another: calls out of order, a lost message, or starved."""
+def why_all_wait(sights: Sequence[Sight], limit: float) -> str:
+    """Return what it looks like where all ranks wait for one another: out of order, lost, starved, or a broken network.
+
+    Args:
+        sights: all ranks; they are overdue.
+        limit: in seconds, as of `verdict`.
+    """
     first, last = (pick(sights, key=lambda sight: sight.wait) for pick in (min, max))
     if first.wait != last.wait:
         return (
             f"They wait in different calls, rank {first.rank} in its wait {first.wait} and rank {last.rank} in its "
             f"wait {last.wait}: calls came out of order"
         )
-    processors = median(sight.processors for sight in sights)
+    seen = (
+        f"All are in wait {first.wait} and keep {median(sight.processors for sight in sights):.2g} processors busy each"
+    )
     starved = max(sights, key=lambda sight: sight.starved)
-    seen = f"All are in wait {first.wait} and keep {processors:.2g} processors busy each"
-    if 2 * starved.starved > starved.idle:
-        return (
-            f"{seen}; rank {starved.rank} had none for {starved.starved:.0f} s: too many processes for the processors"
-        )
-    if processors >= POLLING:
+    if starved.starved >= 1:
+        seen += f" (rank {starved.rank} had none for {starved.starved:.0f} s)"
+    if not all(sight.is_still(limit) for sight in sights):
+        if 2 * starved.starved > starved.idle:
+            return f"{seen}: there are too many processes for the processors"
+        return f"{seen}: bytes move, and nothing comes of it"
+    # Of the seconds in which they could have a processor, those who poll use all.
+    polling = median(sight.processors / max(1 - sight.starved / max(sight.idle, 1.0), 0.01) for sight in sights)
+    if polling >= POLLING:
         return f"{seen}: they poll for a message that was lost"
     return f"{seen}: they sleep, and the network is broken, or slower than any packet shows"
 

@@ -122,7 +122,12 @@ def test_a_rank_without_a_processor_is_not_stuck() -> None:
     [
         ({"wait": 17, "processors": 1.9}, ["wait 17", "1.9 processors", "lost"]),
         ({"wait": 17, "processors": 0.01}, ["wait 17", "0.01 processors", "sleep", "network"]),
-        ({"wait": 17, "processors": 0.3, "starved": 55.0}, ["wait 17", "for 55 s", "too many processes"]),
+        ({"wait": 17, "processors": 0.2, "starved": 50.0}, ["wait 17", "had none for 50 s", "lost"]),
+        (
+            {"wait": 17, "processors": 0.1, "starved": 2000.0, "idle": 2001.0, "still": 1},
+            ["2000 s", "too many processes"],
+        ),
+        ({"wait": 17, "processors": 1.9, "idle": 2001.0, "still": 1}, ["bytes move"]),
     ],
 )
 def test_the_verdict_tells_what_it_looks_like(differ: dict[str, object], words: list[str]) -> None:
