@@ -45,13 +45,17 @@ class DetectionSettings:
     """What is to be found; objects of other classes are left out. Any names that annotations have."""
 
     train: tuple[str, ...] = ("2007-trainval", "2012-trainval")
-    """The lists to train on, each a year and a list's name."""
+    """The lists to train on, each the year of a folder VOC... and the name of a list in its ImageSets/Main."""
 
     test: tuple[str, ...] = ("2007-test",)
-    """The lists to test on."""
+    """The lists to test on, named likewise."""
 
     train_on_difficult: bool = False
     """Whether objects that are marked difficult are targets of training. In testing they always come, marked."""
+
+    ignore_exif: bool = False
+    """Take boxes to be for the pixels as they are stored, where EXIF says that an image is to be turned when shown and
+    its annotation tells not which is meant; such images are refused otherwise."""
 
     image_size: int = 448
     """Height and width in pixels that images are scaled to."""
@@ -81,8 +85,13 @@ class DetectionSettings:
                 raise ValueError(f"{name} is {value}; give a number of at least 1")
         for name in ("classes", "train", "test"):
             values = getattr(self, name)
+            if isinstance(values, str):
+                raise ValueError(f"{name} is the text {values!r}; give a tuple, as ({values!r},)")
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} is {values}; give at least one, and none twice")
+        for name in (*self.train, *self.test):
+            if not all(name.partition("-")):
+                raise ValueError(f"a list is {name!r}; give a year and the list's name, as '2007-{name.strip('-')}'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +192,10 @@ class DetectionSource:
     """
 
     def __init__(self, settings: DetectionSettings, *, shard: Shard, seed: int, device: torch.device) -> None:
-        train = read_lists(settings.root, settings.train, settings.classes)
-        test = read_lists(settings.root, settings.test, settings.classes)
+        train, test = (
+            read_lists(settings.root, lists, settings.classes, ignore_exif=settings.ignore_exif)
+            for lists in (settings.train, settings.test)
+        )
         absent = sorted(set(range(len(settings.classes))) - set(train.labels.tolist()))
         if absent:
             raise UserError(

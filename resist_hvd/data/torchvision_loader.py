@@ -1,10 +1,5 @@
-"""Batches decoded by Pillow and torchvision's transforms in processes of their own, where there is no DALI.
+"""Batches decoded by Pillow and torchvision's transforms in processes of their own, where there is no DALI."""
 
-The processes are forked from a server that knows nothing of MPI, never from a worker: a fork of a process that MPI has
-threads and memory in may hang or worse. The server has PyTorch loaded, so that they start at once.
-"""
-
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +16,7 @@ from torchvision.transforms.v2 import functional
 from resist_hvd.data.broken import BrokenFiles, read_trusted
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
+from resist_hvd.data.loader_processes import Tether, forked_from_a_server, starting_processes
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
 from resist_hvd.data.windows import middle_windows, random_windows
@@ -180,8 +176,7 @@ class TorchvisionLoader(ImageLoader):
         broken: BrokenFiles,
     ) -> None:
         self._recipe = Recipe(settings=settings, mean=mean, std=std)
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload([__name__])
+        self._processes = forked_from_a_server(preload=__name__)
         self._device = device
         self._broken = broken
 
@@ -199,24 +194,34 @@ class TorchvisionLoader(ImageLoader):
         work_on(self._device)
         settings = self._recipe.settings
         processes = settings.decode_threads or torch.get_num_threads()
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=processes,
-            multiprocessing_context=self._processes,
-            prefetch_factor=-(-settings.prefetch // processes),
-            collate_fn=unchanged,
-            pin_memory=self._device.type == "cuda",
-            # Otherwise it would draw from PyTorch's own generator, and change what others draw from it.
-            generator=torch.Generator(),
-        )
         try:
-            for images, labels, faults in loader:
-                for image, fault in faults.items():
-                    self._broken.note(index, image, fault)
-                if len(labels):
-                    yield images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+            with Tether(self._processes) as tether:
+                loader = DataLoader(
+                    batches,
+                    batch_size=None,
+                    sampler=numbers,
+                    num_workers=processes,
+                    multiprocessing_context=self._processes,
+                    prefetch_factor=-(-settings.prefetch // processes),
+                    collate_fn=unchanged,
+                    pin_memory=self._device.type == "cuda",
+                    # Otherwise it would draw from PyTorch's own generator, and change what others draw from it.
+                    generator=torch.Generator(),
+                    worker_init_fn=tether.end,
+                )
+                with starting_processes():
+                    made = iter(loader)
+                try:
+                    for images, labels, faults in made:
+                        for image, fault in faults.items():
+                            self._broken.note(index, image, fault)
+                        if len(labels):
+                            yield (
+                                images.to(self._device, non_blocking=True),
+                                labels.to(self._device, non_blocking=True),
+                            )
+                finally:
+                    del made  # which lets the processes end by themselves
         except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
             # The latter three are met where a process has announced a batch, but died before that was fetched.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

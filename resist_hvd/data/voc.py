@@ -5,7 +5,10 @@ Classes Challenge 2012 Development Kit"): boxes count pixels from 1 and include 
 difficult is left out when a detector is judged, neither to be found nor wrong to be found.
 """
 
-from collections.abc import Iterator, Sequence
+import codecs
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from resist_hvd.data.decoding import TooLargeError, check_size
 from resist_hvd.errors import UserError
 
 CLASSES = (
@@ -24,6 +28,15 @@ CLASSES = (
 """The twenty classes, in the order of their names, which is that of the development kit."""
 
 _LARGEST_ANNOTATION = 2**20
+_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp")
+_ORIENTATION = 0x0112
+"""EXIF's tag of how a picture is to be turned when it is shown; 1 is not at all, 5 to 8 are turned onto their sides."""
+
+_WORDS = {"": False, "unspecified": False, "false": False, "no": False, "true": True, "yes": True}
+"""What tools write in place of 0 and 1."""
+
+_ENCODINGS = {"ansi": "cp1252", "unicode": "cp1252", "utf-16": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
+"""Encodings' names that tools declare, and what text is in that is neither UTF-8 nor, by its bytes, UTF-16."""
 _MEND_FILE = "Unpack its archive anew, or put the file right."
 
 
@@ -92,18 +105,22 @@ class AnnotatedImages:
         )
 
 
-def read_lists(root: Path, lists: Sequence[str], classes: Sequence[str]) -> AnnotatedImages:
+def read_lists(
+    root: Path, lists: Sequence[str], classes: Sequence[str], *, ignore_exif: bool = False
+) -> AnnotatedImages:
     """Read the images and objects of some lists, one list after another.
 
     Args:
         root: the folder VOCdevkit, or the one that holds it.
         lists: each a year and the name of a list in ImageSets/Main, as in 2007-trainval.
         classes: what objects are read; those of other classes are left out, and their images stay.
+        ignore_exif: take all boxes to be for the pixels as they are stored, even of an image that EXIF says is to be
+            turned when shown, and whose annotation does not tell by its size which is meant.
 
     Raises:
         UserError: a folder, list, image or annotation is missing or damaged; the message names the file.
     """
-    devkit = _devkit(root.expanduser().absolute())
+    devkit = _devkit(root.expanduser().absolute(), lists)
     label_of = {name: label for label, name in enumerate(classes)}
     paths: list[Path] = []
     sizes: list[tuple[int, int]] = []
@@ -111,10 +128,9 @@ def read_lists(root: Path, lists: Sequence[str], classes: Sequence[str]) -> Anno
     labels: list[int] = []
     difficult: list[bool] = []
     ends: list[int] = []
-    for folder, identifier in _identifiers(devkit, lists):
-        annotation = read_annotation(folder / "Annotations" / f"{identifier}.xml")
-        path = folder / "JPEGImages" / f"{identifier}.jpg"
-        _check_size(path, annotation)
+    for path, annotation_path in _files(devkit, lists):
+        annotation = read_annotation(annotation_path)
+        _check_image(path, annotation, ignore_exif=ignore_exif)
         chosen = [number for number, name in enumerate(annotation.names) if name in label_of]
         paths.append(path)
         sizes.append((annotation.width, annotation.height))
@@ -132,53 +148,106 @@ def read_lists(root: Path, lists: Sequence[str], classes: Sequence[str]) -> Anno
     )
 
 
-def _devkit(root: Path) -> Path:
+def _devkit(root: Path, lists: Sequence[str]) -> Path:
+    years = sorted({f"VOC{name.partition('-')[0]}" for name in lists})
     for folder in (root / "VOCdevkit", root):
-        if (folder / "VOC2007").is_dir() or (folder / "VOC2012").is_dir():
+        if any((folder / year).is_dir() for year in years):
             return folder
     raise UserError(
-        "There is neither a folder VOC2007 nor a folder VOC2012" if root.is_dir() else "There is no such folder",
+        f"There is no folder {' or '.join(years)}" if root.is_dir() else "There is no such folder",
         where=str(root),
         mend="Give the folder VOCdevkit that Pascal VOC's archives unpack to.",
     )
 
 
-def _identifiers(devkit: Path, lists: Sequence[str]) -> Iterator[tuple[Path, str]]:
+def _files(devkit: Path, lists: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield the path of each image of the lists, and that of its annotation."""
     for name in lists:
         year, _, which = name.partition("-")
         folder = devkit / f"VOC{year}"
         path = folder / "ImageSets" / "Main" / f"{which}.txt"
         try:
-            # Lists of one class have a second column, which says whether it is there.
-            identifiers = [line.split()[0] for line in path.read_text("ascii").splitlines() if line.strip()]
+            lines = [line.strip() for line in _text_of_list(path.read_bytes()).splitlines() if line.strip()]
         except OSError as error:
-            mend = f"Unpack the archive of VOC{year} that has {which} into {devkit.parent}."
+            mend = f"Unpack the archive of VOC{year} that has {which} into {devkit.parent}, or give another list."
             raise UserError(f"The list cannot be read ({error.strerror})", where=str(path), mend=mend) from error
-        except UnicodeDecodeError:
-            raise UserError("The list is no text", where=str(path), mend=_MEND_FILE) from None
-        if not identifiers:
+        if not lines:
             raise UserError("The list is empty", where=str(path), mend=_MEND_FILE)
-        for identifier in identifiers:
+        images = _images(folder / "JPEGImages")
+        for line in lines:
+            identifier = _identifier(line, folder)
             if Path(identifier).name != identifier:
                 raise UserError(f"The list names {identifier!r}, which is no image", where=str(path), mend=_MEND_FILE)
-            yield folder, identifier
+            image = images.get(identifier, f"{identifier}.jpg")
+            yield folder / "JPEGImages" / image, folder / "Annotations" / f"{identifier}.xml"
 
 
-def _check_size(path: Path, annotation: Annotation) -> None:
-    """See that an image is there, and of its annotation's size: boxes are scaled by it."""
+def _text_of_list(content: bytes) -> str:
+    """Return a list's text. Names in an encoding that is not UTF-8 are what the system would call such files."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace")
+    return os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+
+
+def _identifier(line: str, folder: Path) -> str:
+    """Return the image that a line names: all of it, but for a second column and an image file's ending."""
+    # Lists of one class have a second column, which says whether it is there.
+    name, _, last = line.rpartition(" ")
+    if name and last in ("-1", "0", "1") and not (folder / "Annotations" / f"{line}.xml").exists():
+        line = name.rstrip()
+    stem, ending = os.path.splitext(line)
+    return stem if ending.lower() in _SUFFIXES else line
+
+
+def _images(folder: Path) -> Mapping[str, str]:
+    """Return the image files of a folder by their names without endings; of several, a .jpg."""
+    try:
+        files = sorted(os.listdir(folder), key=lambda name: (name.endswith(".jpg"), name))
+    except OSError:
+        return {}  # the first image that is missed is named
+    parts = [os.path.splitext(file) for file in files]
+    return {stem: stem + ending for stem, ending in parts if ending.lower() in _SUFFIXES}
+
+
+def _check_image(path: Path, annotation: Annotation, *, ignore_exif: bool) -> None:
+    """See that an image is there, and that its annotation's boxes are for its pixels as they are stored."""
     try:
         with Image.open(path) as image:  # reads its header only
             size = image.size
+            orientation = _orientation(image)
+        check_size(*size)
     except OSError as error:
         seen = f"The image cannot be read ({error.strerror or 'it is no image'})"
         raise UserError(seen, where=str(path), mend=_MEND_FILE) from error
-    if size != (annotation.width, annotation.height):
+    except TooLargeError as error:
+        mend = "Give a smaller one, with its annotation."
+        raise UserError(f"The image {error}", where=str(path), mend=mend) from None
+    said = (annotation.width, annotation.height)
+    shown = size[::-1] if orientation in (5, 6, 7, 8) else size
+    # Some tools draw boxes on a picture as it is shown and write its sides so, others as it is stored. Where both have
+    # the same sides, nothing tells which.
+    if orientation in range(2, 9) and said == shown and not (ignore_exif and shown == size):
+        which = "are for it as it is shown" if shown != size else "may be for it as it is stored or as it is shown"
+        otherwise = "" if shown != size else "; or give ignore_exif=True where all boxes are for the stored pixels"
         raise UserError(
-            f"The image has {size[0]} x {size[1]} pixels, and its annotation says {annotation.width} x "
-            f"{annotation.height}",
+            f"EXIF says that the image is to be turned when it is shown (orientation {orientation}), and its boxes "
+            f"{which}",
+            where=str(path),
+            mend=f"Write images as they are shown, as `exiftran -ai` does{otherwise}.",
+        )
+    if size != said:
+        raise UserError(
+            f"The image has {size[0]} x {size[1]} pixels, and its annotation says {said[0]} x {said[1]}",
             where=str(path),
             mend=_MEND_FILE,
         )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # of a damaged block Pillow raises errors of any kind, and no viewer turns the image
+        return 1
 
 
 def read_annotation(path: Path) -> Annotation:
@@ -214,7 +283,7 @@ def parse_annotation(content: bytes) -> Annotation:
     """
     try:
         parser = ElementTree.XMLParser(target=_PlainTree())
-        parser.feed(content)
+        parser.feed(_text(content))
         tree = parser.close()
     except ElementTree.ParseError as error:
         raise ValueError(f"it is no XML ({error})") from error
@@ -230,9 +299,11 @@ def parse_annotation(content: bytes) -> Annotation:
             name = (element.findtext("name") or "").strip()
             if not name:
                 raise ValueError("it has no name")
+            if _UNREADABLE in name:
+                raise ValueError(f"its name {name!r} is not in the file's encoding: save the file as UTF-8")
             box = [_number(element, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
             boxes.append(_edges(box, width, height))
-            difficult.append(bool(_number(element, "difficult", 0)))
+            difficult.append(_is_difficult(element))
             names.append(name)
         except ValueError as error:
             raise ValueError(f"of object {number}, {error}") from error
@@ -245,10 +316,37 @@ def parse_annotation(content: bytes) -> Annotation:
     )
 
 
-def _number(element: ElementTree.Element, path: str, default: float | None = None) -> float:
+_UNREADABLE = "\ufffd"
+_DECLARED = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([^"']*)["']""")
+
+
+def _text(content: bytes) -> str:
+    """Return an annotation's text; what cannot be decoded is replaced by `_UNREADABLE`, as it matters in names alone.
+
+    Many tools declare one encoding and write another, or a name that no parser knows. Text that is valid UTF-8 is that.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:4]:
+        little = content[1:2] == b"\0"
+        has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if has_mark else "utf-16-le" if little else "utf-16-be", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        found = _DECLARED.match(content)
+        declared = found[1].decode("ascii", "replace").strip().lower() if found else "utf-8"
+        try:
+            return content.decode(_ENCODINGS.get(declared, declared), "replace")
+        except LookupError:
+            raise ValueError(f"it declares an encoding that is not known, {declared!r}: save it as UTF-8") from None
+
+
+def _is_difficult(element: ElementTree.Element) -> bool:
+    word = (element.findtext("difficult") or "").strip().lower()
+    return _WORDS[word] if word in _WORDS else bool(_number(element, "difficult"))
+
+
+def _number(element: ElementTree.Element, path: str) -> float:
     text = element.findtext(path)
-    if text is None and default is not None:
-        return default
     try:
         value = float(text or "")
     except ValueError:

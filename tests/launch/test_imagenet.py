@@ -53,7 +53,7 @@ def test_broken_files_are_counted_and_named_at_the_end(root: Path, tmp_path: Pat
         file.write_bytes(photographs.broken_files()["jpeg-cut-short"])
     ended = runs.run(*flags(root, "auto", tmp_path / "run"), "--data.broken_files=skip")
     assert ended.status == 0, ended
-    assert "image files passed over because they are broken: 2\n" in ended.stdout
+    assert "2 image files passed over, being broken:\n" in ended.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["broken_files"].keys() == {str(file) for file in broken}
     for path, fault in summary["broken_files"].items():

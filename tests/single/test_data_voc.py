@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ class Devkit:
             (folder / part).mkdir(parents=True, exist_ok=True)
         if isinstance(image, tuple):
             file = io.BytesIO()
-            noise = np.random.default_rng(sum(identifier.encode())).integers(0, 256, (image[1], image[0], 3))
+            noise = np.random.default_rng(sum(os.fsencode(identifier))).integers(0, 256, (image[1], image[0], 3))
             Image.fromarray(noise.astype(np.uint8)).save(file, "JPEG")
             image = file.getvalue()
         self.image(year, identifier).write_bytes(image)
         self.annotation(year, identifier).write_text(annotation(*Image.open(io.BytesIO(image)).size, *objects))
-        with self.list(year, which).open("a") as lines:
+        with self.list(year, which).open("a", errors="surrogateescape") as lines:
             lines.write(f"{identifier}\n")
 
     def image(self, year: str, identifier: str) -> Path:
@@ -160,6 +161,106 @@ def test_what_is_damaged_is_told_with_its_file(text: str, tmp_path: Path) -> Non
     assert "\n" not in str(info.value)
 
 
+ENCODINGS = ["UTF-8", "utf8", "utf-8-sig", "ANSI", "unicode", "GB2312", "GBK", "ISO-8859-1", "UTF-16", "Big5", None]
+
+
+@pytest.mark.parametrize("declared", ENCODINGS)
+@pytest.mark.parametrize("written", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_annotations_are_read_in_whatever_encoding_tools_write(declared: str | None, written: str) -> None:
+    opening = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    path = "<annotation><path>C:\\Jürgen\\a.jpg</path>"
+    text = opening + annotation(40, 20, thing("dog", 1, 1, 9, 9)).replace("<annotation>", path, 1)
+    assert parse_annotation(text.encode(written)).names == ("dog",)
+
+
+def test_a_name_is_read_in_its_encoding_or_refused() -> None:
+    def names(name: str, declared: str, written: str) -> tuple[str, ...]:
+        text = f"<?xml version='1.0' encoding='{declared}'?>{annotation(40, 20, thing(name, 1, 1, 9, 9))}"
+        return parse_annotation(text.encode(written)).names
+
+    assert names("狗", "GB2312", "gbk") == names("狗", "GBK", "utf-8") == names("狗", "unicode", "utf-16") == ("狗",)
+    assert names("Kröte", "ISO-8859-1", "latin-1") == ("Kröte",)
+    with pytest.raises(
+        ValueError, match=r"of object 1, its name .* is not in the file's encoding: save the file as UTF-8"
+    ):
+        names("Kröte", "UTF-8", "latin-1")
+    with pytest.raises(ValueError, match="encoding that is not known, 'klingon': save it as UTF-8"):
+        names("Kröte", "Klingon", "latin-1")
+
+
+@pytest.mark.parametrize(
+    ("word", "difficult"),
+    [("0", False), ("1", True), ("", False), ("Unspecified", False), ("False", False), ("TRUE", True)],
+)
+def test_difficult_may_be_a_word(word: str, difficult: bool) -> None:
+    found = parse_annotation(annotation(40, 20, thing("dog", 1, 1, 9, 9, difficult=word)).encode())
+    assert found.difficult.tolist() == [difficult]
+
+
+def turned(size: tuple[int, int], orientation: int) -> bytes:
+    """A JPEG of stored `size` that EXIF says is to be turned when shown."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("size", "orientation"), [((40, 40), 6), ((40, 40), 3), ((40, 20), 3), ((40, 20), 2)])
+def test_boxes_that_may_be_for_a_turned_picture_are_refused_unless_that_is_decided(
+    devkit: Devkit, size: tuple[int, int], orientation: int
+) -> None:
+    devkit.add("2007", "test", "000004", turned(size, orientation), thing("dog", 1, 1, 20, 20))
+    seen = f"orientation {orientation}), and its boxes may be for it as it is stored or as it is shown"
+    check_error(devkit, seen, devkit.image("2007", "000004"), "exiftran -ai")
+    check_error(devkit, "EXIF", devkit.image("2007", "000004"), "ignore_exif=True")
+    assert load(devkit, ignore_exif=True).spec.test_size == 4
+
+
+def test_the_sides_in_an_annotation_tell_whether_it_is_of_a_turned_picture(devkit: Devkit) -> None:
+    devkit.add("2007", "test", "000004", turned((40, 20), 6), thing("dog", 1, 1, 20, 20))
+    assert load(devkit).spec.test_size == 4  # as it is stored
+    text = devkit.annotation("2007", "000004").read_text()
+    devkit.annotation("2007", "000004").write_text(
+        text.replace("<width>40</width><height>20</height>", "<width>20</width><height>40</height>")
+    )
+    for ignored in (False, True):
+        seen = "EXIF says that the image is to be turned when it is shown (orientation 6), and its boxes are for it as"
+        check_error(devkit, seen, devkit.image("2007", "000004"), "exiftran -ai", ignore_exif=ignored)
+
+
+def test_images_that_are_too_large_are_named(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resist_hvd.data.decoding.LARGEST_IMAGE", 1_249)
+    seen = "The image has 50 x 25 pixels, more than the 1,249 that are read"
+    check_error(
+        devkit, seen, devkit.image("2012", "2008_000002"), "smaller", test=("2012-trainval",), train=("2012-trainval",)
+    )
+
+
+@pytest.mark.parametrize("ending", [".png", ".JPG", ".jpeg", ".bmp"])
+def test_images_may_have_any_usual_ending(devkit: Devkit, ending: str) -> None:
+    path = devkit.image("2007", "000003")
+    with Image.open(path) as image:
+        image.convert("RGB").save(path.with_suffix(ending))
+    path.unlink()
+    assert sum(len(batch.images) for batch in load(devkit).test()) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("line", ["mein Föto", "mein Föto  1", "mein Föto -1\r", "mein Föto.jpg"])
+def test_lists_name_files_of_any_name(devkit: Devkit, encoding: str, line: str) -> None:
+    name = os.fsdecode("mein Föto".encode("latin-1" if encoding == "latin-1" else "utf-8"))
+    devkit.add("2028", "mine", name, (40, 40), thing("dog", 1, 1, 20, 20))
+    devkit.list("2028", "mine").write_bytes(f"{line}\n".encode(encoding))
+    source = load(devkit, train=("2028-mine",), test=("2028-mine",), classes=("dog",), batch_size=1)
+    assert next(source.train()).images.shape == (1, 3, 32, 32)
+
+
+def test_a_name_that_ends_like_a_column_is_a_name_where_there_is_such_a_file(devkit: Devkit) -> None:
+    devkit.add("2028", "mine", "photo 1", (40, 40), thing("dog", 1, 1, 20, 20))
+    assert load(devkit, train=("2028-mine",), test=("2028-mine",), classes=("dog",), batch_size=1).spec.train_size == 1
+
+
 def test_entities_are_not_hidden_by_an_encoding() -> None:
     with pytest.raises(ValueError, match="document type"):
         parse_annotation(f'<?xml version="1.0" encoding="utf-16"?>{ENTITIES}'.encode("utf-16"))
@@ -256,13 +357,13 @@ def test_lists_that_are_wrong_are_named(devkit: Devkit, tmp_path: Path) -> None:
         path.write_text(text)
         check_error(devkit, seen, path, "Unpack its archive")
     path.write_bytes(b"\xff\xfe")
-    check_error(devkit, "The list is no text", path, "Unpack its archive")
+    check_error(devkit, "The list is empty", path, "Unpack its archive")
     path.unlink()
     check_error(devkit, "The list cannot be read (No such file", path, "the archive of VOC2007 that has test")
     empty = Devkit(tmp_path / "elsewhere")
     check_error(empty, "There is no such folder", empty.root, "VOCdevkit")
     empty.root.mkdir(parents=True)
-    check_error(empty, "neither a folder VOC2007 nor a folder VOC2012", empty.root, "VOCdevkit")
+    check_error(empty, "There is no folder VOC2007 or VOC2012", empty.root, "VOCdevkit")
 
 
 def test_fewer_images_than_a_batch_of_all_workers(devkit: Devkit) -> None:
@@ -278,6 +379,9 @@ def test_fewer_images_than_a_batch_of_all_workers(devkit: Devkit) -> None:
         ({"classes": ()}, r"classes is \(\); give at least one"),
         ({"classes": ("dog", "dog")}, "none twice"),
         ({"test": ("2007-test", "2007-test")}, "none twice"),
+        ({"train": ("train",)}, "a list is 'train'; give a year and the list's name, as '2007-train'"),
+        ({"test": "2007-test"}, r"test is the text '2007-test'; give a tuple, as \('2007-test',\)"),
+        ({"classes": "cellbody"}, r"classes is the text 'cellbody'; give a tuple, as \('cellbody',\)"),
     ],
 )
 def test_settings_that_are_wrong_by_themselves(changes: dict[str, Any], message: str) -> None:
