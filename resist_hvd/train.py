@@ -27,6 +27,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
 from resist_hvd.seeds import derive
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
+from resist_hvd.training.checks import refuse_degenerate, why_not_resist
 from resist_hvd.training.claim import Claim, claimed
 from resist_hvd.training.disk import disk_errors, write_whole
 from resist_hvd.training.evaluate import evaluate_on
@@ -90,6 +91,8 @@ def train_in(
         with Telemetry(run) as telemetry:
             if world.is_first:
                 console.out(headline(run))
+                if remark := why_not_resist(run):
+                    console.out(remark)
                 for remark in source.remarks:
                     console.out(remark)
             with telemetry.display:
@@ -153,9 +156,11 @@ def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | 
 def make_run(settings: Settings, world: World, source: DataSource, folder: Path, checkpoint: Checkpoint | None) -> Run:
     """Return the run at its beginning, or where its checkpoint left off."""
     progress = checkpoint.progress if checkpoint else Progress()
+    setup = method_setup(settings, source, world)
+    refuse_degenerate(settings, setup.architecture, source.spec)
     method = registry.make(
         settings.method,
-        method_setup(settings, source, world),
+        setup,
         seed=world.broadcast_seed(derive(settings.seed, "round", progress.round)),
         samples=progress.samples,
         warmup_samples=round(settings.warmup_epochs * source.spec.train_size),

@@ -14,7 +14,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.methods.settings import Momentum
 from resist_hvd.models import Architecture, SubNet
 from resist_hvd.models.resnet import Block
-from resist_hvd.protocol.partition import Partition
+from resist_hvd.protocol.partition import Partition, recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,20 @@ class Method(ABC):
     def blocks(self) -> tuple[int, ...]:
         """The numbers of the blocks in this worker's slots, in depth order."""
         return self.partition.held[self.setup.world.rank]
+
+    def hold(self, held: Sequence[Sequence[int]]) -> bool:
+        """Take over the partition that a checkpoint was written with; whoever calls it fills the slots.
+
+        Args:
+            held: for each worker the numbers of its blocks.
+
+        Returns:
+            Whether these workers can hold it; if not, the partition stays.
+        """
+        setup = self.setup
+        found = recorded(held, setup.architecture.decks, setup.world.size, setup.min_blocks)
+        self.partition = found or self.partition
+        return found is not None
 
     def gradients_ready(self) -> None:
         """Act between a local step's backward pass and its update."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -29,6 +29,10 @@ class Replicated(Method):
         self.transport = Transport(setup.world)
         self.subnet = make_subnet(setup, architecture.decks, self.scales, self.blocks)
         self.velocity = Velocity(torch.zeros_like(self.subnet.parameters_flat))
+
+    def hold(self, held: Sequence[Sequence[int]]) -> bool:
+        """Return whether a checkpoint was written by as many workers that all held every block."""
+        return [list(own) for own in self.partition.held] == [list(own) for own in held]
 
     def deck(self, section: int) -> Iterator[tuple[str, Block]]:
         """Yield a section's partitioned blocks, which this worker has itself."""

@@ -122,6 +122,11 @@ class Architecture:
         """Return the channels that a section's blocks put out."""
         return (self.width << section) * EXPANSION[self.block]
 
+    def last_side(self, image_size: int) -> int:
+        """Return height and width of the last section's activations, the smallest, for square images of this size."""
+        halvings = len(self.sections) - 1 + (2 if self.stem == "imagenet" else 0)
+        return -(-image_size // (1 << halvings))
+
     @cached_property
     def leading(self) -> tuple[int, ...]:
         """For each section how many of its first blocks are shared by all workers, never dealt.

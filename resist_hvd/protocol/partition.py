@@ -15,10 +15,12 @@ rule: the paper's protocol has one, the third section; its ablation A.1 partitio
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
+
+from resist_hvd.seeds import derive
 
 
 def depth(blocks: int, workers: int, min_blocks: int) -> int:
@@ -56,18 +58,19 @@ class Partition:
 def deal(decks: Sequence[int], workers: int, min_blocks: int, seed: int) -> Partition:
     """Deal a round's partition.
 
+    Permutations are those of the blocks' SHA-256 digests, so that they are the same in every version of Python: it does
+    not promise that of `random.shuffle`, and ranks that dealt differently would wait for each other's blocks.
+
     Args:
         decks: the number of blocks of each deck; blocks are numbered through, in the network's order.
         workers: S, the number of workers.
         min_blocks: m, the minimum depth (per deck) of a sub-network.
         seed: the round's seed; the same on all ranks, so that all compute the same partition alone.
     """
-    generator = random.Random(seed)
     held: list[list[int]] = [[] for _ in range(workers)]
     first = 0
     for blocks in decks:
-        permutation = list(range(first, first + blocks))
-        generator.shuffle(permutation)
+        permutation = sorted(range(first, first + blocks), key=lambda block: derive(seed, "deal", block))
         dealt = workers * depth(blocks, workers, min_blocks)
         copies, extra = divmod(dealt, blocks) if blocks else (0, 0)
         cards = (block for place, block in enumerate(permutation) for _ in range(copies + (place < extra)))
@@ -75,6 +78,29 @@ def deal(decks: Sequence[int], workers: int, min_blocks: int, seed: int) -> Part
             held[card % workers].append(block)
         first += blocks
     return Partition(tuple(tuple(sorted(blocks)) for blocks in held), first)
+
+
+def recorded(held: Sequence[Sequence[int]], decks: Sequence[int], workers: int, min_blocks: int) -> Partition | None:
+    """Return a partition that was written down, None where the rule cannot deal it to these workers.
+
+    Args:
+        held: for each worker the numbers of its blocks, in depth order.
+        decks: the number of blocks of each deck.
+        workers: S, the number of workers.
+        min_blocks: m, the minimum depth (per deck) of a sub-network.
+    """
+    if len(held) != workers or not all(type(block) is int for own in held for block in own):
+        return None
+    edges = list(pairwise(accumulate(decks, initial=0)))
+    depths = [depth(blocks, workers, min_blocks) for blocks in decks]
+    for own in held:
+        if list(own) != sorted(set(own)) or any(not 0 <= block < sum(decks) for block in own):
+            return None
+        if [sum(first <= block < end for block in own) for first, end in edges] != depths:
+            return None
+    partition = Partition(tuple(map(tuple, held)), sum(decks))
+    groups = {(rank,) for rank in range(workers)} | set(holder_groups(decks, workers, min_blocks))
+    return partition if set(partition.holders) <= groups else None
 
 
 def replicate(decks: Sequence[int], workers: int) -> Partition:

@@ -309,15 +309,16 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
 def load(checkpoint: Checkpoint, run: Run) -> str:
     """Put a run where a checkpoint left off; return a sentence that says how.
 
-    On as many workers as wrote it, everything comes back exactly. On another number, blocks have been dealt anew and
-    momentum restarts.
+    On as many workers as wrote it, each with as many blocks, everything comes back exactly. On others, blocks have been
+    dealt anew and momentum restarts.
 
     Raises:
         UserError: the checkpoint is of another model, method or data.
     """
     refuse_other(checkpoint, run)
     world, manifest = run.world, checkpoint.manifest
-    exact = manifest["workers"] == world.size and manifest["partition"] == [list(b) for b in run.method.partition.held]
+    dealt = run.method.partition
+    exact = run.method.hold(manifest["partition"])
     why = dealt_otherwise(checkpoint, run)
     if run.method.members_apart and not exact:
         raise UserError(
@@ -331,6 +332,8 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         own = f"worker-{world.rank:04d}"
         run.method.velocity.fresh = not manifest["files"][f"{own}.safetensors"]["tensors"]
         checkpoint.read(run.method.state_of_this_worker(), files=own)
+        if run.method.partition != dealt:
+            sentence += f"; later rounds deal blocks otherwise than they would have been dealt then ({why})"
     else:
         sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"
     states = manifest["data_states"]
@@ -350,4 +353,4 @@ def dealt_otherwise(checkpoint: Checkpoint, run: Run) -> str:
             for name in ("seed", "min_blocks", "warmup_epochs")
             if was.get(name) != now[name]
         ]
-    return ", ".join(differing) or "other settings"
+    return ", ".join(differing) or "by another version of this program"

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,25 @@ def resume_on(world: World, settings: Settings, there: Path, capsys: pytest.Capt
     run = run_of(replace(settings, output=there, resume=True), world)
     assert run.progress.round == 1
     return run.method, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["resist", "ensemble"])
+def test_a_version_that_deals_otherwise_goes_on_with_what_was_dealt(
+    method: Any, world: World, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of({"method": method, "momentum": "keep", "min_blocks": 2}, world, max_rounds=1)
+    before = finished(replace(settings, output=folder), world).method
+    module = import_module(f"resist_hvd.methods.{method}")
+    rule = module.deal
+    monkeypatch.setattr(module, "deal", lambda decks, workers, least, seed: rule(decks, workers, least, seed + 1))
+    after, said = resume_on(world, settings, folder, capsys)
+    assert after.partition == before.partition
+    assert torch.equal(after.subnet.parameters_flat, before.subnet.parameters_flat)
+    assert torch.equal(after.velocity.buffer, before.velocity.buffer)
+    assert not after.velocity.fresh
+    assert ("later rounds deal blocks otherwise" in said) == (world.is_first and world.size > 1)
+    if world.is_first and world.size > 1:
+        assert "another version" in said
 
 
 @pytest.mark.world_size(2)

@@ -1,11 +1,11 @@
 """The deal: every property that the protocol relies on, over all small numbers of blocks, workers and depths."""
 
-import random
-
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.protocol.partition import deal, depth, holder_groups, replicate
+from resist_hvd.protocol.partition import deal, depth, holder_groups, recorded, replicate
+from resist_hvd.seeds import derive
 
 numbers = st.integers(1, 24)
 workers = st.integers(1, 9)
@@ -41,8 +41,7 @@ def test_copies_differ_by_one_at_most_and_holders_are_neighbours(n: int, s: int,
 @given(numbers, workers, seeds)
 def test_where_blocks_divide_it_is_the_papers_round_robin_deal(k: int, s: int, seed: int) -> None:
     partition = deal((k * s,), s, 0, seed)
-    permutation = list(range(k * s))
-    random.Random(seed).shuffle(permutation)
+    permutation = sorted(range(k * s), key=lambda block: derive(seed, "deal", block))
     assert partition.held == tuple(tuple(sorted(permutation[worker::s])) for worker in range(s))
 
 
@@ -80,3 +79,37 @@ def test_other_seeds_deal_otherwise() -> None:
 @given(numbers, workers)
 def test_replicated_blocks_are_held_by_all(n: int, s: int) -> None:
     assert replicate((n,), s).holders == (tuple(range(s)),) * n
+
+
+def test_a_deal_is_the_same_for_ever() -> None:
+    # Another version of Python, or of this program, that dealt otherwise could not go on with a run as it was.
+    assert deal((8,), 4, 3, 4).held == ((3, 4, 5), (2, 3, 5), (0, 1, 7), (0, 1, 6))
+    assert deal((2, 3), 2, 0, 1).held == ((0, 2, 4), (1, 2, 3))
+
+
+@given(st.lists(numbers, min_size=1, max_size=3), workers, least, seeds)
+def test_a_deal_that_was_written_down_is_read_again(decks: list[int], s: int, m: int, seed: int) -> None:
+    partition = deal(decks, s, m, seed)
+    assert recorded([list(own) for own in partition.held], decks, s, m) == partition
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        pytest.param([[0, 1], [2, 3], [4, 5]], id="more-workers"),
+        pytest.param([[0, 1, 2], [2, 3]], id="deeper"),
+        pytest.param([[0, 1], [0, 1]], id="blocks-that-nobody-holds"),
+        pytest.param([[1, 0], [2, 3]], id="out-of-order"),
+        pytest.param([[0, 1], [2, 4]], id="a-block-too-many"),
+        pytest.param([[0, True], [2, 3]], id="no-number"),
+        pytest.param([[0, -1], [2, 3]], id="below-zero"),
+    ],
+)
+def test_what_the_rule_cannot_deal_is_not_read(held: list[list[int]]) -> None:
+    assert recorded([[0, 3], [1, 2]], (4,), 2, 0) is not None
+    assert recorded(held, (4,), 2, 0) is None
+
+
+def test_holders_that_have_no_communicator_are_not_read() -> None:
+    assert recorded([[0, 1], [1, 2], [2, 3], [0, 3]], (4,), 4, 2) is not None
+    assert recorded([[0, 1], [2, 3], [0, 1], [2, 3]], (4,), 4, 2) is None

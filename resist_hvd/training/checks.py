@@ -1,0 +1,70 @@
+"""Settings that fit a network or a data set badly, found before the first round: refused, or remarked on."""
+
+from __future__ import annotations
+
+from resist_hvd.config import Settings
+from resist_hvd.data.source import DataSpec
+from resist_hvd.errors import UserError
+from resist_hvd.models import Architecture
+from resist_hvd.protocol.partition import depth
+from resist_hvd.training.run import Run
+from resist_hvd.units import counted
+
+
+def refuse_degenerate(settings: Settings, architecture: Architecture, spec: DataSpec) -> None:
+    """Refuse what cannot be trained, or would be trained to no purpose: all ranks call it together.
+
+    Raises:
+        UserError: there is nothing to tell apart; or a batch norm would see a single value a channel.
+    """
+    if architecture.classes < 2:
+        raise UserError(
+            f"{spec.name} has {counted(architecture.classes, 'class', 'classes')}: there is nothing to tell apart",
+            mend="Give data of two classes or more.",
+            everywhere=True,
+        )
+    side = architecture.last_side(spec.image_size)
+    calibration = min(settings.data.calibration_images, spec.train_size)
+    for flag, images in (("batch_size", settings.data.batch_size), ("calibration_images", calibration)):
+        if images * side**2 < 2:
+            raise UserError(
+                f"Batch norm needs more than one value a channel, and has one in the last of "
+                f"{len(architecture.sections)} sections: the {spec.image_size} x {spec.image_size} pixels of an image "
+                f"are 1 x 1 there, and --data.{flag} is {images}",
+                mend=f"Give a larger --data.{flag}, larger images or fewer --model.sections.",
+                everywhere=True,
+            )
+
+
+def why_not_resist(run: Run) -> str:
+    """Return what keeps a run by ResIST from training sub-networks, and what changes that; empty where nothing does."""
+    settings, workers = run.settings, run.world.size
+    if settings.method != "resist":
+        return ""
+    architecture = run.method.subnet.architecture
+    blocks, sections = architecture.partitionable, ",".join(map(str, architecture.sections))
+    if blocks < 2:
+        return (
+            f"There is nothing to deal out: sections {sections} have {counted(blocks, 'block')} that can be left out, "
+            f"so every worker trains the whole network. For ResIST give deeper --model.sections."
+        )
+    if workers == 1:
+        return (
+            f"One worker holds all {blocks} blocks: it trains the whole network, as plain SGD does. "
+            f"For ResIST start more workers: mpirun -np 4 python -m resist_hvd.train ..."
+        )
+    if sum(depth(deck, workers, settings.min_blocks) for deck in architecture.decks) == blocks:
+        return (
+            f"Each of {workers} workers holds all {blocks} blocks (--min_blocks {settings.min_blocks}): all of them "
+            f"train the whole network, as local SGD does. For ResIST give a --min_blocks below "
+            f"{max(architecture.decks)}, or deeper --model.sections."
+        )
+    warm_up = settings.warmup_epochs * run.source.spec.train_size
+    left = min(run.iterations_left, (run.rounds() - run.progress.round) * settings.local_iterations)
+    end = run.progress.samples + left * run.batch
+    if warm_up >= end:
+        return (
+            f"The warm-up lasts {warm_up:,.0f} samples (--warmup_epochs {settings.warmup_epochs:g}), and the run "
+            f"{end:,}: all of it is local SGD. For ResIST give fewer --warmup_epochs, or more --epochs or --max_rounds."
+        )
+    return ""

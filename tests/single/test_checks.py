@@ -1,0 +1,121 @@
+"""Settings that leave nothing to learn, to normalise or to deal out are found before the first round."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from resist_hvd.config import Settings
+from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.source import DataSpec
+from resist_hvd.errors import UserError
+from resist_hvd.models import Architecture, ModelSettings, ResNet
+from resist_hvd.training.checks import refuse_degenerate, why_not_resist
+from resist_hvd.training.run import Run
+
+MODEL = ModelSettings(sections="1,1,9,1", width_factor=1 / 8)
+
+
+def spec(image_size: int = 8, classes: int = 4, train_size: int = 100) -> DataSpec:
+    names = tuple(f"class {number}" for number in range(classes))
+    some = (0.0, 0.0, 0.0)
+    return DataSpec(
+        name="noise",
+        classes=names,
+        channels=3,
+        image_size=image_size,
+        train_size=train_size,
+        test_size=10,
+        mean=some,
+        std=some,
+    )
+
+
+def refuse(data: DataSpec, model: ModelSettings = MODEL, **settings: Any) -> None:
+    architecture = Architecture.of(model, channels=data.channels, classes=len(data.classes))
+    refuse_degenerate(Settings(data=DataSettings(**settings)), architecture, data)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("sections", ["1,1,1", "1,1,1,1,1"])
+@pytest.mark.parametrize("image_size", [1, 7, 8, 9, 33])
+def test_the_last_sections_side_is_what_the_network_makes_of_it(stem: Any, sections: str, image_size: int) -> None:
+    model = ModelSettings(sections=sections, width_factor=1 / 64, stem=stem)
+    architecture = Architecture.of(model, channels=3, classes=2)
+    sides: list[int] = []
+    network = ResNet(architecture).eval()
+    network.head.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2]))
+    network(torch.zeros(2, 3, image_size, image_size))
+    assert sides == [architecture.last_side(image_size)]
+
+
+def test_one_value_a_channel_is_refused_with_its_numbers() -> None:
+    with pytest.raises(UserError, match=r"8 x 8 pixels.*--data.batch_size is 1\b") as caught:
+        refuse(spec(), batch_size=1)
+    assert caught.value.everywhere
+    with pytest.raises(UserError, match=r"--data.calibration_images is 1\b"):
+        refuse(spec(), calibration_images=1)
+    with pytest.raises(UserError, match=r"16 x 16 pixels.*--data.batch_size is 1\b"):
+        refuse(spec(16), replace(MODEL, stem="imagenet"), batch_size=1)
+
+
+def test_two_values_a_channel_are_enough() -> None:
+    refuse(spec(), batch_size=2, calibration_images=2)
+    refuse(spec(9), batch_size=1, calibration_images=1)
+    refuse(spec(), replace(MODEL, sections="1,1,9"), batch_size=1)
+
+
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(UserError, match=r"noise has 1 class\b"):
+        refuse(spec(classes=1))
+    refuse(spec(classes=2))
+
+
+def remark(workers: int = 4, *, model: ModelSettings = MODEL, **changes: Any) -> str:
+    """What is said of a run of 100 epochs, which are 10,000 samples."""
+    settings = Settings(
+        **{"model": model, "epochs": 100, "min_blocks": 0, "data": DataSettings(batch_size=5), **changes}
+    )
+    data = spec()
+    architecture = Architecture.of(model, channels=3, classes=4)
+    world = SimpleNamespace(size=workers)
+    method = SimpleNamespace(subnet=SimpleNamespace(architecture=architecture))
+    return why_not_resist(
+        Run(settings, cast(Any, world), cast(Any, SimpleNamespace(spec=data)), cast(Any, method), Path())
+    )
+
+
+def test_resist_that_deals_nothing_out_is_told_and_what_changes_it() -> None:
+    shallow = replace(MODEL, sections="1,1,1,1")
+    for model in (shallow, replace(MODEL, sections="1,1,2,1"), replace(shallow, partition="all")):
+        said = remark(model=model)
+        assert str(model.sections) in said
+        assert "--model.sections" in said
+    alone = remark(1)
+    assert "all 8 blocks" in alone
+    assert "mpirun" in alone
+    shared = remark(min_blocks=8)
+    assert "4 workers" in shared
+    assert "all 8 blocks (--min_blocks 8)" in shared
+    assert "below 8" in shared
+    everything = replace(MODEL, sections="4,4,4,4", partition="all")
+    assert "all 13 blocks (--min_blocks 5)" in remark(model=everything, min_blocks=5)
+
+
+def test_a_warm_up_as_long_as_the_run_is_told() -> None:
+    said = remark(warmup_epochs=100)
+    assert "10,000 samples (--warmup_epochs 100), and the run 10,000" in said
+    # Rounds of 50 iterations of 20 images: a thousand samples each.
+    assert "--max_rounds" in remark(warmup_epochs=20, max_rounds=2)
+    assert remark(warmup_epochs=20, max_rounds=3) == ""
+
+
+def test_resist_that_is_some_is_not_remarked_on() -> None:
+    for min_blocks in (0, 5, 7):
+        assert remark(min_blocks=min_blocks) == ""
+    assert remark(model=replace(MODEL, sections="4,4,4,4", partition="all"), min_blocks=3) == ""
+    for method in ("local-sgd", "data-parallel", "ensemble"):
+        assert remark(1, method=method) == ""
