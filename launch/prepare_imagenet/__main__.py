@@ -24,6 +24,9 @@ USUAL_PLACES: Mapping[str, tuple[str, ...]] = {
 }
 """Where a download's parts usually lie, the first that is there counts."""
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems without locks say."""
+
 STAMP = ".prepare-imagenet.json"
 
 
@@ -113,17 +116,24 @@ def prepare(flags: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
         _check_stamp(output, flags.pack)
+        wait_for_train = _count_in_training_classes(parts)
+        found = None
+        if "val" in parts and not wait_for_train:
+            # Before days of unpacking, not after them.
+            found = _labels(parts, output)
+            sorting.check_labelled(parts["val"], found)
         done = []
         with Packer(flags.pack, flags.threads) if flags.pack else nullcontext() as packer:
             for half in ("train", "val"):
                 if half not in parts:
                     continue
-                found = _labels(parts, output) if half == "val" else None
+                if half == "val" and wait_for_train:
+                    found = _labels(parts, output)
                 tally = sorting.sort_half(
                     parts[half],
                     output / half,
                     manner=flags.files or "link",
-                    labels=found,
+                    labels=found if half == "val" else None,
                     packer=packer,
                     say=_say,
                 )
@@ -146,23 +156,47 @@ def _say(line: str) -> None:
 def _find_parts(flags: argparse.Namespace) -> dict[str, Path]:
     """Return the parts of the download that were given, or lie where they usually do."""
     parts: dict[str, Path] = {name: getattr(flags, name) for name in USUAL_PLACES if getattr(flags, name) is not None}
-    for name, path in parts.items():
+    given = {**parts, **({"download": flags.download} if flags.download else {})}
+    for name, path in given.items():
         if not path.exists():
             raise UserError("There is no such file or folder", where=f"--{name} {path}", mend="Give what was fetched.")
     given_classes = {"devkit", "labels"} & set(parts)
-    for name, places in USUAL_PLACES.items() if flags.download else ():
-        if name in parts or (given_classes and name in ("devkit", "labels")):
-            continue
-        found = next((path for place in places if (path := flags.download / place).exists()), None)
-        if found is not None:
-            parts[name] = found
+    for name, path in _parts_in(flags.download).items() if flags.download else ():
+        if name not in parts and not (given_classes and name in ("devkit", "labels")):
+            parts[name] = path
     if not {"train", "val"} & set(parts):
         raise UserError(
             "There are neither training nor validation images",
             where=str(flags.download or "--train, --val"),
-            mend="Give the folder of the download by --download, or its parts by --train and --val.",
+            mend=_where_else(flags.download)
+            or "Give the folder of the download by --download, or its parts by --train and --val.",
         )
     return parts
+
+
+def _parts_in(folder: Path) -> dict[str, Path]:
+    """Return the parts of a download that lie in a folder as usual."""
+    found = {
+        name: next((path for place in places if (path := folder / place).exists()), None)
+        for name, places in USUAL_PLACES.items()
+    }
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _where_else(folder: Path | None) -> str:
+    """Say where there are images, one level up or down from a folder that has none; empty if there are none."""
+    if folder is None or not folder.is_dir():
+        return ""
+    near = (folder.resolve().parent, *sorted(entry for entry in folder.iterdir() if entry.is_dir()))
+    for place in near:
+        if images := [path for name, path in _parts_in(place).items() if name in ("train", "val")]:
+            return f"There are {images[0].relative_to(place)} in another folder: give --download {place}."
+    return ""
+
+
+def _count_in_training_classes(parts: Mapping[str, Path]) -> bool:
+    """Whether the numbers of a file of labels may count the training classes, which must be in place to be read."""
+    return "labels" in parts and not {"synsets", "devkit"} & set(parts)
 
 
 def _labels(parts: Mapping[str, Path], output: Path) -> Mapping[str, str] | None:
@@ -209,6 +243,10 @@ def _alone(output: Path) -> Iterator[None]:
             raise UserError(
                 "Another launch/prepare-imagenet is at work here", where=str(output), mend="Wait until it has ended."
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            _say(f"{output} has no locks: see to it that no other launch/prepare-imagenet works there meanwhile")
         yield
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from resist_hvd.errors import UserError
+from resist_hvd.image_names import is_image_name
 
 WNID = re.compile(r"n\d{8}")
 """A class's name: its number in WordNet."""
@@ -24,7 +25,6 @@ ARCHIVE_ERRORS = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma
 """What is raised of an archive that was cut short or changed, packed or not."""
 
 _CLASS_AT_END = re.compile(r"_(n\d{8})")
-_ENDINGS = {".jpeg", ".jpg", ".png"}
 _ANYWHERE = "/unpacked"
 """Where the data filter takes an archive to be unpacked; nothing is."""
 
@@ -73,17 +73,13 @@ def _in_folder(folder: Path) -> Iterator[Picture]:
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and WNID.fullmatch(entry.name):
             for file in sorted(entry.iterdir()):
-                if _is_image(file.name) and file.is_file():
+                if is_image_name(file.name) and file.is_file():
                     yield _of_file(file, wnid=entry.name)
         elif entry.suffix == ".tar" and WNID.fullmatch(entry.stem) and entry.is_file():
             with _opened(entry) as archive:
                 yield from _in_archive(archive, str(entry), wnid=entry.stem)
-        elif _is_image(entry.name) and entry.is_file():
+        elif is_image_name(entry.name) and entry.is_file():
             yield _of_file(entry, wnid=None)
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _ENDINGS
 
 
 def _class_in_name(name: str) -> str | None:
@@ -132,7 +128,7 @@ def _in_archive(archive: tarfile.TarFile, source: str, *, wnid: str | None) -> I
         path = PurePosixPath(member.name)
         if path.suffix == ".tar" and WNID.fullmatch(path.stem):
             yield from _in_nested(archive, member, f"{source}, {path.name}", wnid=path.stem)
-        elif _is_image(path.name):
+        elif is_image_name(path.name):
             folder = path.parent.name
             yield Picture(
                 name=path.name,

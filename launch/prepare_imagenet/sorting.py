@@ -10,6 +10,7 @@ from prepare_imagenet.packing import Packer
 from prepare_imagenet.pictures import WNID, Picture, find
 from prepare_imagenet.placing import Manner, place
 from resist_hvd.errors import UserError
+from resist_hvd.image_names import is_image_name
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -61,7 +62,7 @@ def sort_half(
             tally.present += 1
         if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
             spoken = time.monotonic()
-            say(f"{target.name}: {tally}")
+            say(f"{target.name}, so far: {tally}")
     if not tally.placed + tally.present:
         raise UserError(
             "There are no images of ImageNet's names here",
@@ -69,6 +70,17 @@ def sort_half(
             mend="Give ImageNet's own archive, or the folder that holds its images or their class folders.",
         )
     return tally
+
+
+def check_labelled(source: Path, labels: Mapping[str, str] | None) -> None:
+    """Check that the class of a half's first image can be told, before much work is done on the other half.
+
+    Raises:
+        UserError: it cannot, or one of what `find` raises.
+    """
+    first = next(find(source), None)
+    if first is not None and first.wnid is None:
+        _labelled(first, labels)
 
 
 def _put(picture: Picture, target: Path, manner: Manner, packer: Packer | None) -> bool:
@@ -109,7 +121,8 @@ def check(half: Path, *, classes: int, images: int, name: str) -> str:
         UserError: classes or images are missing, or there are too many.
     """
     counts = {
-        wnid: sum(not entry.name.startswith(".") for entry in os.scandir(half / wnid)) for wnid in classes_of(half)
+        wnid: sum(is_image_name(entry.name) and not entry.is_dir() for entry in os.scandir(half / wnid))
+        for wnid in classes_of(half)
     }
     empty = [wnid for wnid, count in counts.items() if count == 0]
     found = sum(counts.values())

@@ -4,9 +4,12 @@ CIFAR's files are pickles, which may run any code when they are read. torchvisio
 sum to be that of the published file; nobody knows how to make another file with the sum of a given one.
 """
 
+import errno
 import fcntl
 import logging
+import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,9 @@ _SILENCE_LIMIT = 30.0
 """Seconds without a byte after which a download is given up."""
 
 _IMAGE_SIZE = 32
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems without locks say."""
 
 
 def read(settings: DataSettings) -> ImageSet:
@@ -69,7 +75,9 @@ def _half(settings: DataSettings, root: Path, *, train: bool) -> Any:
     try:
         root.mkdir(parents=True, exist_ok=True)
         # Workers whose folder this is, too, wait here for the one that fetches, and then find everything in place.
-        with _alone(root / f".{settings.name}.lock"), _impatient_network():
+        with _alone(root / f".{settings.name}.lock") as locked, _impatient_network():
+            if not locked:
+                return _fetched_apart(settings.name, root, train=train)
             return _torchvision_set(settings.name, root, train=train, download=True)
     except (RuntimeError, OSError) as error:  # OSError: no network (URLError), no space, no permission
         raise UserError(
@@ -79,16 +87,38 @@ def _half(settings: DataSettings, root: Path, *, train: bool) -> Any:
         ) from error
 
 
+def _fetched_apart(name: str, root: Path, *, train: bool) -> Any:
+    """The half, fetched into a folder of this worker's own and moved into `root`, where others may do the same."""
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as own:
+        _torchvision_set(name, Path(own), train=train, download=True)
+        for entry in os.listdir(own):
+            try:
+                os.rename(Path(own, entry), root / entry)
+            except OSError as error:
+                # Another worker was first.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+    return _torchvision_set(name, root, train=train, download=False)
+
+
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold the lock of this file, which the system lets go of even where the process dies."""
+def _alone(lock: Path) -> Iterator[bool]:
+    """Hold the lock of this file, which the system lets go of even where the process dies; yield whether there is one.
+
+    Some file systems have no locks.
+    """
+    locked = True
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _logger.warning("Waiting for another worker that fetches data [%s]", lock.parent)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        yield locked
 
 
 @contextmanager

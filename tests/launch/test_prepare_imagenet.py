@@ -1,7 +1,9 @@
 """launch/prepare-imagenet on small ImageNets in every form in which it is fetched."""
 
+import errno
 import gzip
 import io
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -337,6 +339,51 @@ def test_two_runs_at_once_are_refused(archives: Path, output: Path, prepare: Cal
 
 
 # What is wrong with a download
+
+
+def test_a_file_system_without_locks_will_do(
+    archives: Path, output: Path, prepare: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(program.fcntl, "flock", refuse)
+    assert f"{output} has no locks" in prepare("--download", archives)
+    assert sorted_images(output) == expected()
+
+
+def test_what_validation_lacks_is_noticed_before_training_is_unpacked(
+    archives: Path, output: Path, prepare: Callable[..., str]
+) -> None:
+    kit = devkit_files()
+    del kit["ILSVRC2012_devkit_t12/data/meta.mat"]
+    (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(tar(kit)))
+    said = prepare("--download", archives, status=2)
+    assert "The development kit has no meta.mat" in said
+    (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    said = prepare("--download", archives, status=2)
+    assert "nothing says of which class they are" in said
+    assert not (output / "train").exists()
+
+
+def test_litter_is_not_counted(archives: Path, output: Path, prepare: Callable[..., str]) -> None:
+    prepare("--download", archives)
+    folder = next((output / "train").iterdir())
+    write(folder, {"Thumbs.db": b"", "desktop.ini": b"", "album.jpg/1.jpg": b""})
+    assert "train: 6 images of 3 classes" in prepare("--download", archives)
+
+
+@pytest.mark.parametrize("given", ["kaggle/ILSVRC", "."])
+def test_a_download_one_level_away_is_told(tmp_path: Path, prepare: Callable[..., str], given: str) -> None:
+    write(tmp_path / "kaggle/ILSVRC/Data/CLS-LOC/train", train_files())
+    said = prepare("--download", tmp_path / given, status=2)
+    seen = "There are neither training nor validation images"
+    check_refused(said, seen, tmp_path / given, f"give --download {tmp_path / 'kaggle'}.")
+
+
+def test_a_download_that_is_not_there_is_told(tmp_path: Path, prepare: Callable[..., str]) -> None:
+    said = prepare("--download", tmp_path / "none", status=2)
+    check_refused(said, "There is no such file or folder", f"--download {tmp_path}/none", "what was fetched")
 
 
 @pytest.mark.parametrize("name", ["../n01440764/evil.JPEG", "n01440764/../../evil.JPEG", "n01440764.tar/../../x.JPEG"])

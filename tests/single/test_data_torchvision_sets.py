@@ -1,9 +1,11 @@
 """CIFAR and SVHN from tiny files in their own formats, whose checksums torchvision is told to expect."""
 
+import errno
 import fcntl
 import hashlib
 import http.server
 import logging
+import os
 import pickle
 import socket
 import tarfile
@@ -212,6 +214,23 @@ def test_missing_files_are_fetched_once_where_they_may_be(served: list[str], tmp
     read(wanted)
     read(settings(tmp_path / "store" / "deep"))
     assert len(served) == count
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks_will_do(
+    code: int, served: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(torchvision_sets.fcntl, "flock", refuse)
+    images = read(settings(tmp_path / "store", download=True))
+    assert np.array_equal(channels_first(images.test.images), pixels(2, 2))
+    # Another worker that fetched at the same time finds everything in place.
+    assert len(torchvision_sets._fetched_apart("cifar10", tmp_path / "store", train=True)) == 6
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        ".cifar10.lock", "cifar-10-batches-py", "cifar.tar.gz",
+    ]  # fmt: skip
 
 
 def test_a_download_of_something_else_is_refused(
