@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 BlockKind = Literal["basic", "bottleneck"]
 StemKind = Literal["cifar", "imagenet"]
@@ -111,8 +111,28 @@ class Architecture:
 
     @classmethod
     def from_json(cls, description: dict[str, Any]) -> Architecture:
-        """Return the architecture that `to_json` described."""
-        return cls(**{**description, "sections": tuple(description["sections"])})
+        """Return the architecture that `to_json` described.
+
+        Raises:
+            ValueError: it is no such description.
+        """
+        if not isinstance(description, dict) or set(description) != set(cls.__dataclass_fields__):
+            raise ValueError(f"an architecture has {', '.join(cls.__dataclass_fields__)} and nothing else")
+        sections = description["sections"]
+        if not isinstance(sections, list) or len(sections) < 3 or not all(map(_is_count, sections)):
+            raise ValueError("sections are no numbers of blocks, three or more")
+        for name in ("width", "channels", "classes"):
+            if not _is_count(description[name]):
+                raise ValueError(f"{name} is {str(description[name])[:40]!r}, no number from 1 up")
+        for name, possible in {
+            "block": get_args(BlockKind),
+            "stem": get_args(StemKind),
+            "partition": get_args(Scope),
+            "final_norm": (True, False),
+        }.items():
+            if description[name] not in possible:
+                raise ValueError(f"{name} is {str(description[name])[:40]!r}, none of {possible}")
+        return cls(**{**description, "sections": tuple(sections)})
 
     def to_json(self) -> dict[str, Any]:
         """Return the architecture as plain JSON values."""
@@ -160,3 +180,7 @@ class Architecture:
                 return section, self.leading[section] + block
             block -= blocks
         raise IndexError("no such partitionable block")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1

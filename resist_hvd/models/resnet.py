@@ -10,16 +10,18 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
 from resist_hvd.models.architecture import EXPANSION, Architecture
-from resist_hvd.tensor_files import read_tensors
+
+LONGEST_DESCRIPTION = 64 * 2**20
+"""Bytes of a `model.json`; most of it are the names of classes."""
 
 
 class Norm(nn.BatchNorm2d):
@@ -187,20 +189,81 @@ class ResNet(nn.Module):
                     mend="Give the --output folder of a finished run.",
                 )
         try:
-            description = json.loads((folder / "model.json").read_text())
-            model = cls(Architecture.from_json(description["architecture"]))
-            tensors = read_tensors(folder / "model.safetensors")
-            for name, module in model.named_modules():
-                if isinstance(module, Norm):
-                    module.set_statistics(tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])
-            model.load_state_dict(tensors)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            architecture = Architecture.from_json(_read_description(folder / "model.json")["architecture"])
+            tensors = _read_tensors(folder / "model.safetensors", architecture)
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"The exported model cannot be read: {' '.join(str(error).split())}",
                 where=str(folder),
                 mend="Export it again.",
             ) from None
+        with torch.device("meta"):
+            model = cls(architecture)
+        for name, module in model.named_modules():
+            if isinstance(module, Norm):
+                module.set_statistics(tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])
+        model.load_state_dict(tensors, assign=True)
         return model.eval()
+
+
+def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of an exported model, by name."""
+    with torch.device("meta"):
+        model = ResNet(architecture)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, Norm):
+            shapes |= {f"{name}.{kind}": (module.num_features,) for kind in ("running_mean", "running_var")}
+    return shapes
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """Return what a `model.json` says.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or says nothing of a model.
+    """
+    if (size := path.stat().st_size) > LONGEST_DESCRIPTION:
+        raise ValueError(f"{path.name} has {size:,} bytes, more than any description of a model")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    if not isinstance(description, dict) or "architecture" not in description:
+        raise ValueError(f"{path.name} describes no architecture")
+    return description
+
+
+def _read_tensors(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """Return an exported model's tensors; not before their names and shapes are known to be the architecture's.
+
+    A description may ask for more than fits into any memory: a file that has all of it is at least as large.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        ValueError: its tensors are not those of the architecture.
+    """
+    with safe_open(path, framework="pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  It is no dict.
+        if (blocks := sum(architecture.sections)) > len(found):
+            raise ValueError(f"model.json has {blocks:,} blocks, and {path.name} {len(found):,} tensors")
+        try:
+            wanted = shapes_of(architecture)
+        except (RuntimeError, TypeError, ArithmeticError):
+            raise ValueError("the network that model.json describes is larger than any can be") from None
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise ValueError(
+                    f"{name} is {_shape(found.get(name))} in {path.name}, and {_shape(wanted.get(name))} by model.json"
+                )
+        for name in found:
+            if (kind := file.get_slice(name).get_dtype()) != "F32":
+                raise ValueError(f"{name} is of type {kind}, not F32")
+        return {name: file.get_tensor(name) for name in found}
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape))
 
 
 def count_parameters(architecture: Architecture) -> int:

@@ -21,7 +21,7 @@ from resist_hvd.data.source import DataSource
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.models.architecture import Architecture
-from resist_hvd.models.resnet import Block, Norm, ResNet
+from resist_hvd.models.resnet import Block, shapes_of
 from resist_hvd.training.disk import disk_errors, removed_on_failure, write_whole
 from resist_hvd.training.evaluate import Statistics, calibrate, inference, norms_of
 from resist_hvd.training.tensors import SafetensorsStream
@@ -75,17 +75,6 @@ def evaluated_sections(method: Method) -> tuple[int, ...]:
     if method.members_apart:
         return tuple(len(network.blocks(section)) for section in range(len(network.sections)))
     return method.subnet.architecture.sections
-
-
-def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of an exported model, by name."""
-    with torch.device("meta"):
-        model = ResNet(architecture)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, module in model.named_modules():
-        if isinstance(module, Norm):
-            shapes |= {f"{name}.{kind}": (module.num_features,) for kind in ("running_mean", "running_var")}
-    return shapes
 
 
 def tensors_of(stage: nn.Module, statistics: Statistics) -> Iterator[tuple[str, Tensor]]:

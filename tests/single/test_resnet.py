@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from resist_hvd.errors import UserError
 from resist_hvd.models import Architecture, ModelSettings, ResNet
-from resist_hvd.models.resnet import Norm, Projection
-from resist_hvd.training.export import shapes_of
+from resist_hvd.models.resnet import LONGEST_DESCRIPTION, Norm, Projection, shapes_of
 from resist_hvd.training.tensors import SafetensorsStream
 
 CASES = [
@@ -169,6 +168,62 @@ def test_an_export_that_was_cut_short(name: str, tmp_path: Path) -> None:
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=rf"The exported model cannot be read: .*\[{tmp_path}\]"):
+        ResNet.load(tmp_path)
+
+
+FOREIGN = [
+    pytest.param({"sections": [1, 1, 10**9, 1]}, r"1,000,000,003 blocks.* \d+ tensors", id="a-billion-blocks"),
+    pytest.param({"width": 10**9}, "larger than any can be", id="a-billion-channels"),
+    pytest.param({"width": 10**30}, "larger than any can be", id="channels-beyond-any-integer"),
+    pytest.param({"width": 100}, r"is 5 x 32 in model.safetensors, and 5 x 800 by model.json", id="wider"),
+    pytest.param({"sections": [1] * 40}, r"40 blocks|cannot be read", id="forty-sections"),
+    pytest.param({"sections": "2,2,3,1"}, "sections", id="sections-in-words"),
+    pytest.param({"sections": [2, 2, 0, 1]}, "sections", id="no-blocks"),
+    pytest.param({"sections": [2, 2, 3.0, 1]}, "sections", id="broken-numbers"),
+    pytest.param({"width": True}, r"width is 'True'", id="no-width"),
+    pytest.param({"classes": -5}, r"classes is '-5'", id="less-than-no-classes"),
+    pytest.param({"block": "transformer"}, r"block is 'transformer', none of .*bottleneck", id="another-kind-of-block"),
+    pytest.param({"dropout": 0.1}, "nothing else", id="another-versions"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), FOREIGN)
+def test_a_description_of_something_else(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    architecture = export_to(tmp_path)
+    described = {"architecture": {**architecture.to_json(), **changes}}
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=rf"(?s){words}.*\[{tmp_path}\]"):
+        ResNet.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", "{}", '{"architecture": []}', "\x00"])
+def test_a_description_that_is_none(text: str, tmp_path: Path) -> None:
+    export_to(tmp_path)
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot be read: .*Export it again"):
+        ResNet.load(tmp_path)
+
+
+def test_a_description_without_end(tmp_path: Path) -> None:
+    export_to(tmp_path)
+    with (tmp_path / "model.json").open("r+b") as file:
+        file.truncate(LONGEST_DESCRIPTION + 1)
+    with pytest.raises(UserError, match=r"model\.json has 67,108,865 bytes"):
+        ResNet.load(tmp_path)
+
+
+def test_tensors_of_something_else(tmp_path: Path) -> None:
+    architecture = export_to(tmp_path)
+    ones = {name: torch.ones(shape) for name, shape in shapes_of(architecture).items()}
+    save_file({name: tensor.half() for name, tensor in ones.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"is of type F16, not F32"):
+        ResNet.load(tmp_path)
+    save_file({**ones, "anchors": torch.ones(5)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"anchors is 5 in model\.safetensors, and missing by model\.json"):
+        ResNet.load(tmp_path)
+    header = b"[" * 100_000
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match=r"cannot be read: "):
         ResNet.load(tmp_path)
 
 
