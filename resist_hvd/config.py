@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,11 @@ from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.settings import MethodName, Momentum
 from resist_hvd.models.architecture import ModelSettings
+from resist_hvd.training.folder import newest_round
 from resist_hvd.training.optim import OptimSettings
+
+DEMONSTRATION = "digits"
+"""The recipe, and the data set, of a run that is told nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,8 @@ class Settings:
     """Passes over the training set, summed over workers."""
 
     max_rounds: int | None = None
-    """Stop after this many rounds, if that is earlier; the learning rate's schedule is not changed by it."""
+    """Stop after this many rounds, if that is earlier; the learning rate's schedule is not changed by it. A run that
+    has reached it and is resumed without it goes on to the end of its epochs."""
 
     seed: int = 1
     """The run's seed: initial weights, partitions, the order of images and their augmentation."""
@@ -88,7 +94,8 @@ class Settings:
     or written it is half an hour, too, and for MPI's start never less than 60. 0 switches it off."""
 
     resume: bool = False
-    """Go on from the newest good checkpoint in --output; where there is none, start anew."""
+    """Go on from the newest good checkpoint in --output, with the run's own settings but for those that are given;
+    where there is none, start anew."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -129,22 +136,30 @@ def recipe_names() -> list[str]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
-    """Return the settings that flags, configuration file and recipe ask for.
+    """Return the settings that flags, configuration file and recipe ask for; of a resumed run, its own beneath them.
 
     Raises:
-        UserError: a setting is unknown or wrong; the message names it and what it may be.
+        UserError: a setting is unknown or wrong; the message names it and what it may be. Or no network is named for a
+            data set.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    recipe = chosen_recipe(arguments)
-    if recipe not in recipe_names():
-        raise UserError(f"There is no recipe {recipe!r}", mend=f"Give --recipe one of {', '.join(recipe_names())}.")
     parser = make_parser()
-    with resources.as_file(resources.files("resist_hvd.recipes") / f"{recipe}.yaml") as path:
-        parser.set_defaults(plain(flags.read_file(parser, path, Settings).as_dict()))
-    given = flags.read_flags(parser, arguments, Settings)
-    layers = [flags.read_file(parser, Path(given.config), Settings)] if given.get("config") else []
     values = parser.get_defaults()
-    for layer in (*layers, given):
+    recipe = chosen_recipe(arguments)
+    layers = [read_recipe(parser, recipe)] if recipe is not None else []
+    for layer in layers:  # before flags are read, so that --help shows its settings
+        parser.set_defaults(plain(layer.as_dict()))
+    given = flags.read_flags(parser, arguments, Settings)
+    if given.get("config"):
+        layers.append(flags.read_file(parser, Path(given.config), Settings))
+    layers.append(given)
+    asked = layers[0].clone()
+    for layer in layers[1:]:
+        asked.update(layer)
+    own = settings_of_resumed(parser, asked)
+    if own is None and recipe is None:
+        own = first_settings(parser, asked)
+    for layer in layers if own is None else [own, *layers]:
         if "model.name" in layer and "model.sections" not in layer:
             # Who names a network means its depth, not that of the sections in a recipe.
             values["model.sections"] = None
@@ -155,24 +170,87 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         raise flags.explain(error, Settings) from None
 
 
+def read_recipe(parser: ArgumentParser, name: str) -> Namespace:
+    """Return what a recipe sets.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    if name not in recipe_names():
+        raise UserError(f"There is no recipe {name!r}", mend=f"Give --recipe one of {', '.join(recipe_names())}.")
+    with resources.as_file(resources.files("resist_hvd.recipes") / f"{name}.yaml") as path:
+        return flags.read_file(parser, path, Settings)
+
+
+def settings_of_resumed(parser: ArgumentParser, asked: Namespace) -> Namespace | None:
+    """Return the settings of the run that is to be resumed, None where none is, or it has not begun.
+
+    A number of rounds that the run has reached is left out: who resumes it wants to go on.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if not (asked.get("resume") and asked.get("output")):
+        return None
+    folder = Path(asked.output)
+    path = folder / "config.yaml"
+    if not os.path.lexists(path):
+        return None
+    own = flags.read_file(parser, path, Settings)
+    for name in ("resume", "output"):
+        own.pop(name, None)
+    if 0 < (own.get("max_rounds") or 0) <= newest_round(folder):
+        own.pop("max_rounds")
+    return own
+
+
+def first_settings(parser: ArgumentParser, asked: Namespace) -> Namespace | None:
+    """Return what a run without a recipe begins with: the demonstration, unless it is of other data.
+
+    Args:
+        parser: of the flags.
+        asked: what flags and --config ask for.
+
+    Raises:
+        UserError: other data are named, and no network for them.
+    """
+    data = asked.get("data.name")
+    if data in (None, DEMONSTRATION):
+        return read_recipe(parser, DEMONSTRATION)
+    if all(asked.get(name) is None for name in ("config", "model.name", "model.sections")):
+        raise UserError(
+            f"--data.name is {data}, but nothing says which network to train on it, or how",
+            mend=f"Give --recipe {' or '.join(fitting_recipes(parser, data))}, settings of your own by --config FILE, "
+            "or a network by --model.name or --model.sections.",
+        )
+    return None
+
+
+def fitting_recipes(parser: ArgumentParser, data: str) -> list[str]:
+    """Return the recipes for a data set; where there is none, that for small images."""
+    fitting = [name for name in recipe_names() if read_recipe(parser, name).get("data.name") == data]
+    return fitting or ["cifar10-tiny"]
+
+
 def make_parser() -> ArgumentParser:
     """Return the parser of `python -m resist_hvd.train`."""
     parser = flags.make_parser(
         "python -m resist_hvd.train",
         "Train a residual network by ResIST, or by what it is compared with. Without any flag, the embedded "
-        "demonstration is trained. Flags override --config, which overrides --recipe. What can be true or "
-        "false is true where its flag is given alone.",
+        "demonstration is trained (recipe digits). Flags override --config, which overrides --recipe; beneath them are "
+        "a resumed run's own settings. The defaults shown are those without a recipe; --recipe NAME --help shows those "
+        "with one. What can be true or false is true where its flag is given alone.",
     )
     names = ", ".join(recipe_names())
-    parser.add_argument("--recipe", metavar="NAME", default="digits", help=f"Settings to begin with: {names}.")
+    parser.add_argument("--recipe", metavar="NAME", help=f"Settings to begin with: {names}.")
     parser.add_argument("--config", metavar="FILE", help="A YAML file of settings, like the config.yaml of a run.")
     flags.add_settings(parser, Settings)
     return parser
 
 
-def chosen_recipe(arguments: Sequence[str]) -> str:
-    """Return the value of --recipe among flags, the last one if it is given twice; defaults come from it."""
-    recipe = "digits"
+def chosen_recipe(arguments: Sequence[str]) -> str | None:
+    """Return the value of --recipe among flags, the last one if it is given twice, None without."""
+    recipe = None
     for position, argument in enumerate(arguments):
         if argument == "--recipe" and position + 1 < len(arguments):
             recipe = arguments[position + 1]

@@ -6,6 +6,7 @@ jsonargparse does the work; what it says is of Python's types, and what users re
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Sequence
@@ -137,6 +138,11 @@ def read_flags(parser: ArgumentParser, arguments: Sequence[str], settings: type[
     Raises:
         UserError: a flag is unknown, or its value is wrong.
     """
+    for argument in arguments:
+        if argument != (readable := os.fsencode(argument).decode(errors="backslashreplace")):
+            raise UserError(
+                f"{readable} is not UTF-8", mend="Rename what it names, or give a link to it whose name is UTF-8."
+            )
     try:
         return parser.parse_args(with_values(arguments, settings), defaults=False)
     except (ArgumentError, ValueError, TypeError) as error:
@@ -151,7 +157,7 @@ def read_file(parser: ArgumentParser, path: Path, settings: type[Any]) -> Namesp
     """
     mend = "Give a YAML file of settings, like the config.yaml of a run."
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the settings: {error.strerror}", where=str(path), mend=mend) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -168,10 +174,21 @@ def read_file(parser: ArgumentParser, path: Path, settings: type[Any]) -> Namesp
     if "recipe" in values:
         raise UserError("A file of settings has no recipe", where=str(path), mend="Give it as a flag: --recipe NAME.")
     try:
-        given: Namespace = parser.parse_object(values, defaults=False)
+        given: Namespace = parser.parse_object(with_lists_joined(values, field_types(settings)), defaults=False)
         return given
     except (ArgumentError, ValueError, TypeError) as error:
         raise explain(error, settings, where=str(path)) from None
+
+
+def with_lists_joined(values: dict[str, Any], types: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return values in which a list of numbers, where a text of numbers with commas is wanted, is such a text."""
+    joined = dict(values)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            joined[name] = with_lists_joined(value, types, f"{prefix}{name}.")
+        elif isinstance(value, list) and types.get(f"{prefix}{name}") in (str, str | None):
+            joined[name] = ",".join(map(str, value))
+    return joined
 
 
 def explain(error: Exception, settings: type[Any], *, where: str = "") -> UserError:

@@ -21,7 +21,7 @@ from resist_hvd import console, data, flags
 from resist_hvd.comm import failure, stacks
 from resist_hvd.comm.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings, parse, to_yaml
+from resist_hvd.config import Settings, parse
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
@@ -29,12 +29,13 @@ from resist_hvd.seeds import derive
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
 from resist_hvd.training.checks import refuse_degenerate, why_not_resist
 from resist_hvd.training.claim import Claim, claimed
-from resist_hvd.training.disk import disk_errors, write_whole
+from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate_on
 from resist_hvd.training.export import export
-from resist_hvd.training.folder import make_folder
+from resist_hvd.training.folder import make_folder, set_aside
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Progress, Run, method_setup
+from resist_hvd.training.starts import tell, write_settings, write_start
 from resist_hvd.training.telemetry import Telemetry, keep_lines_before
 from resist_hvd.units import counted
 
@@ -177,14 +178,24 @@ def make_run(settings: Settings, world: World, source: DataSource, folder: Path,
 
 def begin_files(run: Run, *, resumed: bool) -> None:
     """Have the run's files say what its checkpoint knows, and its settings: not before it is sure that it can run."""
-    with run.world.agree("opening the run's files"), disk_errors(run.folder):
-        if run.world.is_first:
-            console.open_log(run.folder / "console.log", log_heading(run.world))
-            write_whole(run.folder / "config.yaml", to_yaml(run.settings))
-            keep_lines_before(run.folder / "rounds.jsonl", round_number=run.progress.round, inclusive=False)
-            evaluated = resumed and run.progress.evaluated_round == run.progress.round
-            keep_lines_before(run.folder / "eval.jsonl", round_number=run.progress.round, inclusive=evaluated)
-            keep_lines_before(run.folder / "extra_tests.jsonl", round_number=run.progress.round, inclusive=False)
+    world, progress, folder = run.world, run.progress, run.folder
+    hosts = world.gather_objects(world.host)
+    with world.agree("opening the run's files"), disk_errors(folder), world.activity.unhurried_for("opening files"):
+        if world.is_first:
+            aside = None if resumed else set_aside(folder)
+            console.open_log(folder / "console.log", log_heading(world))
+            changed = write_settings(folder, run.settings, progress.round)
+            write_start(folder, world, hosts, round_number=progress.round, changed=changed)
+            keep_lines_before(folder / "rounds.jsonl", round_number=progress.round, inclusive=False)
+            evaluated = resumed and progress.evaluated_round == progress.round
+            keep_lines_before(folder / "eval.jsonl", round_number=progress.round, inclusive=evaluated)
+            keep_lines_before(folder / "extra_tests.jsonl", round_number=progress.round, inclusive=False)
+            if not run.finished:
+                (folder / "summary.json").unlink(missing_ok=True)  # of an end that was not the last
+            if aside is not None:
+                console.out(f"Files of an earlier start, of which there is no checkpoint, are in {aside}")
+            if changed:
+                console.out(tell(changed))
 
 
 def log_heading(world: World) -> str:

@@ -146,7 +146,7 @@ def prepare(flags: argparse.Namespace) -> None:
             _say(sorting.check(output / half, classes=flags.classes, images=images[half], name=half))
         if all((output / half).is_dir() for half in ("train", "val")):
             sorting.check_same_classes(output / "train", output / "val")
-    _say(f"{' and '.join(done)} complete in {output}: train with --data.name imagenet --data.root {output}")
+    _say(f"{' and '.join(done)} complete in {output}: train with --recipe imagenet-resnet50 --data.root {output}")
 
 
 def _say(line: str) -> None:

@@ -68,7 +68,7 @@ class ModelSettings:
         if self.sections is None:
             return SECTIONS[self.name]
         try:
-            return tuple(int(number) for number in self.sections.split(","))
+            return tuple(int(number) for number in self.sections.strip("[]() ").split(","))
         except ValueError:
             raise ValueError(
                 f"model.sections is {self.sections!r}; give numbers of blocks with commas between them, like 1,1,12,1"

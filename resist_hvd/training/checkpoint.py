@@ -322,7 +322,7 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     why = dealt_otherwise(checkpoint, run)
     if run.method.members_apart and not exact:
         raise UserError(
-            f"The checkpoint's networks have other blocks than these settings deal out: {why}",
+            f"The checkpoint's networks are deeper or shallower than these settings make them: {why}",
             where=str(checkpoint.folder),
             mend=f"Leave out what differs: --resume --output {run.folder} goes on with the run's own settings.",
         )

@@ -46,6 +46,39 @@ def new_folder(name: str) -> Path:
     return folder
 
 
+RESULTS = (
+    "rounds.jsonl",
+    "eval.jsonl",
+    "extra_tests.jsonl",
+    "summary.json",
+    "trace.json",
+    "model.json",
+    "model.safetensors",
+    "members",
+)
+"""What a run leaves in its folder beside its checkpoints and its settings."""
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move the results and settings of a run that left no checkpoint into a folder of their own; return it, if any.
+
+    Raises:
+        OSError: they cannot be moved.
+    """
+    found = [name for name in RESULTS if os.path.lexists(folder / name)]
+    if not found:
+        return None
+    for number in count(1):
+        aside = folder / f"earlier-{number}"
+        with suppress(FileExistsError):
+            aside.mkdir()
+            break
+    for name in (*found, "config.yaml"):
+        with suppress(FileNotFoundError):
+            (folder / name).rename(aside / name)
+    return aside
+
+
 def complete(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder `checkpoints`, the newest first; none where there is no such folder.
 

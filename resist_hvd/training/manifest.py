@@ -57,6 +57,8 @@ def strange_in(manifest: dict[str, Any]) -> str:
         return (
             f"it has {len(states)} positions in the data and {len(manifest['partition'])} parts for {workers} workers"
         )
+    if not all(isinstance(held, list) for held in manifest["partition"]):
+        return "it does not say who held which blocks"
     if len(classes) != manifest["architecture"]["classes"]:
         return f"it has {len(classes)} classes, and its network {manifest['architecture']['classes']}"
     for name in ("method", "data"):

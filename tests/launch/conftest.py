@@ -41,6 +41,7 @@ def tiny(images: Path) -> list[str]:
         "data.batch_size": 8,
         "model.sections": "1,1,6,1",
         "model.width_factor": 0.125,
+        "min_blocks": 3,
         "local_iterations": 2,
         "epochs": 1,
         "evaluate_every": 2,

@@ -40,6 +40,7 @@ def flags(root: Path, loader: str, output: Path) -> list[str]:
         "model.width_factor": 0.125,
         "model.stem": "imagenet",
         "model.block": "bottleneck",
+        "min_blocks": 3,
         "local_iterations": 2,
         "epochs": 2,
         "output": output,

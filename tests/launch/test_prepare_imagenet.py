@@ -146,7 +146,7 @@ def test_official_archives_become_class_folders(archives: Path, output: Path, pr
     said = prepare("--download", archives)
     assert "train: 6 images of 3 classes" in said
     assert "val: 5 images of 3 classes" in said
-    assert f"--data.name imagenet --data.root {output}" in said
+    assert f"--recipe imagenet-resnet50 --data.root {output}" in said
     assert sorted_images(output) == expected()
     assert runs.contents(archives) == before
 

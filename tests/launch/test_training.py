@@ -91,7 +91,8 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_folder_has_what_the_contract_names_and_no_more(finished: tuple[str, Path]) -> None:
     method, folder = finished
     model = {"members"} if method == "ensemble" else {"model.safetensors", "model.json"}
-    named = {"config.yaml", "rounds.jsonl", "eval.jsonl", "summary.json", "console.log", "checkpoints"} | model
+    written = {"config.yaml", "rounds.jsonl", "eval.jsonl", "summary.json", "console.log", "starts.jsonl"}
+    named = {"checkpoints"} | written | model
     assert {path.name for path in folder.iterdir()} - {"tensorboard"} == named
     checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
     assert checkpoints == {"latest", "round-000002", "round-000004"}

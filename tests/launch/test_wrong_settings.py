@@ -30,7 +30,17 @@ WRONG_FLAGS = {
     "--data.flip maybe": "--data.flip is 'maybe'. Give true or false.",
     "--output": "--output has no value. Give a path after it.",
     "--resume": "--resume needs the folder of the run to go on with. Give it with --output DIR.",
-    "--data.name folder": "--data.name is folder, but there is no folder. Give it with --data.root DIR.",
+    "--recipe cifar10-tiny --data.name folder": (
+        "--data.name is folder, but there is no folder. Give it with --data.root DIR."
+    ),
+    "--data.name imagenet --data.root here": (
+        "--data.name is imagenet, but nothing says which network to train on it, or how. Give --recipe "
+        "imagenet-resnet101 or imagenet-resnet50, settings of your own by --config FILE, or a network by --model.name "
+        "or --model.sections."
+    ),
+    "--model.sections [1,x,6,1]": (
+        "model.sections is '[1,x,6,1]'. Give numbers of blocks with commas between them, like 1,1,12,1."
+    ),
 }
 
 WRONG_FILES = {
@@ -66,6 +76,16 @@ def test_wrong_file_of_settings_is_named(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     seen, line, mend = WRONG_FILES[text]
     assert refusal("--config", str(path)).startswith(f"{seen} [{path}{line}]. {mend}")
+
+
+@pytest.mark.parametrize(
+    "flags", ["--output=/tmp/caf\udce9", "--data.root /tmp/caf\udce9", "--config /tmp/caf\udce9.yaml"]
+)
+def test_a_path_that_is_no_utf_8_is_told_and_can_be_printed(flags: str) -> None:
+    message = refusal(*flags.split())
+    assert "/tmp/caf\\xe9" in message
+    assert "UTF-8" in message
+    assert message.isascii()
 
 
 def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

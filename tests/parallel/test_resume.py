@@ -1,6 +1,8 @@
 """A run that was stopped and goes on from its checkpoint equals the run that never stopped, bit for bit."""
 
+import json
 import shutil
+import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -235,3 +237,106 @@ def test_an_ensemble_keeps_its_members(world: World, alone: World, folder: Path)
     with pytest.raises(UserError, match=r"one a worker.*Resume on 1 worker,") as caught:
         run_of(replace(settings, resume=True), world)
     assert caught.value.everywhere
+
+
+def timeless(folder: Path) -> dict[str, str]:
+    """What a run's folder holds, by the files' paths."""
+    return {str(path.relative_to(folder)): path.read_bytes().hex() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["another disk", "a link that leads nowhere"])
+def test_checkpoints_that_cannot_be_seen_leave_the_run_as_it_is(how: str, world: World, folder: Path) -> None:
+    settings = replace(settings_of({}, world), output=folder / "run", max_rounds=3)
+    finished(settings, world)
+    link = folder / "run" / "checkpoints"
+    if world.is_first:
+        link.rename(folder / "disk")
+        link.symlink_to(folder / ("disk" if how == "another disk" else "away"))
+        before = timeless(folder / "run")
+    world.barrier()
+    settings = replace(settings, resume=True, max_rounds=4)
+    if how == "another disk":
+        assert finished(settings, world).progress.round == 4
+        return
+    with pytest.raises(UserError, match="checkpoints") as caught:
+        run_of(settings, world)
+    assert caught.value.everywhere
+    if world.is_first:
+        assert timeless(folder / "run") == before
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew_beside_what_it_left(world: World, folder: Path) -> None:
+    settings = replace(settings_of({}, world), output=folder / "run")
+    stopped(settings, world, before_batch=3)
+    if world.is_first:
+        rounds = (folder / "run" / "rounds.jsonl").read_text()
+        assert len(rounds.splitlines()) == 1
+    world.barrier()
+    whole = finished(replace(settings, output=folder / "whole"), world)
+    again = finished(replace(settings, resume=True), world)
+    assert_same_run(whole, again, world)
+    if world.is_first:
+        assert (folder / "run" / "earlier-1" / "rounds.jsonl").read_text() == rounds
+        assert not (folder / "whole" / "earlier-1").exists()
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 2}, f"seed {tiny.SEED} is now 2"),
+        ({"min_blocks": 4}, "min_blocks 2 is now 4"),
+        ({"warmup_epochs": 1.0}, "warmup_epochs 0.0 is now 1.0"),
+    ],
+)
+def test_what_deals_blocks_otherwise_is_named(
+    changes: dict[str, Any], words: str, world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(settings_of({"min_blocks": 2}, world), output=folder, max_rounds=1)
+    finished(settings, world)
+    capsys.readouterr()
+    run_of(replace(settings, resume=True, **changes), world)
+    if world.is_first:
+        resumed, changed = capsys.readouterr().out.splitlines()[:2]
+        assert f"({words})" in resumed
+        assert words in changed
+        assert "# until round 1 (" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.world_size(2)
+def test_an_ensemble_keeps_its_depth_and_may_have_another_seed(world: World, folder: Path) -> None:
+    settings = settings_of({"method": "ensemble", "min_blocks": 4}, world, output=folder, max_rounds=1)
+    weights = finished(settings, world).method.subnet.parameters_flat
+    again = run_of(replace(settings, resume=True, seed=2), world)
+    assert torch.equal(again.method.subnet.parameters_flat, weights)
+    with pytest.raises(UserError, match="min_blocks 4 is now 2") as caught:
+        run_of(replace(settings, resume=True, min_blocks=2), world)
+    assert "seed" not in caught.value.seen
+    assert f"{world.size} workers" not in caught.value.seen
+
+
+def test_settings_that_deal_nothing_are_listed_and_change_nothing_else(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(settings_of({}, world), output=folder, max_rounds=2)
+    finished(settings, world)
+    capsys.readouterr()
+    optim = replace(settings.optim, lr=0.025)
+    run = run_of(replace(settings, resume=True, max_rounds=4, optim=optim), world)
+    if world.is_first:
+        _, changed = capsys.readouterr().out.splitlines()[:2]
+        assert "optim.lr 0.1 is now 0.025" in changed
+        assert "max_rounds 2 is now 4" in changed
+        assert "seed" not in changed
+    assert not run.method.velocity.fresh or settings.momentum == "restart"
+    train(run, tiny.Watching(run))
+    assert run.progress.round == 4
+    if world.is_first:
+        starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+        assert [start["round"] for start in starts] == [0, 2]
+        assert [sorted(start["changed"]) for start in starts] == [[], ["max_rounds", "optim.lr"]]
+        assert starts[1]["workers"] == world.size
+        assert starts[1]["hosts"] == [world.host] * world.size
+        assert starts[1]["command"] == sys.orig_argv
+        assert {"resist_hvd", "python", "torch", "horovod", "mpi", "mpi4py"} <= set(starts[1]["versions"])
+        assert not (folder / "summary.json").exists()

@@ -62,6 +62,7 @@ FOREIGN = {
     "progress that is no object": lambda manifest: manifest.update(progress=[1]),
     "fewer data positions": lambda manifest: manifest.update(data_states=[]),
     "fewer parts": lambda manifest: manifest.update(partition=[]),
+    "parts that are no lists": lambda manifest: manifest.update(partition=[0]),
     "workers in words": lambda manifest: manifest.update(workers="one"),
     "other classes": lambda manifest: manifest.update(classes=["a"]),
     "another format": lambda manifest: manifest.update(format=2),

@@ -4,15 +4,18 @@ import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from resist_hvd.config import Settings, parse, recipe_names, to_yaml
-from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.settings import DataName, DataSettings
+from resist_hvd.errors import UserError
 from resist_hvd.models import ModelSettings
+from resist_hvd.training.folder import set_aside
 from resist_hvd.training.optim import OptimSettings
+from resist_hvd.training.starts import tell, write_settings
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"local_iterations": 0}, "--local_iterations is 0; give 1 or more"),
@@ -76,6 +79,130 @@ def test_flags_override_the_file_which_overrides_the_recipe(tmp_path: Path) -> N
         optim=replace(recipe.optim, lr=0.25, momentum=0.5),
         data=replace(recipe.data, batch_size=9),
     )
+
+
+def test_other_data_than_the_demonstration_have_none_of_its_settings(tmp_path: Path) -> None:
+    flags = ["--data.name=folder", f"--data.root={tmp_path}", "--model.sections=1,1,6,1"]
+    asked = Settings(data=DataSettings(name="folder", root=tmp_path), model=ModelSettings(sections="1,1,6,1"))
+    assert parse(flags) == asked
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"data: {{name: folder, root: {tmp_path}}}\nmodel: {{sections: [1, 1, 6, 1]}}\n")
+    assert parse(["--config", str(path)]) == asked
+    assert parse(["--seed=2"]) == replace(parse(["--recipe=digits"]), seed=2)
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(DataName) if name != "digits"])
+def test_data_without_a_network_are_refused_with_recipes_that_take_them(name: str, tmp_path: Path) -> None:
+    root = [f"--data.root={tmp_path}"] if name in ("folder", "imagenet") else []
+    with pytest.raises(UserError) as caught:
+        parse([f"--data.name={name}", *root])
+    assert name in caught.value.seen
+    offered = [recipe for recipe in recipe_names() if recipe in caught.value.mend]
+    assert offered
+    for recipe in offered:
+        assert parse(["--recipe", recipe, f"--data.name={name}", *root]).data.name == name
+
+
+@pytest.mark.parametrize("text", ["[1, 1, 6, 1]", "1,1,6,1", "'[1, 1, 6, 1]'"])
+def test_sections_may_be_a_list_as_in_an_exported_model(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"model:\n  sections: {text}\n")
+    assert parse(["--config", str(path)]).model.counts == (1, 1, 6, 1)
+    assert parse(["--model.sections", "[1,1,6,1]"]).model.counts == (1, 1, 6, 1)
+
+
+def begun(folder: Path, *flags: str, rounds: int = 0) -> Settings:
+    """Leave the settings of a run in its folder, and a place for a checkpoint of so many rounds."""
+    settings = parse([*flags, "--output", str(folder)])
+    folder.mkdir(exist_ok=True)
+    write_settings(folder, settings, 0)
+    if rounds:
+        (folder / "checkpoints" / f"round-{rounds:06d}").mkdir(parents=True)
+    return settings
+
+
+def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    flags = [
+        "--recipe=cifar10-tiny",
+        "--optim.lr=0.02",
+        "--momentum=keep",
+        "--model.sections=1,1,6,1",
+        "--max_rounds=9",
+    ]
+    first = begun(folder, *flags, rounds=4)
+    resume = ["--resume", "--output", str(folder)]
+    assert parse(resume) == replace(first, resume=True)
+    # As a batch script does at each start.
+    assert parse([*resume, *flags]) == replace(first, resume=True)
+    assert parse([*resume, "--optim.lr=0.1"]) == replace(first, resume=True, optim=replace(first.optim, lr=0.1))
+    path = tmp_path / "more.yaml"
+    path.write_text("seed: 3\n")
+    assert parse([*resume, "--config", str(path)]) == replace(first, resume=True, seed=3)
+    assert parse([*resume, "--model.name=preact_resnet50"]).model.counts == (3, 4, 6, 3)
+    # Without --resume they are of no concern.
+    assert parse(["--output", str(folder)]).optim.lr == parse([]).optim.lr
+
+
+def test_a_run_that_has_reached_its_rounds_goes_on_when_it_is_resumed(tmp_path: Path) -> None:
+    resume = ["--resume", "--output", str(tmp_path)]
+    begun(tmp_path, "--max_rounds=9", rounds=9)
+    assert parse(resume).max_rounds is None
+    assert parse([*resume, "--max_rounds=9"]).max_rounds == 9
+    assert parse([*resume, "--max_rounds=12"]).max_rounds == 12
+
+
+def test_a_first_start_may_say_resume(tmp_path: Path) -> None:
+    resume = ["--resume", "--output", str(tmp_path / "new")]
+    assert parse([*resume, "--recipe=cifar10-tiny"]).local_iterations == 10
+    assert parse(resume).data.name == "digits"
+
+
+def test_settings_that_cannot_be_read_end_a_resume_with_their_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: [resist")
+    with pytest.raises(UserError, match=r"config\.yaml, line 1"):
+        parse(["--resume", "--output", str(tmp_path)])
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "config.yaml").symlink_to(tmp_path / "away")
+    with pytest.raises(UserError, match="No such file"):
+        parse(["--resume", "--output", str(tmp_path)])
+
+
+def test_a_file_of_settings_keeps_what_was_before_and_is_read_all_the_same(tmp_path: Path) -> None:
+    first = begun(tmp_path, "--optim.lr=0.02", "--momentum=keep")
+    assert not (tmp_path / "config.yaml").read_text().startswith("#")
+    second = replace(first, resume=True, optim=replace(first.optim, lr=0.1), max_rounds=8)
+    assert write_settings(tmp_path, second, 4) == {"optim.lr": (0.02, 0.1), "max_rounds": (None, 8)}
+    assert write_settings(tmp_path, second, 6) == {}
+    assert write_settings(tmp_path, replace(second, momentum="restart"), 7) == {"momentum": ("keep", "restart")}
+    lines = [line for line in (tmp_path / "config.yaml").read_text().splitlines() if line.startswith("#")]
+    assert len(lines) == 2
+    assert "round 4" in lines[0]
+    assert "optim.lr 0.02" in lines[0]
+    assert "round 7" in lines[1]
+    assert 'momentum "keep"' in lines[1]
+    # Given to another run, it does not make it a resumed one.
+    read = parse(["--config", str(tmp_path / "config.yaml")])
+    assert read == replace(second, momentum="restart", resume=False)
+
+
+def test_changes_are_told_by_name_with_both_values() -> None:
+    sentence = tell({"optim.lr": (0.02, 0.1), "max_rounds": (4, None)})
+    assert "optim.lr 0.02 is now 0.1" in sentence
+    assert "max_rounds 4 is now null" in sentence
+
+
+def test_results_without_a_checkpoint_are_set_aside_whole(tmp_path: Path) -> None:
+    assert set_aside(tmp_path) is None
+    for number in (1, 2):
+        for name in ("rounds.jsonl", "model.safetensors", "config.yaml", "console.log"):
+            (tmp_path / name).write_text(f"{name} {number}")
+        aside = set_aside(tmp_path)
+        assert aside is not None
+        kept = {path.name: path.read_text() for path in aside.iterdir()}
+        assert kept == {name: f"{name} {number}" for name in ("rounds.jsonl", "model.safetensors", "config.yaml")}
+    assert (tmp_path / "earlier-1" / "rounds.jsonl").read_text() == "rounds.jsonl 1"
+    assert (tmp_path / "console.log").exists()
 
 
 def test_without_flags_it_is_the_embedded_demonstration() -> None:
