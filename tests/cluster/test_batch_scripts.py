@@ -102,6 +102,71 @@ def test_mpirun_starts_ranks_where_srun_starts_no_mpi(job: Job, tmp_path: Path, 
     assert "mpirun -np 4 python -m resist_hvd.train --resume" in told(tmp_path)
 
 
+@pytest.mark.parametrize(("fits", "first"), [("cray_shasta", "--mpi=cray_shasta "), ("4", "")])
+def test_cray_s_and_the_site_s_own_way_are_tried_before_mpirun(job: Job, tmp_path: Path, fits: str, first: str) -> None:
+    """The stand-in takes a trial by its first flag: where that is --ntasks=4, no kind was named."""
+    status, said = ended(job("train.sbatch", OFFERED="pmix pmi2 cray_shasta", FITS=fits))
+    assert status == 0
+    assert f"srun {first}--ntasks=4 --cpus-per-task=1 --kill-on-bad-exit=1 --input=none python -m" in told(tmp_path)
+    assert "by srun on" in said
+
+
+@pytest.mark.parametrize(("choice", "flag"), [("srun", ""), ("srun:cray_shasta", "--mpi=cray_shasta ")])
+def test_chosen_launcher_is_not_tried(job: Job, tmp_path: Path, choice: str, flag: str) -> None:
+    assert ended(job("train.sbatch", RESIST_HVD_LAUNCHER=choice, FITS="none"))[0] == 0
+    assert told(tmp_path).startswith(f"srun {flag}--ntasks=4 ")
+
+
+def test_flags_for_srun_are_words_and_nothing_more(job: Job, tmp_path: Path) -> None:
+    flags = "--gpus-per-task=1  --cpu-bind=mask_cpu:0xfe,0xfe00 $(touch gone) `touch gone` ; touch gone * ~"
+    status, _ = ended(job("train.sbatch", RESIST_HVD_SRUN_FLAGS=flags))
+    assert status == 0
+    words = " ".join(flags.split())
+    assert f"--input=none {words} python -c from mpi4py" in told(tmp_path)
+    assert f"--input=none {words} python -m resist_hvd.train" in told(tmp_path)
+    assert not list(tmp_path.glob("**/gone"))
+
+
+def test_site_s_file_is_sourced_before_all_else(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "project/slurm/site.sh").write_text(
+        "export RESIST_HVD_LAUNCHER=srun:pmix\nsrun_flags+=('--comment=two words')\necho loaded >>\"$TOLD\"\n"
+    )
+    assert ended(job("train.sbatch"))[0] == 0
+    assert told(tmp_path).startswith("loaded\nsrun --mpi=pmix ")
+    assert "--comment=two words python -m" in told(tmp_path)
+
+
+def test_site_s_file_that_fails_ends_the_job(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "project/slurm/site.sh").write_text("echo no such module >&2\nfalse\n")
+    status, said = ended(job("train.sbatch"))
+    assert (status, said) == (1, "no such module\n")
+    assert not (tmp_path / "told").exists()
+
+
+def test_ranks_get_the_script_s_variables_where_jobs_begin_without_any(job: Job, tmp_path: Path) -> None:
+    """`sbatch --export=NONE` has srun give ranks an empty environment, too."""
+    (tmp_path / "project/slurm/site.sh").write_text("""trap 'echo "$SLURM_EXPORT_ENV" >>"$TOLD"' EXIT\n""")
+    assert ended(job("train.sbatch", SLURM_EXPORT_ENV="NONE"))[0] == 0
+    assert told(tmp_path).endswith("ALL\n")
+
+
+def test_pyxis_has_srun_start_the_container_for_the_trial_and_for_training(job: Job, tmp_path: Path) -> None:
+    status, _ = ended(job("pyxis.sbatch"))
+    assert status == 0
+    calls = [line for line in told(tmp_path).splitlines() if "/opt/resist_hvd/.venv/bin/python" in line]
+    assert len(calls) == 2
+    for call in calls:
+        assert f"--container-mounts={tmp_path}:{tmp_path},{tmp_path}/runs:{tmp_path}/runs " in call
+        assert re.search(r"--container-image=/\S+/resist_hvd.sqsh ", call)
+
+
+def test_pyxis_does_not_fall_back_to_an_mpirun_that_knows_no_container(job: Job, tmp_path: Path) -> None:
+    status, said = ended(job("pyxis.sbatch", FITS="none"))
+    assert status == 1
+    assert "mpirun" not in told(tmp_path)
+    assert "srun starts no MPI here" in said
+
+
 def test_site_without_any_launcher_is_told_what_to_load(job: Job) -> None:
     status, said = ended(job("train.sbatch", without=("mpirun",), OFFERED="openmpi"))
     assert status == 1
