@@ -23,6 +23,10 @@ REGISTRY_MEND = (
     "Check the network and the space on the disk (the packages take about 7 GB). A proxy is named by HTTPS_PROXY; a "
     "mirror by PIP_INDEX_URL for pip and UV_DEFAULT_INDEX for uv. Then run launch/setup again."
 )
+MPI4PY_MEND = (
+    "The log says why mpi4py cannot be built. A Cray's cc must be able to build shared libraries for Python: load "
+    "PrgEnv-gnu, and cudatoolkit or rocm where the site's MPI moves data of GPUs. Then run launch/setup again."
+)
 CHECK_MEND = "Run launch/setup --fresh, which makes .venv anew; a wheel of Horovod in the cache is used again."
 
 
@@ -75,17 +79,26 @@ def make_venv(log: Log) -> None:
         log.run([*command, "-r", LAUNCH / "requirements-uv.txt"], mend=REGISTRY_MEND, env=clean_environment())
 
 
-def uv_install(log: Log, *arguments: str | Path, mend: str = REGISTRY_MEND) -> None:
-    """Install into the virtual environment by uv."""
+def uv_install(log: Log, *arguments: str | Path, mend: str = REGISTRY_MEND, **variables: str) -> None:
+    """Install into the virtual environment by uv, with further variables in its environment."""
     own = VENV / "bin/uv"
     uv = own if own.is_file() else shutil.which("uv")
-    log.run([uv or own, "pip", "install", "--python", interpreter(), *arguments], mend=mend, env=clean_environment())
+    command = [uv or own, "pip", "install", "--python", interpreter(), *arguments]
+    log.run(command, mend=mend, env=clean_environment() | variables)
 
 
 def install_packages(log: Log, names: list[str]) -> None:
     """Install the locked packages of the given requirements files."""
     files = [part for name in names for part in ("-r", LAUNCH / name)]
     uv_install(log, "--require-hashes", *files)
+
+
+def build_mpi4py(log: Log, mpi: SiteMpi) -> None:
+    """Build mpi4py of the locked version for a Cray's MPI, in place of the wheel, which does not know its name."""
+    # uv keeps what it has built by the source alone, whatever MPI that was for.
+    choice = ("--no-cache", "--no-deps", "--no-binary", "mpi4py", "--reinstall-package", "mpi4py")
+    locked = ("--require-hashes", "-r", LAUNCH / "requirements.txt")
+    uv_install(log, *choice, *locked, mend=MPI4PY_MEND, MPICC=f"{mpi.compilers[0]} -shared")
 
 
 def bind_site_mpi(mpi: SiteMpi) -> None:

@@ -211,6 +211,9 @@ def _build_environment(inputs: BuildInputs, work: Path) -> Mapping[str, str]:
     if inputs.site_mpi is not None:
         # The library itself is linked into .venv/lib; this is for others of the same MPI, such as its C++ bindings.
         environment["LDFLAGS"] += f" -Wl,-rpath,{inputs.site_mpi.library.parent}"
+        if inputs.site_mpi.is_cray:
+            # There is no mpicxx to be asked for flags: the compilers themselves know MPI.
+            environment["CC"], environment["CXX"] = inputs.site_mpi.compilers
     if inputs.cuda is not None:
         cuda = inputs.cuda
         environment |= {

@@ -68,6 +68,8 @@ class Installation:
         environment.install_packages(log, names)
         if self._site_mpi is not None:
             environment.bind_site_mpi(self._site_mpi)
+            if self._site_mpi.is_cray:
+                environment.build_mpi4py(log, self._site_mpi)
         return f"as locked in {', '.join(names)}"
 
     def horovod(self, log: Log) -> str:

@@ -7,6 +7,7 @@ python -I probe.py check    import everything and say what was found
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -59,10 +60,14 @@ def _version(name: str) -> str | None:
 
 
 def _loaded_libraries(name: str) -> list[str]:
-    """Return the real paths of the shared libraries of this name in the memory of this process."""
+    """Return the real paths of the shared libraries of this name in the memory of this process.
+
+    A Cray adds its compiler's to it: libmpi_gnu_123.so.12.
+    """
     maps = Path("/proc/self/maps").read_text().splitlines()
     paths = {Path(line.split(maxsplit=5)[5]) for line in maps if len(line.split(maxsplit=5)) == 6}
-    return sorted({str(path.resolve()) for path in paths if path.name.startswith(f"{name}.so")})
+    pattern = re.compile(rf"{name}(_(amd|aocc|cray|gnu|intel|nvidia)\w*)?\.so")
+    return sorted({str(path.resolve()) for path in paths if pattern.match(path.name)})
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ HEADERS_MEND = (
     "RHEL), or choose a Python that has them by --python PATH."
 )
 SITE_MPI_MEND = (
-    "Bring the site's MPI onto the PATH (on a cluster often `module load openmpi`) and run launch/setup --mpi system "
-    "again; or leave --mpi out for an MPI from the registry."
+    "Bring the site's MPI onto the PATH (on a cluster often `module load openmpi`, on a Cray `module load PrgEnv-gnu "
+    "cray-mpich`) and run launch/setup --mpi system again; or leave --mpi out for an MPI from the registry."
 )
 
 
@@ -31,11 +31,15 @@ class SiteMpi:
         name: what it calls itself, such as "openmpi-4.1.8".
         library: the shared library that programs built with its wrapper load, by the path they find it at.
         soname: the name under which they ask for it, such as "libmpi.so.40".
+        compilers: what builds C and C++ programs for it.
+        is_cray: whether it is a Cray's, which mpi4py must be built for: it has another name than any other MPI.
     """
 
     name: str
     library: Path
     soname: str
+    compilers: tuple[str, str] = ("mpicc", "mpicxx")
+    is_cray: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,24 +83,32 @@ def find_compiler(log: Log, python_include: Path) -> str:
 
 
 def find_site_mpi(log: Log) -> SiteMpi:
-    """Return the MPI whose compiler wrapper and launcher are on the PATH.
+    """Return the MPI whose compiler wrappers and launcher are on the PATH.
+
+    On a Cray the wrappers are `cc` and `CC`, and ranks are started by srun.
 
     Raises:
         StepFailedError: one of them is missing, or programs built with the wrapper load no MPI library.
     """
     missing = [program for program in ("mpicc", "mpicxx", "mpirun") if shutil.which(program) is None]
-    if missing:
+    is_cray = bool(missing and os.environ.get("CRAYPE_VERSION") and shutil.which("cc") and shutil.which("CC"))
+    if missing and not is_cray:
         raise StepFailedError(f"{' and '.join(missing)} not found on the PATH", mend=SITE_MPI_MEND)
+    compilers = ("cc", "CC") if is_cray else ("mpicc", "mpicxx")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text("#include <mpi.h>\nint main(void) { int flag; return MPI_Initialized(&flag); }\n")
         program = source.with_suffix("")
-        log.run(["mpicc", source, "-o", program], mend=SITE_MPI_MEND)
+        log.run([compilers[0], source, "-o", program], mend=SITE_MPI_MEND)
         loaded = log.read(["ldd", program], mend=SITE_MPI_MEND)
-    library = re.search(r"(libmpi\S*\.so\S*) => (/\S+)", loaded)
+    # A Cray's libmpi_gtl moves data of GPUs and is no MPI.
+    library = re.search(r"(libmpi(?!_gtl)\S*\.so\S*) => (/\S+)", loaded)
     if library is None:
-        raise StepFailedError("a program built with mpicc loads no libmpi that can be found", mend=SITE_MPI_MEND)
-    return SiteMpi(_mpi_name(log), Path(library[2]), library[1])
+        raise StepFailedError(
+            f"a program built with {compilers[0]} loads no libmpi that can be found", mend=SITE_MPI_MEND
+        )
+    name = f"cray-mpich-{os.environ.get('CRAY_MPICH_VERSION', 'unknown')}" if is_cray else _mpi_name(log)
+    return SiteMpi(name, Path(library[2]), library[1], compilers, is_cray)
 
 
 def _mpi_name(log: Log) -> str:

@@ -185,6 +185,76 @@ def test_a_missing_site_mpi_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         toolchain.find_site_mpi(Log(tmp_path / "log"))
 
 
+CRAY = {"CRAYPE_VERSION": "2.7.30", "CRAY_MPICH_VERSION": "8.1.28"}
+LOADED_ON_A_CRAY = """cat <<END
+    libmpi_gtl_cuda.so.0 => /opt/cray/pe/lib64/libmpi_gtl_cuda.so.0 (0x1)
+    libmpi_gnu_123.so.12 => /opt/cray/pe/lib64/libmpi_gnu_123.so.12 (0x2)
+END"""
+
+
+def on_a_cray(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Have a Cray's compilers on the PATH, which note how they are called."""
+    note = f'echo "$0 $*" >>"{folder}/called"; : >"$3"'
+    programs = {"cc": note, "CC": note, "ldd": LOADED_ON_A_CRAY, **scripts}
+    monkeypatch.setenv("PATH", f"{make_programs(folder, **programs)}:/usr/bin:/bin")
+    monkeypatch.setattr(shutil, "which", lambda name: str(folder / name) if (folder / name).exists() else None)
+    for name, value in CRAY.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_cray_s_mpi_is_found_by_its_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_cray(tmp_path, monkeypatch)
+    found = toolchain.find_site_mpi(Log(tmp_path / "log"))
+    assert (found.name, found.compilers, found.is_cray) == ("cray-mpich-8.1.28", ("cc", "CC"), True)
+    assert (found.soname, found.library.name) == ("libmpi_gnu_123.so.12", "libmpi_gnu_123.so.12")
+    assert "/cc " in (tmp_path / "called").read_text()
+
+
+def test_another_mpi_that_is_loaded_on_a_cray_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = ': >"$3"'
+    on_a_cray(
+        tmp_path,
+        monkeypatch,
+        mpicc=compiler,
+        mpicxx=compiler,
+        mpirun="echo 'mpirun (Open MPI) 4.1.6'",
+        ldd="echo 'libmpi.so.40 => /opt/openmpi/lib/libmpi.so.40 (0x1)'",
+    )
+    found = toolchain.find_site_mpi(Log(tmp_path / "log"))
+    assert (found.name, found.compilers, found.is_cray) == ("openmpi-4.1.6", ("mpicc", "mpicxx"), False)
+
+
+def test_compilers_named_cc_are_no_mpi_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_cray(tmp_path, monkeypatch)
+    monkeypatch.delenv("CRAYPE_VERSION")
+    with pytest.raises(StepFailedError, match=r"mpicc and mpicxx and mpirun not found .*cray-mpich"):
+        toolchain.find_site_mpi(Log(tmp_path / "log"))
+
+
+def test_mpi4py_and_horovod_are_built_by_a_cray_s_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_cray(tmp_path, monkeypatch)
+    mpi = toolchain.find_site_mpi(Log(tmp_path / "log"))
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    (tmp_path / "bin").mkdir()
+    make_programs(tmp_path / "bin", uv=f'echo "MPICC=$MPICC $*" >"{tmp_path}/uv-called"')
+    environment.build_mpi4py(Log(tmp_path / "log"), mpi)
+    called = (tmp_path / "uv-called").read_text()
+    assert called.startswith("MPICC=cc -shared pip install --python ")
+    for words in ("--no-binary mpi4py", "--reinstall-package mpi4py", "--require-hashes", "--no-deps", "--no-cache"):
+        assert words in called
+    inputs = horovod_wheel.BuildInputs(tmp_path / "bin/python", PATCH, mpi, None)
+    variables = horovod_wheel._build_environment(inputs, tmp_path)
+    assert (variables["CC"], variables["CXX"]) == ("cc", "CC")
+    assert "-rpath,/opt/cray/pe/lib64" in variables["LDFLAGS"]
+
+
+def test_the_source_of_mpi4py_is_locked_too() -> None:
+    """It is what is built on a Cray: `sha256sum` of the archive of 4.1.2."""
+    lock = (ROOT / "launch/requirements.txt").read_text()
+    _, _, entry = lock.partition("\nmpi4py==4.1.2 ")
+    assert "56860286dc45f20e8821e93cb06669e30462348bf866f685553fa4b712d58d02" in entry.partition("\n    #")[0]
+
+
 def test_a_folder_that_is_no_virtual_environment_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     precious = tmp_path / ".venv/precious"
     precious.parent.mkdir()
