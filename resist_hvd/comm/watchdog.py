@@ -11,7 +11,7 @@ import selectors
 import socket
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -99,6 +99,8 @@ class Watchdog:
             self._add(0, line)
             self._thread.start()
         connected = world.gather_objects(world.is_first or bool(self._peers))
+        if not all(connected):
+            self._over.set()
         self._all_in.set()
         self._wake()
         if all(connected):
@@ -137,8 +139,7 @@ class Watchdog:
             if self._door is not None:
                 self._door.turn_away_idle(now)
                 if self._all_in.is_set():
-                    self._door.close()
-                    self._door = None
+                    self._close_door()
             if now - last < BEAT:
                 continue
             if now - last > 5 * BEAT:
@@ -149,6 +150,15 @@ class Watchdog:
                 peer.line.send(beat)
             if self._all_in.is_set():
                 self._judge(now, beat)
+
+    def _close_door(self) -> None:
+        """Listen no more, now that all ranks have been in: who is not there any more has died since."""
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+        for rank, host in enumerate(self._hosts):
+            if rank not in (self.world.rank, *self._peers) and not self._over.is_set():
+                self._end(f"Rank {rank} of {self.world.size} on {host} has died [setting up]")
 
     def _hear(self, key: selectors.SelectorKey) -> None:
         """Take a connection, or what has come by one."""
@@ -267,10 +277,11 @@ class Watchdog:
         os._exit(LOST)
 
     def _write_stacks(self, patience: float) -> None:
-        """Write where this rank is, and how it fares, for whoever looks for the cause."""
-        beat = self._own_beat(time.monotonic())
-        told = "; ".join(f"{name} {value}" for name, value in beat.items())
-        stacks.write(self.world.rank, f"rank {self.world.rank} of {self.world.size}: {told}", patience)
+        """Write where this rank is, and how it fares, for whoever looks for the cause; whatever happens, go on."""
+        with suppress(Exception):
+            beat = self._own_beat(time.monotonic())
+            told = "; ".join(f"{name} {value}" for name, value in beat.items())
+            stacks.write(self.world.rank, f"rank {self.world.rank} of {self.world.size}: {told}", patience)
 
     def _say_goodbye(self, status: int) -> None:
         """Have the others know that this rank ends by its own will."""
