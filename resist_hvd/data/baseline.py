@@ -10,12 +10,10 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
+from resist_hvd.data.imagenet import MEAN, STD
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
 from resist_hvd.errors import UserError
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> Iterator[Any]:
@@ -55,8 +53,8 @@ def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.
             images,
             dtype=types.FLOAT16 if settings.image_type == "fp16" else types.FLOAT,
             output_layout="HWC",
-            mean=[255 * value for value in MEAN],
-            std=[255 * value for value in STD],
+            mean=list(MEAN),
+            std=list(STD),
             mirror=fn.random.coin_flip(),
         )
         pipeline.set_outputs(images, labels)
@@ -81,7 +79,7 @@ def torchvision_loader(settings: DataSettings, *, seed: int, device: torch.devic
                 ),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
+                transforms.Normalize([value / 255 for value in MEAN], [value / 255 for value in STD]),
             ]
         ),
     )

@@ -80,7 +80,7 @@ def squares_pipeline(means: Means, format: SquareFormat, source: Source) -> Pipe
     pipeline = means.pipeline()
     with pipeline:
         (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
-        encoded = fn.io.file.read(path)
+        encoded = fn.io.file.read(path, dont_use_mmap=True)
         images = fn.decoders.image(encoded, **means.decoding())
         images = fn.resize(images, size=[format.size, format.size], interp_type=types.INTERP_LINEAR, antialias=True)
         images = fn.crop_mirror_normalize(

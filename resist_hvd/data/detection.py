@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resist_hvd.data.imagenet import dali_is_installed
+from resist_hvd.data.imagenet import MEAN, STD, dali_is_installed
 from resist_hvd.data.order import EpochOrder
 from resist_hvd.data.settings import LoaderName
 from resist_hvd.data.source import DataSpec, Shard
@@ -66,10 +66,10 @@ class DetectionSettings:
     test_batch_size: int = 64
     """Images in each worker's batch of the test set."""
 
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    mean: tuple[float, float, float] = MEAN
     """Each channel's mean pixel value, from 0 to 255, as on ImageNet."""
 
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[float, float, float] = STD
     """Each channel's standard deviation, likewise."""
 
     loader: LoaderName = "auto"

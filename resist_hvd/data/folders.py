@@ -105,5 +105,7 @@ def _entries(folder: Path) -> Iterable[os.DirEntry[bytes]]:
             return [entry for entry in found if not entry.name.startswith(b".")]
     except OSError as error:
         raise UserError(
-            f"The folder cannot be read ({error.strerror})", where=str(folder), mend="Check --data.root."
+            f"The folder cannot be read ({error.strerror})",
+            where=str(folder),
+            mend="Check that it is there, and may be read.",
         ) from None

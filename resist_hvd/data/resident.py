@@ -82,7 +82,8 @@ class ResidentSource(DataSource):
             mean=tuple(mean.tolist()),
             std=tuple(std.tolist()),
         )
-        self.remarks = images.remarks
+        broken = [f"passed over: the image file {fault} [{path}]" for path, fault in sorted(images.broken.items())]
+        self.remarks = (*images.remarks, *broken)
         self._broken = images.broken
         self._shard = shard
         self._evaluation_batch_size = settings.test_batch_size
