@@ -66,6 +66,8 @@ def run_training(settings: Settings) -> None:
         with claimed(folder, world) as claim:
             stacks.go_to(folder)
             summary, broken = train_in(folder, claim, settings, world)
+        world.position = "ending"
+        world.barrier()  # from here on, nobody is waited for but to end
     if world.is_first:
         console.out(farewell(summary, folder))
         if broken:

@@ -56,6 +56,7 @@ def run(program: Callable[[], None]) -> None:
         program()
         if launched_rank() == 0:
             outcome.end(0)
+        _limit_end(0)
     except Stopped as stopped:
         leave(str(stopped) if launched_rank() == 0 else "", STOPPED)
     except UserError as error:
@@ -113,7 +114,15 @@ def leave(message: str, status: int) -> NoReturn:
     if message:
         say(message)
     last_words.ending.spoken.set()
+    _limit_end(status)
     sys.exit(status)
+
+
+def _limit_end(status: int) -> None:
+    """Where there are several ranks, have this one not wait for the others without a limit."""
+    world = current_world()
+    if world is not None and world.size > 1:
+        starting.limit_end(status)
 
 
 def take_down(message: str, status: int, details: str = "") -> NoReturn:

@@ -1,7 +1,7 @@
-"""Ends a rank whose MPI does not come up: says so, and which ranks of this host are late, then ends the launcher, too.
+"""Ends a rank whose MPI does not come up, or does not end; says which ranks of this host are late; ends the launcher.
 
-It runs as a program of its own, on the standard library alone, since a process in which MPI starts can do nothing else
-meanwhile. It ends as soon as its standard input does: when all ranks are in, or its rank has gone.
+It runs as a program of its own, on the standard library alone, since a process in which MPI starts or ends can do
+nothing else meanwhile. It ends as soon as its standard input does: when all ranks are in, or its rank has gone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def seen_on(host: str, launcher: int) -> str:
     found = late(launcher)
     if found:
         return f"On {host} {'; '.join(found[:4])}{f'; and {len(found) - 4} more' if len(found) > 4 else ''}"
-    return f"All ranks on {host} have begun: look at other hosts, and at the network between them"
+    return f"No rank on {host} is seen to stand still: look at other hosts, and at the network between them"
 
 
 def say(message: str) -> None:
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="after which it is ended")
     parser.add_argument("--note", type=float, help="seconds after which it is told what is waited for")
     parser.add_argument("--speaks", type=float, help="seconds more that others are given to speak first")
+    parser.add_argument("--ending", action="store_true", help="whether MPI ends; else it starts")
     parser.add_argument("--record", help="the file that tells how the run ended")
     parser.add_argument("--status", help="the rank's exit status then")
     parser.add_argument("--then", nargs="*", default=[], help="the program that ends the launcher")
@@ -98,10 +99,14 @@ def main() -> None:
         say(f"Not all ranks have started MPI after {given.note:.0f} s. {seen_on(given.host, given.launcher)}.")
     if over(began + given.seconds + given.speaks):
         return
-    say(
-        f"MPI did not come up on all ranks within {given.seconds:.0f} s [rank {given.rank} on {given.host}, starting "
-        f"MPI]. {seen_on(given.host, given.launcher)}. Start again once that is mended; --watchdog gives another limit."
-    )
+    seen = f"{given.seconds:.0f} s [rank {given.rank} on {given.host}, {{}}]. {seen_on(given.host, given.launcher)}. "
+    if given.ending:
+        say(f"MPI did not end on all ranks within {seen.format('ending')}All that was to be written is written.")
+    else:
+        say(
+            f"MPI did not come up on all ranks within {seen.format('starting MPI')}Start again once that is mended; "
+            "--watchdog gives another limit."
+        )
     record(given.record, f"{given.status} rank {given.rank} on {given.host}")
     if not over(time.monotonic() + LAST):
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Guards a program until all ranks are in: while modules are imported, and while MPI and Horovod start.
+"""Guards a program where no watchdog does: while modules are imported, and while MPI and Horovod start, or end.
 
-A process can do little then. While modules are imported, Python's handlers answer signals. While MPI starts, mpi4py
-lets no other thread of Python run: so a limit is kept by a process of its own (`start_limit`), which says what it sees,
+A process can do little then. While modules are imported, Python's handlers answer signals. While MPI starts or ends, no
+other thread of Python runs: so a limit is kept by a process of its own (`start_limit`), which says what it sees,
 and by a timer of the kernel's, which ends this process with the right status.
 """
 
@@ -27,8 +27,11 @@ LOST, STOPPED = 69, 75  # those of `last_words`, which imports PyTorch
 NOTE = 120.0
 """Seconds after which rank 0 says whom it waits for."""
 
+ENDING = 60.0
+"""Seconds that all ranks may take to end once their work is done, and all is written."""
+
 EXIT = 0.7
-"""Seconds between what is said of a start that does not end, and its end."""
+"""Seconds between what is said, and the end."""
 
 
 def begin() -> None:
@@ -86,39 +89,66 @@ def limited(watchdog: float | None = None) -> Iterator[None]:
     rank = launched_rank()
     # The lowest rank that waits speaks; where one has ended, a launcher ends the others.
     speaks = 0.3 + 0.15 * min(rank, 20) if rank else 0.0
-    helper = _start_helper(rank, seconds, speaks)
+    helper = _start_helper(rank, seconds, speaks, note=NOTE if rank == 0 else 0.0)
     timer = ExitTimer(seconds + speaks + EXIT, LOST)
     try:
         yield
     finally:
         timer.cancel()
-        if helper is not None and helper.stdin is not None:
-            helper.stdin.close()
-            threading.Thread(target=helper.wait, name="start limit", daemon=True).start()
+        if helper is not None:
+            process, pipe = helper
+            os.close(pipe)
+            threading.Thread(target=process.wait, name="start limit", daemon=True).start()
 
 
-def _start_helper(rank: int, seconds: float, speaks: float) -> subprocess.Popen[bytes] | None:
+def limit_end(status: int) -> None:
+    """Have this process, one of several, end within a minute: MPI waits for all ranks then, without a limit.
+
+    Args:
+        status: the one that it would end with; 69 in the place of 0.
+    """
+    if launched_by_mpi(os.environ):
+        rank = launched_rank()
+        speaks = 0.3 + 0.15 * min(rank, 20) if rank else 0.0
+        _start_helper(rank, ENDING, speaks, status=status or LOST, ending=True)
+        ExitTimer(ENDING + speaks + EXIT, status or LOST)
+
+
+def _start_helper(
+    rank: int, seconds: float, speaks: float, *, note: float = 0.0, status: int = LOST, ending: bool = False
+) -> tuple[subprocess.Popen[bytes], int] | None:
+    """Return the program that keeps a limit, and what must be closed to end it before; this process's end does, too."""
     settings = {
         "rank": rank,
         "host": host_name(),
         "process": os.getpid(),
         "launcher": os.getppid(),
         "seconds": seconds,
-        "note": NOTE if rank == 0 else 0,
+        "note": note,
         "speaks": speaks,
-        "record": os.environ.get(outcome.VARIABLE, ""),
-        "status": LOST,
+        "record": "" if ending else os.environ.get(outcome.VARIABLE, ""),
+        "status": status,
     }
-    flags = [f"--{name}={value}" for name, value in settings.items()]
+    flags = [f"--{name}={value}" for name, value in settings.items()] + (["--ending"] if ending else [])
     then = undertaker.arguments()
-    with suppress(OSError):
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(start_limit.__file__)), *flags, *(["--then", *then] if then else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # a launcher ends this rank's whole process group
-        )
-    return None
+    program = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(start_limit.__file__)),
+        *flags,
+        *(["--then", *then] if then else []),
+    ]
+    # No file of Python's: that would be closed while the interpreter ends, before MPI does.
+    its_end, pipe = os.pipe()
+    try:
+        # A launcher ends this rank's whole process group.
+        return subprocess.Popen(program, stdin=its_end, stdout=subprocess.DEVNULL, start_new_session=True), pipe
+    except OSError:
+        os.close(pipe)
+        return None
+    finally:
+        os.close(its_end)
 
 
 class _Event(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""Programs that are told to stop, or do not come up, before there is a world: a sentence, the right status, no hang."""
+"""Programs that are told to stop or stand still before there is a world, or at their end: a sentence, and no hang."""
 
 import re
 import signal
@@ -42,6 +42,42 @@ def test_a_rank_that_is_stopped_before_mpi_is_up_is_named(
     if rank == 1:  # rank 0 has told before whom it waits for
         assert ended.messages[0].startswith("Not all ranks have started MPI after 1 s. On ")
     assert f"{LOST} rank {1 - rank} on " in record.read_text()
+
+
+STOPS_AT_THE_END = """
+import os, signal
+from resist_hvd.comm import starting
+
+starting.ENDING = 4.0
+sound = starting.limit_end
+
+
+def stop(status):
+    if os.environ["OMPI_COMM_WORLD_RANK"] == "{rank}":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    sound(status)
+
+
+starting.limit_end = stop
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_once_all_is_done_does_not_keep_the_others(
+    rank: int, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    ended = runs.run(*tiny, "--output", folder, program=program(STOPS_AT_THE_END.format(rank=rank)))
+    assert ended.status == LOST, ended
+    assert "Traceback" not in ended.stderr
+    assert re.fullmatch(
+        rf"MPI did not end on all ranks within 4 s \[rank {1 - rank} on {runs.HOST}, ending\]\. "
+        rf"On {runs.HOST} rank {rank} \(process \d+\) is stopped by a signal\. All that was to be written is written\.",
+        ended.messages[0],  # the other goes on to be ended by the launcher, and says so
+    ), ended
+    assert (folder / "model.safetensors").exists()
+    assert (folder / "summary.json").exists()
+    assert not list(folder.glob("claim*"))
 
 
 IMPORTS_FOR_LONG = """
