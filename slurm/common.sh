@@ -103,6 +103,9 @@ choose_launcher() {
         return 1
     elif type -P mpirun >/dev/null; then
         launcher=(mpirun -np "$workers")
+        # Its daemon on each other node counts as one task there.
+        [[ -z ${SLURM_GPUS_PER_TASK:-} ]] || say "under mpirun, --gpus-per-task gives all ranks of a node the GPUs of" \
+            "one: ask for --gpus-per-node"
     else
         say "srun starts no MPI here (it offers: ${offered//$'\n'/ }), and there is no mpirun: load the module of the" \
             "site's MPI that launch/setup was run with"

@@ -127,6 +127,12 @@ def test_flags_for_srun_are_words_and_nothing_more(job: Job, tmp_path: Path) -> 
     assert not list(tmp_path.glob("**/gone"))
 
 
+@pytest.mark.parametrize(("launcher", "warned"), [("mpirun", True), ("srun:pmix", False)])
+def test_gpus_by_task_are_warned_of_under_mpirun(job: Job, launcher: str, warned: bool) -> None:
+    _, said = ended(job("train.sbatch", RESIST_HVD_LAUNCHER=launcher, SLURM_GPUS_PER_TASK="1"))
+    assert ("--gpus-per-node" in said) is warned
+
+
 def test_site_s_file_is_sourced_before_all_else(job: Job, tmp_path: Path) -> None:
     (tmp_path / "project/slurm/site.sh").write_text(
         "export RESIST_HVD_LAUNCHER=srun:pmix\nsrun_flags+=('--comment=two words')\necho loaded >>\"$TOLD\"\n"
