@@ -80,6 +80,7 @@ ending = Ending()
 _world: World | None = None
 _news: News | None = None
 _advice = "Nothing was saved yet: begin again."
+_let_go: Callable[[], None] | None = None
 
 
 def joined(world: World) -> None:
@@ -102,6 +103,12 @@ def advise(sentence: str) -> None:
     """Say what a user should do if the program ended now: which checkpoint to resume from."""
     global _advice
     _advice = sentence
+
+
+def let_go_by(action: Callable[[], None]) -> None:
+    """Have an end at once, which leaves no `finally` a chance, do this before."""
+    global _let_go
+    _let_go = action
 
 
 def whereabouts() -> str:
@@ -142,5 +149,9 @@ def end_now(message: str, status: int, patience: float) -> NoReturn:
     last.daemon = True
     last.start()
     say_unless_said(message, patience)
+    if _let_go is not None:  # within a moment: what it lets go of may be on a disk that does not answer
+        thread = threading.Thread(target=_let_go, name="letting go", daemon=True)
+        thread.start()
+        thread.join(1.0)
     ending.spoken.set()
     os._exit(status)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from resist_hvd.comm import last_words
 from resist_hvd.comm.launch import host_name
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
@@ -299,6 +300,7 @@ def claimed(folder: Path, world: World) -> Iterator[Claim | None]:
     with world.agree("claiming the run's folder"), disk_errors(folder), world.activity.unhurried_for("opening files"):
         if world.is_first:
             claim = Claim.take(folder)
+            last_words.let_go_by(claim.release)
     try:
         yield claim
     finally:

@@ -269,3 +269,38 @@ def test_folder_that_holds_a_run_is_not_written_over(copy_of_cut: Path, tiny: li
         "Give --resume to go on with it, or another --output."
     )
     assert runs.contents(copy_of_cut) == before
+
+
+def test_folder_is_all_that_a_resume_needs(whole: Path, copy_of_cut: Path) -> None:
+    # The cut run ended at its --max_rounds, which its epochs go beyond.
+    ended = runs.run("--resume", "--output", copy_of_cut)
+    assert ended.status == 0, ended
+    assert "max_rounds 2 is now null" in ended.stdout
+    assert_same_model(copy_of_cut, whole)
+    assert [entry["round"] for entry in read_lines(copy_of_cut / "rounds.jsonl")] == [0, 1, 2, 3]
+    assert [entry["round"] for entry in read_lines(copy_of_cut / "starts.jsonl")] == [0, 2]
+    # Finished, it stays what it is, but for the notes of another start.
+    before = runs.contents(copy_of_cut)
+    ended = runs.run("--resume", "--output", copy_of_cut)
+    assert ended.status == 0, ended
+    noted = ("starts.jsonl", "console.log")
+    after = runs.contents(copy_of_cut)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert {name for name in changed if not name.startswith("tensorboard")} <= {*noted, "summary.json"}
+
+
+def test_folder_has_one_run_at_a_time_and_a_killed_one_is_followed_at_once(tiny: list[str], copy_of_cut: Path) -> None:
+    alone = (*tiny, "--resume", "--output", copy_of_cut)
+    with runs.started(*alone, "--epochs=100000", launcher="none") as first:
+        first.wait_for(r"round +6/")
+        second = runs.run(*alone, launcher="none")
+        assert second.status == 2, second
+        assert f"process {first.process.pid} on {runs.HOST}" in second.mistake
+        assert "--output" in second.mistake
+        assert (copy_of_cut / "claim.json").exists()
+        first.process.kill()
+        first.process.wait()
+    resumed = runs.run(*alone, launcher="none")
+    assert resumed.status == 0, resumed
+    assert "Resuming from" in resumed.stdout
+    assert not (copy_of_cut / "claim.json").exists()

@@ -206,6 +206,24 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path: Path, monkeypatch: pytest
     taken.release()
 
 
+ENDS_AT_ONCE = """
+import sys
+from pathlib import Path
+from resist_hvd.comm import last_words
+from resist_hvd.training.claim import Claim
+
+taken = Claim.take(Path(sys.argv[1]))
+last_words.let_go_by(taken.release)
+last_words.end_now("lost", last_words.LOST, 0.0)
+"""
+
+
+def test_an_end_at_once_lets_the_folder_go(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE, tmp_path], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 69, ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_claim_is_made_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("theirs")
     (tmp_path / CLAIM).symlink_to(tmp_path / "target")
