@@ -16,13 +16,16 @@ LIBRARY_CALL = "ctypes.PyDLL(None).sleep({seconds})"
 """Holds Python's lock, as MPI's start does."""
 
 
-def rank_program(*lines: str, rank: int = 0, limit: float = 1.0, **variables: str) -> subprocess.Popen[str]:
+def rank_program(
+    *lines: str, before: str = "", rank: int = 0, limit: float = 1.0, **variables: str
+) -> subprocess.Popen[str]:
     """Start a process that takes itself for a rank, and has a limit of its own."""
     program = "\n".join(
         [
             "import ctypes, sys, time",
             "from resist_hvd.comm import starting",
             f"starting.limit_of = lambda _: {limit}",
+            before,
             "with starting.limited():",
             *(f"    {line}" for line in lines[:1]),
             *lines[1:],
@@ -52,6 +55,16 @@ def test_a_library_call_that_holds_python_s_lock_is_ended_and_told(tmp_path: Pat
     assert "MPI did not come up on all ranks within 1 s [rank 0 on " in said
     assert said.count("\n") == 1
     assert record.read_text().startswith("started\n69 rank 0 on ")
+
+
+def test_then_the_launcher_is_ended_too(tmp_path: Path) -> None:
+    program, done = tmp_path / "end_launcher.py", tmp_path / "done"
+    program.write_text("import pathlib, sys\npathlib.Path(sys.argv[1]).touch()\n")
+    then = [str(program), str(done)]
+    call = LIBRARY_CALL.format(seconds=50)
+    status, _ = ended(rank_program(call, before=f"starting.undertaker.arguments = lambda: {then}"))
+    assert status == 69
+    assert done.exists()
 
 
 def test_what_comes_up_in_time_is_left_alone() -> None:
