@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -54,3 +55,5 @@ def run_alone(program: Callable[[], None]) -> None:
     except UserError as error:
         console.err(f"resist_hvd: {error}")
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

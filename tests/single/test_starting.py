@@ -134,3 +134,17 @@ def test_only_a_launcher_of_open_mpi_is_ended(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(undertaker, "name_and_start", lambda _: ("mpirun", "1"))
     monkeypatch.setenv(undertaker.KILL_TIMEOUT, "5")
     assert undertaker.arguments() == [undertaker.__file__, str(os.getppid()), str(undertaker.GRACE + 10)]
+
+
+def test_ctrl_c_ends_a_program_that_is_one_process_without_a_traceback() -> None:
+    program = (
+        "import time\nfrom resist_hvd.errors import run_alone\nrun_alone(lambda: print(flush=True) or time.sleep(50))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (128 + signal.SIGINT, "")
