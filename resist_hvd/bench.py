@@ -1,4 +1,4 @@
-"""`python -m resist_hvd.bench sync|step|compare|loader`: measure what this costs, beside what it is compared with."""
+"""`python -m resist_hvd.bench sync|step|compare|loader|cycle`: measure what this costs, beside other ways."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from resist_hvd.comm import starting
 if __name__ == "__main__":
     starting.begin()  # before PyTorch and all else that takes its time is imported
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from resist_hvd import flags
-from resist_hvd.benchmarks import candidates, compare, loader, step, sync
+from resist_hvd.benchmarks import candidates, compare, cycle, loader, step, sync
 from resist_hvd.comm import failure
+from resist_hvd.comm.launch import launched_by_mpi
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 
 
 class Benchmark(NamedTuple):
-    """A benchmark's settings, and what measures, prints a table and returns a ratio."""
+    """A benchmark's settings, and what measures, prints a table and returns a ratio.
+
+    Attributes:
+        alone: what to call instead where no launcher has started it: it starts worlds by itself.
+    """
 
     settings: type[Any]
     measure: Callable[[Any, World], float]
+    alone: Callable[[Any], float] | None = None
 
 
 BENCHMARKS = {
@@ -30,6 +37,7 @@ BENCHMARKS = {
     "step": Benchmark(step.StepSettings, step.run),
     "compare": Benchmark(candidates.CompareSettings, compare.run),
     "loader": Benchmark(loader.LoaderSettings, loader.run),
+    "cycle": Benchmark(cycle.CycleSettings, cycle.run, cycle.compare),
 }
 
 
@@ -42,6 +50,9 @@ def run_from_flags() -> None:
     """Measure what the flags ask for."""
     with failure.printed_once():
         benchmark, settings = parse(sys.argv[1:])
+    if benchmark.alone is not None and not launched_by_mpi(os.environ):
+        print(f"ratio {benchmark.alone(settings):.3f}")
+        return
     with starting.limited():
         world = World.join()
         failure.watch(world)

@@ -26,6 +26,8 @@ LOCAL_SIZE_VARIABLES = (
 MPI_PREFIXES = ("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "PALS_", "MPI_LOCALNRANKS")
 """Beginnings of variables by which a launcher tells a rank how to find the others by MPI."""
 
+YIELD_VARIABLE, CYCLE_VARIABLE = "OMPI_MCA_mpi_yield_when_idle", "HOROVOD_CYCLE_TIME"
+
 SPINNING_THREADS = 2
 """Threads of a rank that keep a core busy while they wait: the main one in MPI, and Horovod's."""
 
@@ -196,7 +198,7 @@ def open_mpi_variables(
     local = launched_local_size(environment)
     sharing = max(1, math.ceil(local * cores / around)) if around > cores else local
     if sharing * SPINNING_THREADS > cores:
-        found["OMPI_MCA_mpi_yield_when_idle"] = "1"
+        found[YIELD_VARIABLE] = "1"
     if has_open_mpi(prefix):
         found["OPAL_PREFIX"] = str(prefix)
         if on_one_host(environment):
@@ -255,7 +257,7 @@ def prepare_horovod(*, relaxed: bool) -> None:
     Args:
         relaxed: whether to ask less often: cores are short, or a GPU computes.
     """
-    os.environ.setdefault("HOROVOD_CYCLE_TIME", RELAXED_CYCLE if relaxed else CYCLE)
+    os.environ.setdefault(CYCLE_VARIABLE, RELAXED_CYCLE if relaxed else CYCLE)
     os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")

@@ -62,15 +62,16 @@ def test_a_single_worker_listens_nowhere(tiny: list[str], tmp_path: Path) -> Non
         assert listening(running.process.pid) <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_the_round(number: signal.Signals, tiny: list[str], tmp_path: Path) -> None:
+def test_a_signal_saves_the_round_and_a_closed_terminal_ends_nothing(tiny: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with runs.started(*endless(tiny, folder), launcher="none", program=starts(2)) as running:
         running.wait_for(r"round +2/")
         # On one host no rank can be reached from another by MPI; of mpirun's own ports one can.
         assert listening(running.rank(0)) | listening(running.rank(1)) <= {"127.0.0.1", "::1"}
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for(rf"round +{len(re.findall('^round', running.out.read_text(), re.MULTILINE)) + 10}/")
         running.signalled()
-        running.process.send_signal(number)
+        running.process.send_signal(signal.SIGINT)
         ended = running.end()
     assert ended.status == 75, ended
     assert (folder / "checkpoints/latest").exists()
