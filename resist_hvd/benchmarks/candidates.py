@@ -172,7 +172,8 @@ class Theirs(Candidate):
         steps = self._settings.local_iterations
         began = perf_counter()
         for _ in range(steps):
-            self._rival.step(self._batches, learning_rate(self._settings.optim, self._samples / self._length))
+            done, step = self._samples / self._length, self._batch / self._length
+            self._rival.step(self._batches, learning_rate(self._settings.optim, done, step=step))
             self._samples += self._batch
         finish(self._world)
         return max(0.0, perf_counter() - began - steps * self._arithmetic)

@@ -172,7 +172,7 @@ class LocalTraining:
             loss = functional.cross_entropy(scores, labels, label_smoothing=optim.label_smoothing)
         torch.autograd.backward(loss)
         run.method.gradients_ready()
-        self.rate = learning_rate(optim, run.progress.samples / run.target)
+        self.rate = learning_rate(optim, run.progress.samples / run.target, step=run.batch / run.target)
         self._optimizer.step(self.rate, fresh=run.method.velocity.fresh)
         run.method.velocity.fresh = False
         run.progress.samples += run.batch

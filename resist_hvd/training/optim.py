@@ -36,7 +36,7 @@ class OptimSettings:
     """For step: what it is divided by at each milestone."""
 
     warmup: float = 0.0
-    """Fraction of the run in which the learning rate rises linearly from zero."""
+    """Fraction of the run in which the learning rate rises linearly to its peak; the first step has its share of it."""
 
     label_smoothing: float = 0.0
     """Probability spread evenly over all classes in the training targets."""
@@ -65,10 +65,19 @@ class OptimSettings:
             raise ValueError("--optim.nesterov is true, but --optim.momentum is 0; give a momentum")
 
 
-def learning_rate(settings: OptimSettings, progress: float) -> float:
-    """Return the learning rate when `progress`, from 0 to 1, of the run's iterations are done."""
+def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0) -> float:
+    """Return the learning rate of a step that begins when `progress`, from 0 to 1, of the run's iterations are done.
+
+    A warm-up rises by as much in each step, the first included (Goyal et al. 2017, section 2.2): a first step of rate
+    zero would be for nothing.
+
+    Args:
+        settings: the schedule.
+        progress: how much of the run is done.
+        step: how much of it this step does.
+    """
     if progress < settings.warmup:
-        return settings.lr * progress / settings.warmup
+        return settings.lr * min(1.0, (progress + step) / settings.warmup)
     match settings.schedule:
         case "constant":
             return settings.lr
@@ -83,7 +92,9 @@ def learning_rate(settings: OptimSettings, progress: float) -> float:
 class FlatSGD:
     """SGD that updates a flat buffer of parameters in one fused pass.
 
-    It calls what `torch.optim.SGD(fused=True)` calls, which alone can restart momentum without a pass over its buffer.
+    It calls what `torch.optim.SGD(fused=True)` calls, and not that class: constructing an optimizer loads PyTorch's
+    compiler, nearly half of what a start takes, and the class makes a new buffer wherever momentum restarts. Here it
+    stays where its owner has it, and restarting costs nothing.
 
     Args:
         parameters: [P], updated in place.

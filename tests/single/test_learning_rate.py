@@ -29,10 +29,20 @@ def test_constant() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
-def test_a_warm_up_rises_from_zero_to_the_peak(schedule: str) -> None:
+def test_a_warm_up_rises_evenly_to_the_peak(schedule: str) -> None:
     settings = OptimSettings(lr=0.8, schedule=schedule, warmup=0.2)  # type: ignore[arg-type]
     rates = [learning_rate(settings, progress) for progress in (0.0, 0.05, 0.1, 0.2)]
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.8])
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_no_step_of_a_warm_up_is_for_nothing(schedule: str) -> None:
+    # Twenty steps, the first four of which warm up; and a fifth that a warm-up ends within.
+    settings = OptimSettings(lr=0.8, schedule=schedule, warmup=0.2)  # type: ignore[arg-type]
+    rates = [learning_rate(settings, done / 20, step=1 / 20) for done in range(5)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8])
+    assert learning_rate(settings, 0.18, step=0.05) == pytest.approx(0.8)
+    assert learning_rate(OptimSettings(lr=0.8, warmup=0.01), 0.0, step=0.05) == pytest.approx(0.8)
 
 
 def test_after_a_warm_up_the_cosine_has_the_rest_of_the_run() -> None:
