@@ -2,13 +2,13 @@
 
 Every rank carries the activations of its share of the images through the network, stage by stage: the shared layers
 are its own, and each partitioned block is lent to it for as long as it needs it (`Method.stages`). Batch norms use the
-exact statistics of the calibration set, summed over all ranks, one norm after another. Memory beyond training's: a
-block, and the activations.
+exact statistics of the calibration set, summed over all ranks, one norm after another: so all of a worker's share of it
+walks together, and test images in chunks. Memory beyond training's: a block, and the activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
+from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.models import Architecture
 from resist_hvd.models.resnet import Norm
@@ -29,7 +30,8 @@ Statistics = list[tuple[Tensor, Tensor]]
 """Mean and variance [channels] of each batch norm of a stage, in order."""
 
 ACTIVATIONS_AT_ONCE = 2 * 2**30
-"""Bytes of test images' activations that a worker carries at a time; for more, partitioned blocks are lent anew."""
+"""Bytes of activations that a worker has on its device at a time. If test images have more, some walk afterwards, and
+partitioned blocks are lent anew; if calibration images have more, some wait in host memory."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,62 @@ def images_at_once(architecture: Architecture, image_size: int) -> int:
     return max(1, ACTIVATIONS_AT_ONCE // (4 * architecture.outputs(0) * side**2))
 
 
+class Activations:
+    """A worker's batches of activations: as many on its device as may be, the rest in host memory.
+
+    They are in host memory anyway where the device is the CPU. What is computed does not depend on where they wait.
+
+    Args:
+        batches: images, on the device.
+        device: where stages compute.
+    """
+
+    def __init__(self, batches: Iterable[Tensor], device: torch.device) -> None:
+        self._device = device
+        self._batches: list[Tensor] = []
+        self._room = ACTIVATIONS_AT_ONCE
+        for images in batches:
+            self._batches.append(self._placed(images))
+
+    def _placed(self, batch: Tensor) -> Tensor:
+        self._room -= batch.nbytes
+        return batch if self._room >= 0 else batch.to("cpu")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Bring each batch to the device in turn."""
+        for batch in self._batches:
+            yield batch.to(self._device)
+
+    def pass_through(self, stage: nn.Module) -> None:
+        """Replace every batch by what a stage makes of it, one after another: none is there twice."""
+        self._room = ACTIVATIONS_AT_ONCE
+        for number, batch in enumerate(self):
+            self._batches[number] = self._placed(stage(batch))
+
+
 def walk(test: ExtraTest, at_once: int, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
     """Walk a test set through the network, whose norms have these statistics; all ranks must call it together."""
     totals = np.zeros(3)
     for batches in in_chunks(test.batches(share_of(method, world)), at_once, world):
-        outputs = [images for images, _ in batches]
+        outputs = Activations((images for images, _ in batches), world.device)
+        targets = [labels for _, labels in batches]
+        # The images are not needed behind the first stage.
+        batches.clear()
         for (_, stage), found in zip(method.stages(), statistics, strict=True):
             apply_statistics(stage, found)
-            outputs = [stage(images) for images in outputs]
+            outputs.pass_through(stage)
             world.activity.progress()
-        for scores, (_, labels) in zip(outputs, batches, strict=True):
-            scores = method.pool(scores.float())
+        for output, labels in zip(outputs, targets, strict=True):
+            scores = method.pool(output.float())
             loss = functional.cross_entropy(scores, labels, reduction="sum")
             totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
-    images, correct, loss_sum = world.sum(totals)
+    images, correct, loss_sum = world.sum(totals).tolist()
+    if not images:
+        raise UserError(
+            f"No image of {test.name} can be evaluated: all of its files were passed over",
+            mend="Mend its files, or leave them out.",
+            everywhere=True,
+        )
     walks = world.size if method.members_apart else 1
     return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images, images=round(images) // walks)
 
@@ -102,7 +146,7 @@ def calibrate(method: Method, source: DataSource, world: World) -> Iterator[tupl
     """Walk the calibration set through the network; yield each stage with its name and its exact statistics."""
     alone = method.members_apart
     with world.activity.unhurried_for("reading images to calibrate on"):
-        activations = [images for images, _ in source.calibration(share_of(method, world))]
+        activations = Activations((images for images, _ in source.calibration(share_of(method, world))), world.device)
     for name, stage in method.stages():
         stage.eval()
         found: Statistics = []
@@ -114,7 +158,7 @@ def calibrate(method: Method, source: DataSource, world: World) -> Iterator[tupl
             norm.set_statistics(*exact)
             world.activity.progress()
             found.append((exact[0], exact[1]))
-        activations = [stage(images) for images in activations]
+        activations.pass_through(stage)
         yield name, stage, found
 
 
@@ -122,7 +166,7 @@ class _Reached(Exception):
     """Ends a stage's forward pass at the norm whose input was wanted."""
 
 
-def input_moments(norm: Norm, stage: nn.Module, inputs: list[Tensor]) -> NDArray[np.float64]:
+def input_moments(norm: Norm, stage: nn.Module, inputs: Iterable[Tensor]) -> NDArray[np.float64]:
     """Return count, sums and sums of squares of what reaches `norm` in `stage`: [1 + 2 channels]."""
     moments = np.zeros(1 + 2 * norm.num_features)
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
+from resist_hvd.errors import UserError
 from resist_hvd.models import Architecture, ModelSettings, ResNet
 from resist_hvd.models.resnet import Block, Norm
 from resist_hvd.training import evaluate as evaluation_module
@@ -158,6 +159,27 @@ def test_more_test_images_than_are_carried_at_once(world: World, folder: Path, m
     monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 2 * 4 * size**2 * architecture.outputs(0))
     assert images_at_once(architecture, size) == 2
     assert_close(evaluate(run.method, run.source, world, run.autocast), at_once)
+
+
+@pytest.mark.parametrize("method", ["resist", "ensemble"])
+def test_statistics_do_not_depend_on_what_is_carried_at_once(
+    method: str, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained({"method": method, "data": replace(tiny.settings(world).data, test_batch_size=2)}, world, folder)
+    export(folder / "at-once", run.method, run.source, world, run.autocast)
+    monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 1)
+    (written,) = export(folder / "apart", run.method, run.source, world, run.autocast) or [None]
+    if written is not None:
+        name = written.relative_to(folder / "apart") / "model.safetensors"
+        assert (folder / "apart" / name).read_bytes() == (folder / "at-once" / name).read_bytes()
+
+
+def test_a_test_set_of_which_nothing_is_left_is_refused(world: World, folder: Path) -> None:
+    run = trained({}, world, folder)
+    nothing = ExtraTest(name="broken", size=5, batches=lambda _: iter(()))
+    with pytest.raises(UserError, match="No image of broken") as caught:
+        evaluate_on([nothing], run.method, run.source, world, run.autocast)
+    assert caught.value.everywhere
 
 
 def test_as_many_images_are_carried_as_their_activations_allow() -> None:
