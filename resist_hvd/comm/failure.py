@@ -35,7 +35,7 @@ __all__ = [
 INTERNAL_ERROR = 70
 """Exit status for a defect of ours, or of a library, after sysexits' EX_SOFTWARE."""
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds for which a rank that finds fault before there is a world leaves it to rank 0 to say so: all ranks read the
 same flags, and a launcher ends the others once one has ended."""
 
