@@ -242,10 +242,12 @@ class DaliLoader(ImageLoader):
         Raises:
             RuntimeError: none of them did; it failed of something else.
         """
-        for is_sound in (self._is_usable, self._is_decodable):
-            for work in begun:
-                if self._any(index, work.images, is_sound):
-                    return
+        suspects = [work.images for work in begun]
+        if any(self._any(index, images, self._is_usable) for images in suspects):
+            return
+        # What ails DALI may be its memory: where it cannot decode what it surely can, no file is to blame.
+        if self._decodes(PLACEHOLDER.path) and any(self._any(index, images, self._is_decodable) for images in suspects):
+            return
         raise error
 
     @staticmethod
@@ -262,10 +264,15 @@ class DaliLoader(ImageLoader):
         """Whether DALI decodes a file that Pillow does; where it does not, Pillow will from now on."""
         if self._foreign.knows(index, image):
             return True
-        path = index.encoded_paths(np.array([image]))
+        if self._decodes(np.frombuffer(index.encoded_path(image), dtype=np.uint8)):
+            return True
+        self._foreign.note(index, image)
+        return False
+
+    def _decodes(self, path: NDArray[np.uint8]) -> bool:
+        """Whether DALI decodes a file."""
         try:
-            dali_graph.decoding_pipeline(self._means(1), lambda: (path,)).run()
+            dali_graph.decoding_pipeline(self._means(1), lambda: ([path],)).run()
         except RuntimeError:
-            self._foreign.note(index, image)
             return False
         return True

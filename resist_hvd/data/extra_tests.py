@@ -61,6 +61,13 @@ def find_extra_tests(place: Path, classes: Sequence[str]) -> tuple[TestFolder, .
     folders, _ = class_folders(place)
     is_test_set = any(_is_number(name) or name in classes for name in folders)
     tests = [place] if is_test_set else [place / name for name in folders]
+    names = [report_name(folder) for folder in tests]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"Two test sets would be called {twice[0]!r} in reports",
+            where=str(place),
+            mend="Rename one of the folders.",
+        )
     return tuple(_test_folder(folder, tuple(classes)) for folder in tests)
 
 

@@ -45,13 +45,13 @@ class StandIn:
 
 
 class _Placeholder:
-    """A tiny image that DALI reads where an image has a stand-in."""
+    """A tiny image that DALI reads where an image has a stand-in, and that it surely decodes."""
 
     @cached_property
     def path(self) -> NDArray[np.uint8]:
         """Its path, as bytes; the file is in memory, and there as long as this process is."""
         content = io.BytesIO()
-        Image.new("RGB", (1, 1)).save(content, "PNG")
+        Image.new("RGB", (16, 16)).save(content, "JPEG")
         descriptor = os.memfd_create("placeholder")
         os.write(descriptor, content.getvalue())
         return np.frombuffer(f"/proc/{os.getpid()}/fd/{descriptor}".encode(), dtype=np.uint8)

@@ -195,6 +195,11 @@ def test_a_stranger_among_the_classes_is_named(tmp_path: Path) -> None:
         check_error(place, "has a folder 'cat', which is no class", tmp_path / "a", "test sets of these classes")
 
 
+def test_two_sets_of_one_name_are_refused(v2: Path) -> None:
+    shutil.copytree(v2 / MF, v2 / "matched-frequency")
+    check_error(v2, "Two test sets would be called 'matched-frequency'", v2, "Rename")
+
+
 def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
     check_error(tmp_path / "none", "There is no such folder", tmp_path / "none", "--data.extra_tests")
     (tmp_path / "file").write_text("")

@@ -25,6 +25,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
 from nvidia.dali import types
 
+from resist_hvd.data.dali import Work
 from resist_hvd.data.dali_graph import Means, evaluation_pipeline, reading_pipeline, training_pipeline
 
 CPU = torch.device("cpu")
@@ -178,6 +179,19 @@ def test_what_is_no_files_fault_is_not_blamed_on_one(root: Path) -> None:
         with pytest.raises(RuntimeError, match="out of memory"):
             source._loader._find_broken(source._train, [], error)  # type: ignore[attr-defined]
         assert source.broken_files() == {}
+
+
+def test_no_file_is_blamed_where_dali_decodes_nothing_at_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("resist_hvd.data.dali_graph.decoding_pipeline", fail)
+    with source_of(root, "dali") as source:
+        loader, train = source._loader, source._train  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match="not its fault"):
+            loader._find_broken(train, [Work(images=np.arange(4))], RuntimeError("not its fault"))
+        assert source.broken_files() == {}
+        assert not any(loader._foreign.knows(train, image) for image in range(4))
 
 
 def test_files_are_read_whole_with_the_sides_of_their_images(tmp_path: Path) -> None:
