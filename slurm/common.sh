@@ -45,7 +45,7 @@ train() {
     mkdir -p "$folder" || exit
     # The ranks write there how the run has ended: a launcher's status does not tell.
     export RESIST_HVD_OUTCOME=$folder/outcome
-    rm -f "$RESIST_HVD_OUTCOME"
+    write_anew "$RESIST_HVD_OUTCOME" || exit
     trap on_warning USR2
     prepare_environment
     if choose_launcher && [[ -z $warned ]]; then
@@ -164,12 +164,10 @@ on_end() {
 # run was ended from outside once it had begun, and before that only if a signal has ended its launcher.
 conclude() {
     local status=$1 folder=$2 began='' verdict='' word why
-    if [[ -e $RESIST_HVD_OUTCOME ]]; then
+    while read -r word _; do
         began=1
-        while read -r word _; do
-            if [[ $word =~ ^[0-9]+$ ]]; then verdict=$word && break; fi
-        done <"$RESIST_HVD_OUTCOME"
-    fi
+        if [[ $word =~ ^[0-9]+$ ]]; then verdict=$word && break; fi
+    done <"$RESIST_HVD_OUTCOME"
     if [[ -n $verdict ]] && ((verdict != stopped && verdict != rank_lost && verdict < 128)); then
         exit "$verdict"
     elif [[ -n $ended ]] || { [[ -z $verdict$began$warned ]] && ((status < 128)); }; then
@@ -201,5 +199,12 @@ worth_another_start() {
         say "it was started $((count + 1)) times since its newest checkpoint ($latest), and does not come back"
         return 1
     fi
-    printf '%d %s\n' $((count + 1)) "$latest" >"$1/restarts"
+    write_anew "$1/restarts" "$((count + 1)) $latest"
+}
+
+# Write a file, in place of one that was there: never through a link. An empty one is there from the beginning, since a
+# file server may not show another node's new file for a while.
+write_anew() {
+    rm -f "$1"
+    (set -o noclobber && printf '%s' "${2:+$2$'\n'}" >"$1")
 }

@@ -1,6 +1,7 @@
 """A real SLURM in a lab: munge on all hosts, slurmctld on the head, a slurmd on each other; accounts if asked for."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -140,20 +141,36 @@ def _start_database(lab: Lab, folder: Path) -> None:
     _daemon(lab, HEAD, "sh", "-c", '"$@" >>"$0" 2>&1', log, "mariadb-install-db", *own, "--skip-test-db")
     server = ("mariadbd", *own, f"--socket={SOCKET}", "--skip-networking")
     _daemon(lab, HEAD, "sh", "-c", '"$@" >>"$0" 2>&1 </dev/null &', log, *server)
-    _await(lab, f"test -S {SOCKET}")
+    _await(lab, "test", "-S", SOCKET)
     _daemon(lab, HEAD, "slurmdbd")
-    _await(lab, "sacctmgr --readonly show cluster")
+    _await(lab, "sacctmgr", "--readonly", "show", "cluster")
 
 
-def _await(lab: Lab, command: str) -> None:
-    """Repeat a command on the head until it succeeds."""
-    loop = f"until {command} >/dev/null 2>&1; do sleep 0.05; done"
-    _daemon(lab, HEAD, "timeout", f"{PATIENCE:.0f}", "sh", "-c", loop)
+def _await(lab: Lab, *command: str) -> None:
+    """Repeat a command on the head until it succeeds.
+
+    Raises:
+        LabError: it never does.
+    """
+    end = time.monotonic() + PATIENCE
+    while _status(lab, HEAD, "sh", "-c", '"$@" >"$0" 2>&1', os.devnull, *command) != 0:
+        if time.monotonic() > end:
+            log = lab.folder / "slurm/database.log"
+            raise LabError(
+                f"`{shlex.join(command)}` has failed for {PATIENCE:.0f} s",
+                mend=f"{log} may say why; `{typed('down')}` removes the lab.",
+            )
+        time.sleep(0.05)
+
+
+def _status(lab: Lab, host: str, *command: str) -> int:
+    """Run a command on a host as root, and return its exit status."""
+    return calls.call(lab.folder / f"{host}.socket", list(command), programs.environment(lab, None), "/")
 
 
 def _daemon(lab: Lab, host: str, *command: str) -> None:
     """Run a command on a host as root; daemons return when they run."""
-    status = calls.call(lab.folder / f"{host}.socket", list(command), programs.environment(lab, None), "/")
+    status = _status(lab, host, *command)
     if status != 0:
         raise LabError(
             f"{command[0]} on {host} ended with status {status}",

@@ -222,6 +222,18 @@ def test_record_of_an_earlier_start_counts_for_nothing(job: Job, tmp_path: Path)
     assert "scontrol requeue 7\n" in told(tmp_path)
 
 
+def test_no_file_of_a_script_is_written_through_a_link(job: Job, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    folder = tmp_path / "runs/name-7"
+    folder.mkdir(parents=True)
+    for name in ("outcome", "restarts"):
+        (folder / name).symlink_to(target)
+    assert ended(job("train.sbatch", STATUS="137", RECORD="started\n"))[0] == 137
+    assert target.read_text() == "precious"
+    assert (folder / "restarts").read_text() == "1 none\n"
+
+
 def test_job_that_gets_nowhere_does_not_come_back_for_ever(job: Job, tmp_path: Path) -> None:
     def comes_back() -> bool:
         (tmp_path / "told").unlink(missing_ok=True)
