@@ -101,7 +101,7 @@ class Lab:
     def processes(self) -> dict[str, list[dict[str, Any]]]:
         """Return what runs on each host besides SLURM's daemons."""
         found: dict[str, list[dict[str, Any]]] = json.loads(self.do("ps", "--json").stdout)
-        daemons = ("munged", "slurmctld", "slurmd", ": slurmscriptd")
+        daemons = ("munged", "mariadbd", "slurmctld", "slurmd", ": slurmscriptd")
         return {
             host: [one for one in everyone if one["command"] and not one["command"][0].startswith(daemons)]
             for host, everyone in found.items()
