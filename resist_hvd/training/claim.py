@@ -1,13 +1,14 @@
 """The claim by which one run at a time writes to a folder.
 
 It is a file that is made exclusively, which every file system can do, and says who made it. It is removed at the end of
-the run. One that was left behind is recognised: on the same host its process is gone; its SLURM job was started
-again or is no longer known; or its file, touched twice a minute, has not been touched for minutes.
+the run. One that was left behind is recognised: on the same machine its process is gone, or has it locked no longer;
+its SLURM job was started again, or is no longer known; or the file, touched twice a minute, was not for minutes.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -15,8 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from resist_hvd.comm import last_words
 from resist_hvd.comm.launch import host_name
@@ -45,6 +47,7 @@ class Holder:
         started: when the process started, in clock ticks since the host's boot: numbers of processes come again.
         cluster, job, restarts: of the SLURM job, empty and 0 outside one; how often it was started again.
         since: the time of the claim.
+        locked: whether the process holds a lock on the file, which its kernel takes from it when it ends.
     """
 
     host: str
@@ -56,6 +59,7 @@ class Holder:
     job: str = ""
     restarts: int = 0
     since: str = ""
+    locked: bool = False
 
     @classmethod
     def here(cls) -> Holder:
@@ -81,9 +85,8 @@ class Holder:
             holder = cls(**said)
         except (ValueError, TypeError, RecursionError):
             return None
-        numbers = ("pid", "started", "restarts")
-        kinds = {field.name: int if field.name in numbers else str for field in fields(cls)}
-        return holder if all(type(value) is kinds[name] for name, value in said.items()) else None
+        kinds = {field.name: str(field.type) for field in fields(cls)}
+        return holder if all(type(value).__name__ == kinds[name] for name, value in said.items()) else None
 
     def __str__(self) -> str:
         job = f", SLURM job {self.job}" if self.job else ""
@@ -121,17 +124,24 @@ def in_queue(job: str) -> bool:
     return bool(asked.stdout.strip())
 
 
+class Made(NamedTuple):
+    """A claim's file that this process has made: open, so that its lock lasts, and what is in it."""
+
+    descriptor: int
+    text: str
+
+
 class Claim:
     """This process's claim on a run's folder, kept alive by a thread until it is released.
 
     Args:
-        path: the file that was made.
-        text: what was written into it.
+        path: the file.
+        made: as it was made.
     """
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(self, path: Path, made: Made) -> None:
         self._path = path
-        self._text = text
+        self._made = made
         self._released = threading.Event()
         threading.Thread(target=self._beat, name="claim", daemon=True).start()
 
@@ -144,23 +154,21 @@ class Claim:
             OSError: the file cannot be written.
         """
         path, holder = folder / CLAIM, Holder.here()
-        text = json.dumps(asdict(holder)) + "\n"
         end = time.monotonic() + PATIENCE
-        while not make(path, text):
-            found = read(path)
-            if found is None:
+        while (made := make(path, holder)) is None:
+            if (text := read(path)) is None:
                 continue
-            said, other = found, Holder.of(found)
-            if other is None and not said and time.monotonic() < end:
-                time.sleep(0.1)  # it was made this very moment
+            other = Holder.of(text)
+            if not text and untouched(path) < 2.0:
+                time.sleep(0.1)  # it is being made this very moment
             elif left_behind(other, holder, path):
-                if replace(path, said, text):
+                if (made := replace_claim(path, text, holder)) is not None:
                     break
             elif other is None or not same_place(other, holder) or time.monotonic() >= end:
                 raise held(other, holder, path)
             else:
                 time.sleep(0.2)
-        return cls(path, text)
+        return cls(path, made)
 
     def check(self) -> None:
         """See that the folder is still claimed by this process; claim it again where the file was removed.
@@ -168,42 +176,54 @@ class Claim:
         Raises:
             UserError: another run has taken it over.
         """
-        if make(self._path, self._text) or (found := read(self._path)) in (self._text, None):
+        if (found := read(self._path)) == self._made.text:
+            return
+        if found is None and (made := make(self._path, Holder.here())) is not None:
+            os.close(self._made.descriptor)
+            self._made = made
             return
         raise UserError(
-            f"Another run has taken over the folder: {Holder.of(found) or 'it does not say which'}",
+            f"Another run has taken over the folder: {Holder.of(found or '') or 'it does not say which'}",
             where=str(self._path),
             mend="It took this one for dead, or somebody removed this one's claim. This one ends; let the other go on.",
         )
 
     def release(self) -> None:
         """Let the folder go, unless another run has taken it over."""
+        if self._released.is_set():
+            return
         self._released.set()
         with suppress(OSError):
-            if read(self._path) == self._text:
+            if read(self._path) == self._made.text:
                 self._path.unlink()
+            os.close(self._made.descriptor)
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT):
             with suppress(OSError):
-                if read(self._path) == self._text:
+                if read(self._path) == self._made.text:
                     os.utime(self._path, follow_symlinks=False)
 
 
-def make(path: Path, text: str) -> bool:
-    """Make a file exclusively; return whether there was none."""
+def make(path: Path, holder: Holder) -> Made | None:
+    """Make a claim's file exclusively; return None where there is one."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except FileExistsError:
-        return False
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        holder = replace(holder, locked=True)
+    except OSError:  # its file system has no locks
+        holder = replace(holder, locked=False)
+    text = json.dumps(asdict(holder)) + "\n"
     try:
         os.write(descriptor, text.encode())
     except OSError:
+        os.close(descriptor)
         path.unlink()
         raise
-    finally:
-        os.close(descriptor)
-    return True
+    return Made(descriptor, text)
 
 
 def read(path: Path) -> str | None:
@@ -222,20 +242,22 @@ def read(path: Path) -> str | None:
         os.close(descriptor)
 
 
-def replace(path: Path, old: str, new: str) -> bool:
-    """Put a claim in the place of one that was left behind; return whether nobody else was about to."""
+def replace_claim(path: Path, old: str, holder: Holder) -> Made | None:
+    """Put a claim in the place of one that was left behind; return None where another process is about to."""
     partial = path.with_name(f"{path.name}.partial")
-    if not make(partial, new):
+    made = make(partial, holder)
+    if made is None:
         other = Holder.of(read(partial) or "")
-        if other is None or left_behind(other, Holder.here(), partial):
+        if other is None or left_behind(other, holder, partial):
             time.sleep(0.5)
             partial.unlink(missing_ok=True)
-        return False
+        return None
     if read(path) != old:
         partial.unlink(missing_ok=True)
-        return False
+        os.close(made.descriptor)
+        return None
     os.replace(partial, path)
-    return True
+    return made
 
 
 def same_place(one: Holder, other: Holder) -> bool:
@@ -251,10 +273,14 @@ def left_behind(other: Holder | None, holder: Holder, path: Path) -> bool:
         holder: this process.
         path: the claim.
     """
-    if other is not None and same_place(other, holder):
+    if other is None:
+        return untouched(path) > DEAD_AFTER
+    if same_place(other, holder):
         started = started_at(other.pid)
         return started is None or (started != 0 and started != other.started)
-    if other is not None and other.job and other.cluster == holder.cluster:
+    if other.locked and other.boot == holder.boot and (locked := is_locked(path)) is not None:
+        return not locked  # of another container here: its processes cannot be seen, and its locks can
+    if other.job and other.cluster == holder.cluster:
         if other.job == holder.job and other.restarts < holder.restarts:
             return True  # SLURM has ended all of a job's processes before it starts the job again
         if other.job != holder.job and other.cluster and not in_queue(other.job):
@@ -262,12 +288,29 @@ def left_behind(other: Holder | None, holder: Holder, path: Path) -> bool:
     return untouched(path) > DEAD_AFTER
 
 
+def is_locked(path: Path) -> bool | None:
+    """Return whether a process has a file locked, None where that cannot be found out."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def untouched(path: Path) -> float:
     """Return for how many seconds a file has not been touched, by the clock of its file system."""
     clock = path.with_name(f".clock-{os.getpid()}")
     clock.unlink(missing_ok=True)
     try:
-        make(clock, "")
+        os.close(os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
         return clock.lstat().st_mtime - path.lstat().st_mtime
     except FileNotFoundError:
         return 0.0

@@ -239,7 +239,7 @@ class Telemetry:
         if self._extra_tests:
             summary["extra_tests"] = self._extra_tests
         if run.world.is_first:
-            with disk_errors(run.folder):
+            with run.world.activity.unhurried_for("writing the summary"), disk_errors(run.folder):
                 write_whole(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 

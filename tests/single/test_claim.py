@@ -1,5 +1,7 @@
 """The claim on a run's folder: one run at a time, and no claim outlives its run."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -42,6 +44,13 @@ def holder_of(folder: Path) -> Holder:
     found = Holder.of((folder / CLAIM).read_text())
     assert found is not None
     return found
+
+
+def holder_of_taken(folder: Path) -> Holder:
+    taken = Claim.take(folder)
+    holder = holder_of(folder)
+    taken.release()
+    return holder
 
 
 def assert_taken(folder: Path) -> None:
@@ -98,6 +107,30 @@ def test_a_run_that_cannot_be_seen_is_alive_for_minutes_after_its_last_touch(
     assert str(tmp_path / CLAIM) in message
     left(tmp_path, age=claim.DEAD_AFTER + 1, pid=4321, **where)
     assert_taken(tmp_path)
+
+
+@pytest.mark.parametrize("where", [{"host": "n2"}, {"namespace": "pid:[1]"}])
+def test_a_run_of_another_container_on_this_machine_is_known_by_its_lock(where: dict[str, str], tmp_path: Path) -> None:
+    left(tmp_path, age=claim.DEAD_AFTER + 1, pid=4321, locked=True, **where)
+    with (tmp_path / CLAIM).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "process 4321" in refusal(tmp_path)
+    # Its last touch was a moment ago; but whoever had it locked is gone.
+    left(tmp_path, pid=4321, locked=True, **where)
+    assert_taken(tmp_path)
+
+
+def test_a_file_system_without_locks_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert not holder_of_taken(tmp_path).locked
+    left(tmp_path, namespace="pid:[1]", locked=True)
+    refusal(tmp_path)
+    monkeypatch.undo()
+    (tmp_path / CLAIM).unlink()
+    assert holder_of_taken(tmp_path).locked
 
 
 def test_the_same_job_started_again_goes_on_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
