@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
 from resist_hvd.models.architecture import EXPANSION, Architecture
+from resist_hvd.tensor_files import read_tensors
 
 LONGEST_DESCRIPTION = 64 * 2**20
 """Bytes of a `model.json`; most of it are the names of classes."""
@@ -191,7 +192,13 @@ class ResNet(nn.Module):
         try:
             architecture = Architecture.from_json(_read_description(folder / "model.json")["architecture"])
             tensors = _read_tensors(folder / "model.safetensors", architecture)
-        except (OSError, ValueError, SafetensorError) as error:
+        except OSError as error:
+            raise UserError(
+                f"The exported model cannot be read: {error.strerror or error}",
+                where=str(error.filename or folder),
+                mend="Have its files readable, or copy them to where they are.",
+            ) from None
+        except (ValueError, SafetensorError) as error:
             raise UserError(
                 f"The exported model cannot be read: {' '.join(str(error).split())}",
                 where=str(folder),
@@ -235,31 +242,32 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Return an exported model's tensors; not before their names and shapes are known to be the architecture's.
+    """Return an exported model's tensors, which are those of the architecture.
 
-    A description may ask for more than fits into any memory: a file that has all of it is at least as large.
+    A description may ask for more than fits into any memory: it is held against what the file has before anything is
+    built by it.
 
     Raises:
         OSError, SafetensorError: the file cannot be read.
         ValueError: its tensors are not those of the architecture.
     """
-    with safe_open(path, framework="pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  It is no dict.
-        if (blocks := sum(architecture.sections)) > len(found):
-            raise ValueError(f"model.json has {blocks:,} blocks, and {path.name} {len(found):,} tensors")
-        try:
-            wanted = shapes_of(architecture)
-        except (RuntimeError, TypeError, ArithmeticError):
-            raise ValueError("the network that model.json describes is larger than any can be") from None
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise ValueError(
-                    f"{name} is {_shape(found.get(name))} in {path.name}, and {_shape(wanted.get(name))} by model.json"
-                )
-        for name in found:
-            if (kind := file.get_slice(name).get_dtype()) != "F32":
-                raise ValueError(f"{name} is of type {kind}, not F32")
-        return {name: file.get_tensor(name) for name in found}
+    tensors = read_tensors(path)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if (blocks := sum(architecture.sections)) > len(found):
+        raise ValueError(f"model.json has {blocks:,} blocks, and {path.name} {len(found):,} tensors")
+    try:
+        wanted = shapes_of(architecture)
+    except (RuntimeError, TypeError, ArithmeticError):
+        raise ValueError("the network that model.json describes is larger than any can be") from None
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{name} is {_shape(found.get(name))} in {path.name}, and {_shape(wanted.get(name))} by model.json"
+            )
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is of type {tensor.dtype}, not torch.float32")
+    return tensors
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -1,6 +1,8 @@
 """The network computes what He et al. (2016b) describe, written out here once more; a bad export is refused."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
-from resist_hvd.models import Architecture, ModelSettings, ResNet
+from resist_hvd.models import Architecture, ModelSettings, ResNet, resnet
 from resist_hvd.models.resnet import LONGEST_DESCRIPTION, Norm, Projection, shapes_of
 from resist_hvd.training.tensors import SafetensorsStream
 
@@ -212,11 +214,23 @@ def test_a_description_without_end(tmp_path: Path) -> None:
         ResNet.load(tmp_path)
 
 
+def test_files_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_to(tmp_path)
+
+    def refuse(path: Path) -> dict[str, Tensor]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(resnet, "read_tensors", refuse)
+    with pytest.raises(UserError, match=r"Permission denied \[.*model.safetensors\]") as caught:
+        ResNet.load(tmp_path)
+    assert "Export it again" not in str(caught.value)
+
+
 def test_tensors_of_something_else(tmp_path: Path) -> None:
     architecture = export_to(tmp_path)
     ones = {name: torch.ones(shape) for name, shape in shapes_of(architecture).items()}
     save_file({name: tensor.half() for name, tensor in ones.items()}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"is of type F16, not F32"):
+    with pytest.raises(UserError, match=r"is of type torch.float16, not torch.float32"):
         ResNet.load(tmp_path)
     save_file({**ones, "anchors": torch.ones(5)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"anchors is 5 in model\.safetensors, and missing by model\.json"):
