@@ -34,7 +34,7 @@ def test_every_candidate_has_a_row_and_training_a_sentence(tmp_path: Path) -> No
     assert all(int(figure) > 0 for row in rows for figure in row[1:4])
     assert rows[0][4] == "1.000"
     said = " ".join(ended.stdout.split())
-    assert re.search(r"2 images of 32 x 32: 1 threads or processes, \d+ cores, 1 ranks, cpu", said)
+    assert re.search(r"2 images of 32 x 32: 1 threads or processes, [\d.]+ cores for rank 0, 1 rank, cpu", said)
     assert re.search(r"Beside training [\d,]+ parameters \(fp32\): [\d.]+ images/s, a step of \d+ ms", said)
     assert re.search(r"of which \d+\.\d\d % wait for data", said)
     ratio = re.search(r"^ratio (\d+\.\d{3})$", ended.stdout, re.MULTILINE)
@@ -68,7 +68,7 @@ def test_without_dali_there_is_nothing_to_compare_with(monkeypatch: pytest.Monke
         (["--batches=0"], "--batches is 0. Give 1 or more."),
         (["--passes=0"], "--passes is 0. Give 1 or more."),
         (["--steps=-1"], "--steps is -1. Give 0 or more."),
-        (["--data.name=digits"], "--data.name is digits, which has no loader to be timed. Leave it out."),
+        (["--data.name=cifar10"], "--data.name is cifar10, which has no loader to be timed. Leave it out."),
     ],
 )
 def test_settings_that_are_wrong(flags: list[str], message: str) -> None:
