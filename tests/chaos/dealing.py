@@ -50,7 +50,7 @@ class Moment:
 
 
 ANY = Moment("any time", None, 0.0)
-FINISHING = Moment("finishing", "^finishing$", 1.0)
+FINISHING = Moment("finishing", "^finishing$", 0.4)
 MOMENTS = (
     ANY,
     Moment("importing", "^importing$", 1.0),
