@@ -48,14 +48,13 @@ def test_kill(
         outcome.faults += verdicts.faults_of_end(kill, ended, folder, whole)
         said = str(ended)
         if kill.twice:
-            cut_short([*arguments, "--resume"], kill, seconds)
+            cut_short(going_on(kill, folder, arguments), kill, seconds)
     except runs.HangsError as error:
         outcome.hung, said = True, str(error)
     except runs.LeftBehindError as error:
         outcome.orphans, said = True, str(error)
     resumed = runs.run(
-        *arguments,
-        "--resume",
+        *going_on(kill, folder, arguments),
         ranks=kill.setting.ranks,
         program=kill.setting.program,
         limit=LONGEST,
@@ -66,6 +65,13 @@ def test_kill(
     if outcome.wrong:
         keep(f"kill-{kill.number:04d}.txt", f"{kill}: {'; '.join(outcome.wrong)}\n{whole_story}\n")
     assert not outcome.wrong, whole_story
+
+
+def going_on(kill: Kill, folder: Path, arguments: list[str | Path]) -> list[str | Path]:
+    """Return the flags that go on with a run: what it trains, it knows itself, once it has begun."""
+    begun = ["--output", folder] if (folder / "config.yaml").exists() else arguments
+    patient = ["--watchdog=60"] if kill.signal == signal.SIGSTOP else []  # the one it had is short for a busy machine
+    return [*begun, *patient, "--resume"]
 
 
 def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, outcome: tally.Outcome) -> runs.Ended:

@@ -88,12 +88,11 @@ def differences(folder: Path, reference: Path) -> list[str]:
     found = []
     for path in sorted(path for path in reference.rglob("*") if path.is_file()):
         name = path.relative_to(reference)
-        if name.parts[0] in ("tensorboard", "checkpoints") or name.name == "config.yaml":
+        if name.parts[0] in ("tensorboard", "checkpoints"):
             continue
         if not (folder / name).exists():
-            # Only what the reference's contract names must be there; records of single starts have names of their own.
             found.append(f"{name} is missing")
-        elif name.suffix == ".jsonl":
+        elif name.name in ("rounds.jsonl", "eval.jsonl", "extra_tests.jsonl"):
             found += _difference_of_lines(folder / name, path)
         elif name.name == "summary.json":
             ours, theirs = (timeless(json.loads(file.read_text())) for file in (folder / name, path))
