@@ -17,6 +17,7 @@ from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import Figure, figures
 from resist_hvd.reporting.page import Drawn, page
 from resist_hvd.reporting.reading import RunRecord, read_runs
+from resist_hvd.training.disk import create
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ def write(runs: list[RunRecord], title: str, folder: Path) -> None:
         light, dark = (render(figure, theme) for theme in (drawing.LIGHT, drawing.DARK))
         pictures.append(Drawn(figure, light, dark))
     html = page(console.printable(title), runs, pictures, __version__)
-    (folder / "report.html").write_text(html, encoding="utf-8", errors="backslashreplace")
+    with create(folder / "report.html") as file:
+        file.write(html.encode(errors="backslashreplace"))
 
 
 def render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:
@@ -94,7 +96,8 @@ def render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:
     if path is None:
         drawn.savefig(buffer, format="svg", metadata={"Date": None})
     else:
-        drawn.savefig(path, dpi=160)
+        with create(path) as file:
+            drawn.savefig(file, format="png", dpi=160)
     plt.close(drawn)
     return buffer.getvalue()
 

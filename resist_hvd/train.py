@@ -58,6 +58,8 @@ def run_training(settings: Settings) -> None:
     with starting.limited(settings.watchdog):
         world = World.join(settings.device)
         failure.watch(world)
+        # Each rank has read the files; a host may have seen an older state of a folder on a file server.
+        settings = world.broadcast_object(settings)
         watchdog = watched(world, settings.watchdog)
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)

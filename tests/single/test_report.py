@@ -223,6 +223,16 @@ def test_the_report_goes_into_the_first_runs_folder(monkeypatch: pytest.MonkeyPa
     html = (run / "report" / "report.html").read_text()
     assert "There is no rounds.jsonl." in html
     assert {path.stem for path in (run / "report").glob("*.png")} == {"accuracy", "memory"}
+    # Whoever may write there cannot have it written elsewhere.
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    for path in (written := sorted(run.rglob("report/*"))):
+        path.unlink()
+        path.symlink_to(theirs)
+    make_report(monkeypatch, run)
+    assert theirs.read_text() == "theirs"
+    assert len(written) > 1
+    assert not any(path.is_symlink() for path in written)
 
 
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
