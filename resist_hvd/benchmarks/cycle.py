@@ -109,8 +109,12 @@ def compare(settings: CycleSettings) -> float:
     for start in range(settings.starts):
         # There and back, so that none gains by what comes before it.
         for name in reversed(ways) if start % 2 else ways:
-            print(f"  start {start + 1}/{settings.starts}: {name}", file=sys.stderr, flush=True)
             worlds[name].append(measure_apart(settings, ways[name]))
+            # It takes minutes, and may be cut short.
+            idle, full = (median(whole(worlds[name][-1], state)) for state in (IDLE, FULL))
+            print(
+                f"  start {start + 1}/{settings.starts}  {name:<22}  {idle:8.1f} ms idle, {full:.1f} full", flush=True
+            )
     if settings.json is not None:
         settings.json.write_text(json.dumps(worlds, indent=2) + "\n")
     show(settings, worlds)

@@ -85,19 +85,21 @@ def refuse_separate_worlds(environment: Mapping[str, str] = os.environ, prefix: 
         prefix: its Python's folder, which may hold an Open MPI.
 
     Raises:
-        UserError: with the command that starts them as one world.
+        UserError: with the command that starts them as one world; all of them raise it.
     """
     size = environment.get("HOROVOD_SIZE", "1")
     if environment.get("HOROVOD_CONTROLLER") == "gloo" and size != "1":
         raise UserError(
             f"Horovod was launched over Gloo with {size} ranks, each of which has an MPI world of its own",
             mend="Blocks travel by MPI: launch without --gloo (horovodrun --mpi, mpirun, or srun --mpi=pmix).",
+            everywhere=True,
         )
     if processes := processes_of_pytorch(environment):
         raise UserError(
             f"PyTorch's launcher (torchrun) started {processes} processes, each with an MPI world of its own",
             mend=f"Start them by MPI: launch/run -np {processes} FLAGS, or mpirun -np {processes} python -m "
             "resist_hvd.train FLAGS.",
+            everywhere=True,
         )
     # With a site's own MPI a bare srun may well be right, which is seen once MPI is up.
     if has_open_mpi(prefix) and (tasks := tasks_without_mpi(environment)):
@@ -105,6 +107,7 @@ def refuse_separate_worlds(environment: Mapping[str, str] = os.environ, prefix: 
             f"srun started {tasks} tasks without an MPI, so that each has a world of its own",
             mend=f"Give srun --mpi=pmix --ntasks={tasks} (srun --mpi=list shows what there is), or start mpirun "
             f"-np {tasks} inside the allocation.",
+            everywhere=True,
         )
 
 

@@ -36,6 +36,7 @@ def test_processes_that_would_be_worlds_of_their_own(
     with pytest.raises(UserError) as caught:
         launch.refuse_separate_worlds(environment, prefix)
     assert all(fact in str(caught.value) for fact in facts)
+    assert caught.value.everywhere  # so that the first alone says it
 
 
 @pytest.mark.parametrize(
