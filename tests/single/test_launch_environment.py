@@ -1,6 +1,8 @@
 """What the environment says of a launch: which are refused before MPI starts, and what MPI is told."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,33 @@ def test_horovod_asks_less_often_where_cores_are_short(
     environment["HOROVOD_CYCLE_TIME"] = "7"
     launch.prepare_horovod(relaxed=relaxed)
     assert environment["HOROVOD_CYCLE_TIME"] == "7"
+
+
+def after_importing(modules: str, **variables: str) -> str:
+    """Return what importing has loaded, and whether the environment is as it was."""
+    tell = (
+        f"import os, sys; before = dict(os.environ); import {modules}; "
+        "print('mpi4py.MPI' in sys.modules, 'torch' in sys.modules, dict(os.environ) == before); "
+        "sys.exit('mpi4py.MPI' in sys.modules and sys.modules['mpi4py.MPI'].Is_initialized())"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CRAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", tell], env=environment | variables, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_importing_starts_and_changes_nothing() -> None:
+    assert after_importing("resist_hvd.comm.transport, resist_hvd.comm.failure") == "False True True"
+
+
+@pytest.mark.parametrize(
+    ("variables", "loaded"),
+    [
+        ({"RESIST_HVD_IMPORT_MPI_FIRST": "1"}, True),
+        ({"CRAY_MPICH_VERSION": "8.1.30"}, True),
+        ({"CRAY_MPICH_VERSION": "8.1.30", "RESIST_HVD_IMPORT_MPI_FIRST": "0"}, False),
+    ],
+)
+def test_mpi_comes_before_pytorch_where_a_site_needs_that(variables: dict[str, str], loaded: bool) -> None:
+    assert after_importing("resist_hvd", **variables) == f"{loaded} False True"
