@@ -111,10 +111,8 @@ def compare(settings: CycleSettings) -> float:
         for name in reversed(ways) if start % 2 else ways:
             worlds[name].append(measure_apart(settings, ways[name]))
             # It takes minutes, and may be cut short.
-            idle, full = (median(whole(worlds[name][-1], state)) for state in (IDLE, FULL))
-            print(
-                f"  start {start + 1}/{settings.starts}  {name:<22}  {idle:8.1f} ms idle, {full:.1f} full", flush=True
-            )
+            figures = ", ".join(f"{median(whole(worlds[name][-1], state)):.1f} ms {state}" for state in (IDLE, FULL))
+            print(f"  start {start + 1}/{settings.starts}  {name:<22}  {figures}", flush=True)
     if settings.json is not None:
         settings.json.write_text(json.dumps(worlds, indent=2) + "\n")
     show(settings, worlds)
