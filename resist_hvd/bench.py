@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from resist_hvd import flags
+from resist_hvd import console, flags
 from resist_hvd.benchmarks import candidates, compare, cycle, loader, step, sync
 from resist_hvd.comm import failure
 from resist_hvd.comm.launch import launched_by_mpi
@@ -24,20 +24,38 @@ class Benchmark(NamedTuple):
     """A benchmark's settings, and what measures, prints a table and returns a ratio.
 
     Attributes:
+        meaning: what the ratio is of.
         alone: what to call instead where no launcher has started it: it starts worlds by itself.
+        meaning_alone: what its ratio is of.
     """
 
     settings: type[Any]
     measure: Callable[[Any, World], float]
+    meaning: str
     alone: Callable[[Any], float] | None = None
+    meaning_alone: str = ""
 
 
 BENCHMARKS = {
-    "sync": Benchmark(sync.SyncSettings, sync.run),
-    "step": Benchmark(step.StepSettings, step.run),
-    "compare": Benchmark(candidates.CompareSettings, compare.run),
-    "loader": Benchmark(loader.LoaderSettings, loader.run),
-    "cycle": Benchmark(cycle.CycleSettings, cycle.run, cycle.compare),
+    "sync": Benchmark(
+        sync.SyncSettings,
+        sync.run,
+        "seconds of ResIST's synchronisation, over MPI_Allreduce's of the trunk alone",
+    ),
+    "step": Benchmark(step.StepSettings, step.run, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
+    "compare": Benchmark(
+        candidates.CompareSettings,
+        compare.run,
+        "seconds of a step by ResIST (without it, by the first), over those of the fastest other",
+    ),
+    "loader": Benchmark(loader.LoaderSettings, loader.run, "images a second by this loader, over those by bare DALI"),
+    "cycle": Benchmark(
+        cycle.CycleSettings,
+        cycle.run,
+        "seconds of a round on a full machine, over those on an idle one",
+        alone=cycle.compare,
+        meaning_alone="seconds of a round on a full machine as ranks wait by default, over those of the best way",
+    ),
 }
 
 
@@ -51,14 +69,14 @@ def run_from_flags() -> None:
     with failure.printed_once():
         benchmark, settings = parse(sys.argv[1:])
     if benchmark.alone is not None and not launched_by_mpi(os.environ):
-        print(f"ratio {benchmark.alone(settings):.3f}")
+        console.out(f"ratio {benchmark.alone(settings):.3f}: {benchmark.meaning_alone}")
         return
     with starting.limited():
         world = World.join()
         failure.watch(world)
     ratio = benchmark.measure(settings, world)
     if world.is_first:
-        print(f"ratio {ratio:.3f}")
+        console.out(f"ratio {ratio:.3f}: {benchmark.meaning}")
 
 
 def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:

@@ -19,6 +19,7 @@ from time import perf_counter
 
 import torch
 
+from resist_hvd import console
 from resist_hvd.benchmarks.spinners import Spinners
 from resist_hvd.benchmarks.sync import slowest
 from resist_hvd.benchmarks.table import Column, print_rows, spread
@@ -112,7 +113,7 @@ def compare(settings: CycleSettings) -> float:
             worlds[name].append(measure_apart(settings, ways[name]))
             # It takes minutes, and may be cut short.
             figures = ", ".join(f"{median(whole(worlds[name][-1], state)):.1f} ms {state}" for state in (IDLE, FULL))
-            print(f"  start {start + 1}/{settings.starts}  {name:<22}  {figures}", flush=True)
+            console.out(f"  start {start + 1}/{settings.starts}  {name:<22}  {figures}")
     if settings.json is not None:
         settings.json.write_text(json.dumps(worlds, indent=2) + "\n")
     show(settings, worlds)
@@ -205,7 +206,7 @@ def run(settings: CycleSettings, world: World) -> float:
                 measured[state]["synchronising"].append(synchronising)
     if world.is_first:
         way = f"cycle {os.environ[CYCLE_VARIABLE]} ms, yield {os.environ.get(YIELD_VARIABLE, '0')}"
-        print(f"{way}: {median(whole(measured, IDLE)):.1f} ms idle, {median(whole(measured, FULL)):.1f} ms full")
+        console.out(f"{way}: {median(whole(measured, IDLE)):.1f} ms idle, {median(whole(measured, FULL)):.1f} ms full")
         if settings.json is not None:
             settings.json.write_text(json.dumps(measured) + "\n")
     return median(whole(measured, FULL)) / median(whole(measured, IDLE))

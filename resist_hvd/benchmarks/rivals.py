@@ -72,7 +72,16 @@ class DataParallelRival(Rival):
 
 
 class PostLocalSGDRival(Rival):
-    """PostLocalSGDOptimizer, with no warm-up and no gradients averaged: parameters are, after each l steps."""
+    """PostLocalSGDOptimizer, with no warm-up and no gradients averaged: parameters are, after each l steps.
+
+    Its averager leaves parameters in row-major order, and in memory of its own. Where they were channels_last,
+    convolutions would be slower from then on, and each gradient would be copied into a bucket of other strides, which
+    DistributedDataParallel warns of. So averages are put back to where parameters were.
+    """
+
+    def __init__(self, network: nn.Module, world: World, optim: OptimSettings, local_iterations: int) -> None:
+        self._storage = [parameter.data for parameter in network.parameters()]
+        super().__init__(network, world, optim, local_iterations)
 
     def make_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Return the optimizer that averages parameters each l steps."""
@@ -90,8 +99,9 @@ class PostLocalSGDRival(Rival):
         super().step(batches, rate)
         averager = self.optimizer.averager  # type: ignore[attr-defined]
         if (averager.step - 1) % self.local_iterations == 0:
-            size = sum(parameter.nbytes for parameter in self.network.parameters())
-            self.sent += ring_bytes(size, self.world.size)
+            for parameter, storage in zip(self.network.parameters(), self._storage, strict=True):
+                parameter.data = storage.copy_(parameter.data)
+            self.sent += ring_bytes(sum(storage.nbytes for storage in self._storage), self.world.size)
 
 
 def sgd(network: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
@@ -138,16 +148,40 @@ def process_group(world: World, interface: str | None) -> Iterator[str]:
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
-    with socket.socket() as free:
-        free.bind(("", 0))
-        where = world.broadcast_object((address, free.getsockname()[1]))
+    with world.agree("opening PyTorch's store"):
+        store = open_store(address) if world.is_first else None
+    address, port = world.broadcast_object((address, store.port if store else 0))
+    store = store or dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
     backend = "nccl" if world.device.type == "cuda" and not world.shares_gpus else "gloo"
-    dist.init_process_group(backend, init_method="tcp://{}:{}".format(*where), rank=world.rank, world_size=world.size)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     try:
         yield backend
     finally:
         with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def open_store(address: str) -> Any:
+    """Return the store by which PyTorch's processes find one another, at an address and a free port of it.
+
+    The port is held from the moment at which it is chosen, so that no other program can get it in between.
+
+    Raises:
+        UserError: this host has no such address.
+    """
+    with socket.socket() as held:
+        try:
+            held.bind((address, 0))
+        except OSError as error:
+            raise UserError(
+                f"PyTorch's store cannot listen at {address}: {error.strerror}",
+                mend="Give --interface the network interface that joins the hosts.",
+            ) from None
+        held.listen()
+        port = held.getsockname()[1]
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=held.detach()
+        )
 
 
 def address_of(interface: str) -> str:

@@ -1,9 +1,10 @@
 """What is compared does the same work: the same images, first weights and arithmetic, and it counts its bytes."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -79,6 +80,58 @@ def test_a_comparison(world: World, folder: Path, capsys: Any) -> None:
         # Gloo's messages go through the loopback; what MPI shares in memory goes nowhere.
         ddp = measured["pytorch-ddp"][0]
         assert ddp["bytes_loopback"] > ddp["bytes_counted"]
+
+
+class Forgetful:
+    """A candidate whose first round ever makes something large that stays, as libraries do."""
+
+    kept: ClassVar[list[torch.Tensor]] = []
+    sent = 0
+
+    def __init__(self) -> None:
+        self._own = torch.ones(4 * 2**20)
+
+    def round(self) -> float:
+        if not self.kept:
+            self.kept.append(torch.ones(16 * 2**20))
+        return 0.0
+
+
+def test_memory_does_not_hang_on_the_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    if PeakMemory(world.device).above() is None:
+        pytest.skip("this kernel does not set a process's peak anew")
+    seen: dict[str, list[Any]] = {}
+    monkeypatch.setattr(compare, "make", lambda *_: Forgetful())
+    monkeypatch.setattr(compare, "show", lambda settings, world, backend, measured: seen.update(measured))
+    try:
+        compare.run(replace(SETTINGS, evaluate=False, candidates="resist,local-sgd"), world)
+    finally:
+        Forgetful.kept.clear()
+    if world.is_first:
+        for (once,) in seen.values():
+            assert once.memory == pytest.approx(16 * 2**20, rel=0.2)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "make", lambda *_: pytest.fail("something was measured"))
+    with pytest.raises(UserError, match="No such file or directory") as caught:
+        compare.run(replace(SETTINGS, json=folder / "missing" / "compared.json"), world)
+    assert caught.value.everywhere
+
+
+def test_averages_stay_in_the_storage_that_parameters_had(world: World) -> None:
+    settings = replace(SETTINGS, optim=replace(SETTINGS.optim, momentum=0.0))
+    with process_group(world, None), warnings.catch_warnings():
+        warnings.simplefilter("error")  # DistributedDataParallel warns of gradients that must be copied
+        source = tiny.source(settings, rank=world.rank, size=world.size)
+        candidate = make("pytorch-post-local-sgd", settings, world, source)
+        parameters = list(candidate._network.parameters())  # type: ignore[attr-defined]
+        before = [(parameter.data_ptr(), parameter.stride()) for parameter in parameters]
+        for _ in range(2):
+            candidate.round()
+        assert [(parameter.data_ptr(), parameter.stride()) for parameter in parameters] == before
 
 
 def test_an_interface_that_is_not_there(world: World) -> None:
