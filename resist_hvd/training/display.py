@@ -74,7 +74,7 @@ class Bar(Lines):
 
     def _above(self, text: str) -> None:
         console.keep(text)
-        self._progress.console.print(console.printable(text))
+        self._progress.console.print(console.printable(text), markup=False, emoji=False, highlight=False)
 
     def round(self, line: str, *, done: int, total: int, loss: str, left: str = "") -> None:
         """Move the bar; the line itself goes into the log only."""
