@@ -152,7 +152,7 @@ def too_few(host: str, there: Sequence[View]) -> Finding | None:
     if wanted <= available + ROUNDING:
         excess = [(view.threads, share) for view, share in zip(there, shares, strict=True)]
         wanted, available = max(excess, key=lambda pair: pair[0] - pair[1])
-        if wanted <= available + 1:  # a share's part of a core need not be left unused
+        if wanted < available + 1 - ROUNDING:  # a rank with a part of a core has a thread all the same
             return None
     seen = f"{count(wanted, 'thread')} on {count(available, 'core')}{limits(there)} on {host}"
     return Finding("cores", seen, "note", "Start fewer ranks, bind fewer to a core, or set OMP_NUM_THREADS lower.")

@@ -1,6 +1,7 @@
 """What the transport moves arrives, straight or by host memory, and it counts what it hands over."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,17 @@ def test_an_average_of_all_workers(staged: bool, world: World) -> None:
         transport.finish(transport.start_average(flat, f"test.{count}"))
         torch.testing.assert_close(flat, torch.arange(count, dtype=torch.float32) + (world.size - 1) / 2)
     assert transport.sent.trunk == sum(ring_bytes(4 * count, world.size) for count in (1, 1000, 10**6))
+
+
+@pytest.mark.parametrize(
+    ("device", "by_nccl", "stages"),
+    [("cpu", False, (False, False)), ("cuda", True, (False, True)), ("cuda", False, (True, True))],
+)
+def test_what_mpi_sends_from_a_gpu_passes_through_host_memory(
+    device: str, by_nccl: bool, stages: tuple[bool, bool], world: World
+) -> None:
+    transport = Transport(replace(world, device=torch.device(device), averages_on_gpus=by_nccl))
+    assert (transport._stages_collectives, transport._stages_messages) == stages
 
 
 def test_an_exchange_may_run_beside_an_average(world: World) -> None:

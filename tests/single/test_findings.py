@@ -126,7 +126,8 @@ def on(*cores: int, threads: int = 1, rank: int = 0, **others: Any) -> View:
 def test_cores_are_counted_as_ranks_are_bound() -> None:
     assert finding("cores", [on(0, 1), on(0, 1, rank=1)]).level == "ok"
     assert finding("cores", [on(0, 1, threads=2), on(0, 1, threads=2)]).seen == "4 threads on 2 cores on n0"
-    assert finding("cores", [on(0, threads=3), on(1, 2, 3)]).seen == "3 threads on 1 core on n0"
+    assert finding("cores", [on(0, threads=2), on(1, 2, 3)]).seen == "2 threads on 1 core on n0"
+    assert finding("cores", [on(0, 1, 2, 3, threads=3), on(0)]).level == "ok"
     assert finding("cores", [on(0, 1, 2, threads=1, rank=rank % 2) for rank in range(2)]).level == "ok"
 
 
