@@ -86,8 +86,10 @@ def verdict(sights: Sequence[Sight], limit: float, *, size: int, now: float | No
         now: the time of day, as of `time.time`.
     """
     now = time.time() if now is None else now
-    silent = [sight for sight in sights if sight.silent > limit]
-    stuck = [sight for sight in sights if sight not in silent and not sight.waiting and sight.overdue(limit)]
+    stuck = [sight for sight in sights if not sight.waiting and sight.overdue(limit)]
+    # Who stopped to speak before the limit for silence, but does not get on, is paused: it would tell otherwise.
+    silent = [sight for sight in sights if sight.silent > limit or (sight in stuck and 2 * sight.silent > sight.idle)]
+    stuck = [sight for sight in stuck if sight not in silent]
     said = [*said_of_silent(silent, size, now)]
     said += [
         f"Rank {sight.rank} of {size} on {sight.host} has made no progress for {sight.idle:.0f} s, since "

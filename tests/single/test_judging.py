@@ -61,6 +61,12 @@ def test_a_rank_that_is_not_heard_of_is_named_even_where_it_waited_for_others() 
     )
 
 
+def test_a_rank_that_was_not_heard_of_for_most_of_its_time_is_told_as_paused() -> None:
+    said = judged(sight(0, waiting=True), sight(1, idle=61, silent=58))
+    assert said.startswith("Rank 1 of 2 on n0 has not been heard of for 58 s, since ")
+    assert "has made no progress" in judged(sight(0, waiting=True), sight(1, idle=61, silent=3))
+
+
 def test_the_ranks_of_a_host_are_named_together() -> None:
     said = judged(*(sight(rank, idle=70, silent=66 if rank > 1 else 0.2, waiting=True) for rank in range(4)))
     assert said.startswith("Ranks 2, 3 of 4 on n1 have not been heard of for 66 s, since ")
