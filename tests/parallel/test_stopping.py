@@ -137,10 +137,11 @@ def test_a_run_that_stops_early_leaves_its_trace(world: World, folder: Path) -> 
 def test_a_trace_that_cannot_be_written_does_not_hide_that_the_run_was_stopped(
     world: World, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    run = run_of(settings_of(world, output=folder, trace=True), world, told_in_batch=1)
     if world.is_first:
         (folder / "trace.json").mkdir()
     world.barrier()
-    stopped(run_of(settings_of(world, output=folder, trace=True), world, told_in_batch=1))
+    stopped(run)
     assert ("There is no trace: Cannot write: Is a directory" in capfd.readouterr().err) == world.is_first
     assert (folder / "checkpoints/latest").is_file()
 
