@@ -332,8 +332,8 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         own = f"worker-{world.rank:04d}"
         run.method.velocity.fresh = not manifest["files"][f"{own}.safetensors"]["tensors"]
         checkpoint.read(run.method.state_of_this_worker(), files=own)
-        if run.method.partition != dealt:
-            sentence += f"; later rounds deal blocks otherwise than they would have been dealt then ({why})"
+        if run.method.partition != dealt and not run.method.members_apart:
+            sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"
     else:
         sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"
     states = manifest["data_states"]
@@ -353,4 +353,4 @@ def dealt_otherwise(checkpoint: Checkpoint, run: Run) -> str:
             for name in ("seed", "min_blocks", "warmup_epochs")
             if was.get(name) != now[name]
         ]
-    return ", ".join(differing) or "by another version of this program"
+    return ", ".join(differing) or "another version of this program"
