@@ -124,9 +124,10 @@ sound = data.load
 
 
 def load(settings, *, shard, **others):
+    source = sound(settings, shard=shard, **others)  # which lists files once a host: all ranks take part
     if shard.rank == 1:
         raise UserError("The disk is not there", where="/scratch", mend="Mount it.")
-    return sound(settings, shard=shard, **others)
+    return source
 
 
 data.load = load
