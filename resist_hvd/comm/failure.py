@@ -39,6 +39,9 @@ PATIENCE = 30.0
 """Seconds for which a rank that finds fault before there is a world leaves it to rank 0 to say so: all ranks read the
 same flags, and a launcher ends the others once one has ended."""
 
+TURN = 1.0
+"""Seconds for which a rank that is told to stop before there is a world leaves the word to rank 0, mostly told, too."""
+
 
 def run(program: Callable[[], None]) -> None:
     """Run a program's main function and end the process as it deserves.
@@ -50,7 +53,9 @@ def run(program: Callable[[], None]) -> None:
     console.guard()
     starting.over()
     starting.ignore_hangup()
-    signal.signal(signal.SIGUSR2, _stopped_early)
+    for number in (signal.SIGUSR2, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _told_early)
     outcome.begin()
     try:
         program()
@@ -70,8 +75,6 @@ def run(program: Callable[[], None]) -> None:
             leave(str(error), error.exit_status)
         error.where = ", ".join(filter(None, (error.where, whereabouts())))
         take_down(str(error), error.exit_status)
-    except KeyboardInterrupt:  # from before `watch`
-        leave(f"Told to stop by INT. {advice()}" if launched_rank() == 0 else "", 128 + signal.SIGINT)
     except Exception as error:
         message = f"{type(error).__name__}: {error} [{whereabouts()}]. {advice()}"
         take_down(message, _status_of(error), details=traceback.format_exc())
@@ -86,9 +89,17 @@ def _status_of(error: Exception) -> int:
     return LOST if in_communication else INTERNAL_ERROR
 
 
-def _stopped_early(number: int, _: object) -> NoReturn:
-    """Answer what a scheduler sends ahead of a limit, until `watch` does: by default it would kill."""
-    raise Stopped(f"Stopped by {signals.name_of(number)} before anything was begun; start it again")
+def _told_early(number: int, _: object) -> NoReturn:
+    """Answer a signal until `watch` does: end at once.
+
+    Other ranks may wait for this one in MPI, and MPI would wait for them if this one ended in order.
+    """
+    if launched_rank() > 0:
+        time.sleep(TURN)
+    status = STOPPED if number == signal.SIGUSR2 else 128 + number
+    if last_words.ending.begin(status):
+        say(f"Stopped by {signals.name_of(number)} before anything was begun; start it again")
+    os._exit(status)
 
 
 @contextmanager

@@ -44,6 +44,35 @@ def test_a_rank_that_is_stopped_before_mpi_is_up_is_named(
     assert f"{LOST} rank {1 - rank} on " in record.read_text()
 
 
+IS_TOLD_WHILE_OTHERS_WAIT = """
+import os, signal
+from resist_hvd.comm.world import World
+
+sound = World.join
+
+
+def join(device):
+    world = sound(device)
+    if world.rank == {rank}:
+        os.kill(os.getpid(), signal.{name})
+    return world
+
+
+World.join = join
+"""
+
+
+@pytest.mark.parametrize(("rank", "name", "status"), [(0, "SIGUSR2", STOPPED), (1, "SIGINT", 130)])
+def test_a_rank_that_is_told_alone_while_the_others_wait_for_it_ends_all(
+    rank: int, name: str, status: int, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    told = program(IS_TOLD_WHILE_OTHERS_WAIT.format(rank=rank, name=name))
+    with runs.started(*tiny, "--output", tmp_path / "run", program=told) as running:
+        ended = running.end(limit=50.0)  # sooner than the start limit would end it, and the end limit
+    assert ended.status == status, ended
+    assert ended.mistake.startswith(f"Stopped by {name.removeprefix('SIG')} before anything was begun")
+
+
 STOPS_AT_THE_END = """
 import os, signal
 from resist_hvd.comm import starting

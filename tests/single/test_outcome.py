@@ -1,6 +1,8 @@
 """The record of how a run ended: what it says after each kind of end, and that a run ends well without one."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -29,9 +31,11 @@ def raises(error: BaseException) -> Callable[[], NoReturn]:
 def nothing_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has not ended yet."""
     monkeypatch.setattr(last_words, "ending", last_words.Ending())
-    before = signal.getsignal(signal.SIGUSR2)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGUSR2, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(program: Callable[[], object], record: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -54,7 +58,7 @@ def run(program: Callable[[], object], record: Path, monkeypatch: pytest.MonkeyP
         (lambda: signal.raise_signal(signal.SIGUSR2), 75),
         (raises(ValueError()), 70),
         (raises(CollectiveFailed()), 69),
-        (raises(KeyboardInterrupt()), 130),
+        (lambda: signal.raise_signal(signal.SIGINT), 130),
     ],
 )
 def test_record_says_how_a_program_ended(
