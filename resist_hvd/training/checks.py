@@ -59,12 +59,12 @@ def why_not_resist(run: Run) -> str:
             f"train the whole network, as local SGD does. For ResIST give a --min_blocks below "
             f"{max(architecture.decks)}, or deeper --model.sections."
         )
-    warm_up = settings.warmup_epochs * run.source.spec.train_size
+    warm_up = round(settings.warmup_epochs * run.source.spec.train_size)
     left = min(run.iterations_left, (run.rounds() - run.progress.round) * settings.local_iterations)
     end = run.progress.samples + left * run.batch
     if warm_up >= end:
         return (
-            f"The warm-up lasts {warm_up:,.0f} samples (--warmup_epochs {settings.warmup_epochs:g}), and the run "
+            f"The warm-up lasts {warm_up:,} samples (--warmup_epochs {settings.warmup_epochs:g}), and the run "
             f"{end:,}: all of it is local SGD. For ResIST give fewer --warmup_epochs, or more --epochs or --max_rounds."
         )
     return ""

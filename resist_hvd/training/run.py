@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -62,14 +61,17 @@ class Run:
         return self.settings.data.batch_size * self.world.size
 
     @property
-    def target(self) -> float:
-        """Images of the whole run, summed over workers, as the paper counts epochs."""
-        return self.settings.epochs * self.source.spec.train_size
+    def target(self) -> int:
+        """Images of the whole run, summed over workers, as the paper counts epochs.
+
+        A whole number: 1.1 times 50,000 is 55000.00000000001 to a computer, and must take no iteration more for it.
+        """
+        return max(1, round(self.settings.epochs * self.source.spec.train_size))
 
     @property
     def iterations_left(self) -> int:
         """Local iterations, each worker's, until the target is reached."""
-        return max(0, math.ceil((self.target - self.progress.samples) / self.batch))
+        return max(0, -((self.progress.samples - self.target) // self.batch))
 
     @property
     def finished(self) -> bool:
@@ -83,7 +85,7 @@ class Run:
 
     def rounds(self) -> int:
         """Return how many rounds the whole run will have had at its end."""
-        left = math.ceil(self.iterations_left / self.settings.local_iterations)
+        left = -(-self.iterations_left // self.settings.local_iterations)
         return min(self.progress.round + left, self.settings.max_rounds or sys.maxsize)
 
     def autocast(self) -> AbstractContextManager[Any]:
