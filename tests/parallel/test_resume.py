@@ -285,7 +285,7 @@ def test_a_run_without_a_checkpoint_is_begun_anew_beside_what_it_left(world: Wor
     [
         ({"seed": 2}, f"seed {tiny.SEED} is now 2"),
         ({"min_blocks": 4}, "min_blocks 2 is now 4"),
-        ({"warmup_epochs": 1.0}, "warmup_epochs 0.0 is now 1.0"),
+        ({"warmup_epochs": 9.0}, "warmup_epochs 0.0 is now 9.0"),
     ],
 )
 def test_what_deals_blocks_otherwise_is_named(
