@@ -115,6 +115,8 @@ choose_launcher() {
 
 # Set `launcher` to srun with one of its kinds of PMI, or as the site has set it where none is given.
 use_srun() {
+    # Without it PMIx looks for munge in the MPI's own copy of itself, and each rank prints that there is none.
+    [[ $1 != pmix* ]] || export PMIX_MCA_psec=${PMIX_MCA_psec:-native}
     # srun does not take the cores of a task from the job by itself.
     launcher=(srun ${1:+"--mpi=$1"} "--ntasks=$workers" "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}")
     launcher+=(--kill-on-bad-exit=1 --input=none "${srun_flags[@]}")
