@@ -124,7 +124,7 @@ def test_killed_rank_brings_the_job_back(slurm_lab: labs.Lab, unstopped: int, la
     await_round(slurm_lab, job, start=1)
     assert slurm_lab.do("kill", f"rank{rank}").status == 0
     ended = slurm_lab.await_job(job, "COMPLETED")
-    assert ended["Restarts"] == "1"
+    assert int(ended["Restarts"]) >= 1
     assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
 
 
