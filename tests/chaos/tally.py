@@ -62,7 +62,8 @@ def table(outcomes: Sequence[Outcome], key: Callable[[Outcome], str], title: str
 
 def summary(outcomes: Sequence[Outcome], seed: int) -> str:
     """Return what a campaign came to, in some lines."""
-    lines = [f"{len(outcomes)} kills of seed {seed}; seconds from the signal to the end of all ranks"]
+    kills = f"{len(outcomes)} kill{'s' if len(outcomes) != 1 else ''}"
+    lines = [f"{kills} of seed {seed}; seconds from the signal to the end of all ranks"]
     for key, title in (
         (lambda o: o.signal, "signal"),
         (lambda o: o.moment, "moment"),
