@@ -11,6 +11,7 @@ from pathlib import Path
 
 from resist_hvd.errors import UserError
 from resist_hvd.image_names import LITTER, SUFFIXES, is_image_name
+from resist_hvd.units import counted
 
 FOLDER = "/"
 """Counted for a folder that was passed over, in place of a file's ending."""
@@ -84,8 +85,8 @@ def in_words(left_out: LeftOut) -> str:
     files = sum(count for _, count in endings)
     named = ", ".join(f"{ending or 'without an ending'} {count:,}" for ending, count in endings[:8])
     parts = [
-        f"{folders:,} folder{'s' if folders > 1 else ''}" if folders else "",
-        f"{files:,} file{'s' if files > 1 else ''} ({named}{', ...' if len(endings) > 8 else ''})" if files else "",
+        counted(folders, "folder") if folders else "",
+        f"{counted(files, 'file')} ({named}{', ...' if len(endings) > 8 else ''})" if files else "",
     ]
     return ", ".join(filter(None, parts))
 

@@ -1,6 +1,7 @@
 """Training on a folder laid out as ImageNet, from flags to summary: broken files, wrong folders, nothing left."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_broken_files_are_counted_and_named_at_the_end(root: Path, tmp_path: Pat
     ended = runs.run(*flags(root, "auto", tmp_path / "run"), "--data.broken_files=skip")
     assert ended.status == 0, ended
     assert "2 image files passed over, being broken:\n" in ended.stdout
+    assert re.search(r"4 classes, decoded by (DALI|torchvision)\n", ended.stdout)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["broken_files"].keys() == {str(file) for file in broken}
     for path, fault in summary["broken_files"].items():
