@@ -279,14 +279,14 @@ def test_runs_of_any_name_are_told_apart_everywhere(
     folders = [write_run(tmp_path / name, rounds=2) for name in NAMES]
     for folder in folders:
         (folder / "summary.json").unlink()  # so that there is something to be said of each
-    make_report(monkeypatch, *folders, "--output", tmp_path / "report", "--title", "caf\udce9 <b>")
+    make_report(monkeypatch, *folders, "--output", tmp_path / "report", "--title", "Gr\u00fc\u00dfe <b>")
     printed = capsys.readouterr().out
     html = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     for name in SHOWN:
         assert f"│ {name} (unfinished)" in printed
         assert f"{name}: It has not ended" in printed
         assert f"<h3>{escape(name)}</h3>" in html
-    assert "<h1>caf\\udce9 &lt;b&gt;</h1>" in html
+    assert "<h1>Gr\u00fc\u00dfe &lt;b&gt;</h1>" in html
     assert "\x1b" not in printed + html
 
 
