@@ -27,7 +27,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
 from resist_hvd.seeds import derive
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
-from resist_hvd.training.checks import refuse_degenerate, why_not_resist
+from resist_hvd.training.checks import refuse_degenerate, remarks
 from resist_hvd.training.claim import Claim, claimed
 from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate_on
@@ -96,9 +96,7 @@ def train_in(
         with Telemetry(run) as telemetry:
             if world.is_first:
                 console.out(headline(run))
-                if remark := why_not_resist(run):
-                    console.out(remark)
-                for remark in source.remarks:
+                for remark in (*remarks(run), *source.remarks):
                     console.out(remark)
             with telemetry.display:
                 train(run, telemetry)

@@ -36,6 +36,26 @@ def refuse_degenerate(settings: Settings, architecture: Architecture, spec: Data
             )
 
 
+LARGE_IMAGES = 96
+"""Pixels a side from which a stem made for CIFAR's 32 is more likely an oversight than a choice."""
+
+
+def remarks(run: Run) -> list[str]:
+    """Return what a person should know of the run's settings before its first round, in sentences."""
+    return [sentence for sentence in (why_not_resist(run), stem_for_other_images(run)) if sentence]
+
+
+def stem_for_other_images(run: Run) -> str:
+    """Return that the network's stem is made for small images and these are large; empty where that is not so."""
+    architecture, side = run.method.subnet.architecture, run.source.spec.image_size
+    if architecture.stem != "cifar" or side < LARGE_IMAGES:
+        return ""
+    return (
+        f"The network begins with CIFAR's stem, which keeps all {side} x {side} pixels: 16 times the arithmetic and "
+        f"the activations of ImageNet's. If that is not meant, give --model.stem imagenet."
+    )
+
+
 def why_not_resist(run: Run) -> str:
     """Return what keeps a run by ResIST from training sub-networks, and what changes that; empty where nothing does."""
     settings, workers = run.settings, run.world.size
@@ -51,7 +71,7 @@ def why_not_resist(run: Run) -> str:
     if workers == 1:
         return (
             f"One worker holds all {blocks} blocks: it trains the whole network, as plain SGD does. "
-            f"For ResIST start more workers: mpirun -np 4 python -m resist_hvd.train ..."
+            f"For ResIST start more workers: launch/run -np 4 ..."
         )
     if sum(depth(deck, workers, settings.min_blocks) for deck in architecture.decks) == blocks:
         return (

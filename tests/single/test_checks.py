@@ -13,7 +13,7 @@ from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
 from resist_hvd.models import Architecture, ModelSettings, ResNet
-from resist_hvd.training.checks import refuse_degenerate, why_not_resist
+from resist_hvd.training.checks import refuse_degenerate, remarks
 from resist_hvd.training.run import Run
 
 MODEL = ModelSettings(sections="1,1,9,1", width_factor=1 / 8)
@@ -74,18 +74,17 @@ def test_a_single_class_is_refused() -> None:
     refuse(spec(classes=2))
 
 
-def remark(workers: int = 4, *, model: ModelSettings = MODEL, **changes: Any) -> str:
+def remark(workers: int = 4, *, model: ModelSettings = MODEL, image_size: int = 8, **changes: Any) -> str:
     """What is said of a run of 100 epochs, which are 10,000 samples."""
     settings = Settings(
         **{"model": model, "epochs": 100, "min_blocks": 0, "data": DataSettings(batch_size=5), **changes}
     )
-    data = spec()
+    data = spec(image_size)
     architecture = Architecture.of(model, channels=3, classes=4)
     world = SimpleNamespace(size=workers)
     method = SimpleNamespace(subnet=SimpleNamespace(architecture=architecture))
-    return why_not_resist(
-        Run(settings, cast(Any, world), cast(Any, SimpleNamespace(spec=data)), cast(Any, method), Path())
-    )
+    run = Run(settings, cast(Any, world), cast(Any, SimpleNamespace(spec=data)), cast(Any, method), Path())
+    return " ".join(remarks(run))
 
 
 def test_resist_that_deals_nothing_out_is_told_and_what_changes_it() -> None:
@@ -96,7 +95,7 @@ def test_resist_that_deals_nothing_out_is_told_and_what_changes_it() -> None:
         assert "--model.sections" in said
     alone = remark(1)
     assert "all 8 blocks" in alone
-    assert "mpirun" in alone
+    assert "launch/run -np 4" in alone
     shared = remark(min_blocks=8)
     assert "4 workers" in shared
     assert "all 8 blocks (--min_blocks 8)" in shared
@@ -119,3 +118,11 @@ def test_resist_that_is_some_is_not_remarked_on() -> None:
     assert remark(model=replace(MODEL, sections="4,4,4,4", partition="all"), min_blocks=3) == ""
     for method in ("local-sgd", "data-parallel", "ensemble"):
         assert remark(1, method=method) == ""
+
+
+def test_a_stem_for_small_images_is_told_where_images_are_large() -> None:
+    said = remark(image_size=224)
+    assert "224 x 224" in said
+    assert "--model.stem imagenet" in said
+    assert remark(image_size=64) == ""
+    assert remark(image_size=224, model=replace(MODEL, stem="imagenet")) == ""
