@@ -34,6 +34,9 @@ HEARTBEAT = 30.0
 DEAD_AFTER = 300.0
 """Seconds without a touch after which a claim from another host counts as left behind."""
 
+BEING_MADE = 2.0
+"""Seconds after which a claim that is still empty is not being made any more: its maker died in that moment."""
+
 PATIENCE = 10.0
 """Seconds to wait for a run on this host that may be about to end, as one whose launcher was killed."""
 
@@ -159,8 +162,8 @@ class Claim:
             if (text := read(path)) is None:
                 continue
             other = Holder.of(text)
-            if not text and untouched(path) < 2.0:
-                time.sleep(0.1)  # it is being made this very moment
+            if not text and untouched(path) < BEING_MADE:
+                time.sleep(0.1)
             elif left_behind(other, holder, path):
                 if (made := replace_claim(path, text, holder)) is not None:
                     break
@@ -274,7 +277,8 @@ def left_behind(other: Holder | None, holder: Holder, path: Path) -> bool:
         path: the claim.
     """
     if other is None:
-        return untouched(path) > DEAD_AFTER
+        age = untouched(path)
+        return age > DEAD_AFTER or (age > BEING_MADE and read(path) == "" and is_locked(path) is False)
     if same_place(other, holder):
         started = started_at(other.pid)
         return started is None or (started != 0 and started != other.started)

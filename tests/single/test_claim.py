@@ -180,13 +180,28 @@ def test_what_the_queue_says_of_a_job(
     assert in_queue("7") == found
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", '{"pid": 1}', '{"pid": "1", "host": 2}'])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", '{"pid": 1}', '{"pid": "1", "host": 2}'])
 def test_a_claim_that_says_nothing_counts_until_it_is_old(text: str, tmp_path: Path) -> None:
     path = tmp_path / CLAIM
     path.write_text(text)
     assert str(path) in refusal(tmp_path)
     then = path.stat().st_mtime - claim.DEAD_AFTER - 1
     os.utime(path, (then, then))
+    assert_taken(tmp_path)
+
+
+@pytest.mark.parametrize("name", [CLAIM, f"{CLAIM}.partial"])
+def test_a_maker_that_died_before_it_wrote_a_word_is_no_hindrance(name: str, tmp_path: Path) -> None:
+    if name != CLAIM:
+        left(tmp_path, started=1)
+    path = tmp_path / name
+    path.touch()
+    then = path.stat().st_mtime - claim.BEING_MADE - 1
+    os.utime(path, (then, then))
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if name == CLAIM:
+            assert str(path) in refusal(tmp_path)
     assert_taken(tmp_path)
 
 
