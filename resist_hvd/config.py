@@ -19,7 +19,7 @@ from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.settings import MethodName, Momentum
 from resist_hvd.models.architecture import ModelSettings
-from resist_hvd.training.folder import newest_round
+from resist_hvd.training.folder import finished_rounds
 from resist_hvd.training.optim import OptimSettings
 
 DEMONSTRATION = "digits"
@@ -185,7 +185,8 @@ def read_recipe(parser: ArgumentParser, name: str) -> Namespace:
 def settings_of_resumed(parser: ArgumentParser, asked: Namespace) -> Namespace | None:
     """Return the settings of the run that is to be resumed, None where none is, or it has not begun.
 
-    A number of rounds that the run has reached is left out: who resumes it wants to go on.
+    A number of rounds with which the run has finished is left out: who resumes it wants to go on. One that was stopped
+    or killed in its last round, or while it was evaluated or exported, has that still to do.
 
     Raises:
         UserError: they cannot be read.
@@ -199,7 +200,7 @@ def settings_of_resumed(parser: ArgumentParser, asked: Namespace) -> Namespace |
     own = flags.read_file(parser, path, Settings)
     for name in ("resume", "output"):
         own.pop(name, None)
-    if 0 < (own.get("max_rounds") or 0) <= newest_round(folder):
+    if 0 < (own.get("max_rounds") or 0) <= finished_rounds(folder):
         own.pop("max_rounds")
     return own
 

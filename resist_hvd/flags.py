@@ -160,7 +160,7 @@ def read_file(parser: ArgumentParser, path: Path, settings: type[Any]) -> Namesp
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the settings: {error.strerror}", where=str(path), mend=mend) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, or a thousand brackets, too
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "it is no text"

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from torch import Tensor
 from resist_hvd.comm import failure
 from resist_hvd.config import plain
 from resist_hvd.errors import UserError
-from resist_hvd.tensor_files import read_tensors
+from resist_hvd.tensor_files import each_tensor
 from resist_hvd.training.disk import digest, disk_errors, flush, write_whole
 from resist_hvd.training.divergence import diverged
-from resist_hvd.training.folder import complete
+from resist_hvd.training.folder import complete, round_of
 from resist_hvd.training.manifest import read_manifest, seal, strange_in
 from resist_hvd.training.run import Progress, Run
 from resist_hvd.training.tensors import write_tensors
@@ -83,13 +84,22 @@ def save(run: Run) -> None:
                     write_whole(partial / "manifest.json", json.dumps(sealed, indent=1) + "\n")
                     flush(partial)
                     put_into_place(partial, folder_of(run))
-                    for old in complete(folder)[run.settings.keep_checkpoints :]:
+                    for old in superseded(folder, run.progress.round, run.settings.keep_checkpoints):
                         clear(old)
     except UserError:
         if world.is_first:
             clear(partial)
         raise
     failure.advise(f"Go on from {folder_of(run)} with --resume --output {run.folder}.")
+
+
+def superseded(folder: Path, number: int, keep: int) -> list[Path]:
+    """Return the checkpoints that can go once the one of round `number` is written.
+
+    Those of later rounds were passed over, or this round would not be trained again. They may be of another version:
+    so they stay until the run comes to their rounds, and do not count among the `keep` newest.
+    """
+    return [path for path in complete(folder) if round_of(path) <= number][keep:]
 
 
 def clear(path: Path) -> None:
@@ -185,17 +195,21 @@ class Checkpoint:
             if file.startswith(files)
             for name in entry["tensors"]
         }
-        for name, tensor in names.items():
+        by_file: dict[str, list[str]] = {}
+        for name in names:
             if name not in where:
                 raise self.damaged(f"it has no {name}")
-            found = self._read_one(where[name], name)
-            if found.shape != tensor.shape:
-                raise self.damaged(f"{name} has {found.numel()} numbers where the network has {tensor.numel()}")
-            tensor.copy_(found)
+            by_file.setdefault(where[name], []).append(name)
+        for file, wanted in by_file.items():
+            for name, found in self._tensors(file, wanted):
+                if found.shape != names[name].shape:
+                    has = names[name].numel()
+                    raise self.damaged(f"{name} has {found.numel()} numbers where the network has {has}")
+                names[name].copy_(found)
 
-    def _read_one(self, file: str, name: str) -> Tensor:
+    def _tensors(self, file: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         try:
-            return read_tensors(self.folder / file, [name])[name]
+            yield from each_tensor(self.folder / file, names)
         except OSError as error:
             raise self.cannot_be_read(error) from None
         except SafetensorError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from contextlib import suppress
@@ -107,10 +108,15 @@ def unseen(folder: Path, why: str) -> UserError:
     )
 
 
-def newest_round(folder: Path) -> int:
-    """Return the round of the newest checkpoint in a run's folder, 0 where there is none or none can be seen."""
+def round_of(checkpoint: Path) -> int:
+    """Return the round after which a checkpoint in a folder was written."""
+    return int(checkpoint.name.removeprefix("round-"))
+
+
+def finished_rounds(folder: Path) -> int:
+    """Return how many rounds the run in a folder had when it ended by itself, 0 where it has not."""
     try:
-        found = complete(folder / "checkpoints")
-    except UserError:
+        summary = json.loads((folder / "summary.json").read_text())
+        return int(summary["rounds"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return 0
-    return int(found[0].name.removeprefix("round-")) if found else 0

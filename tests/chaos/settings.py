@@ -98,7 +98,7 @@ SETTINGS = (
     Setting("ensemble", 3, {"method": "ensemble", "min_blocks": 2, "evaluate_every": 3}),
     Setting("local-sgd", 4, {"method": "local-sgd", "momentum": "keep", "evaluate_every": 1}),
     Setting("imagenet", 2, {**IMAGENET, "checkpoint_every": 1}, data="imagenet"),
-    Setting("digits", 2, {"epochs": 2 * ROUNDS * BATCH * 2 / 1437, "max_rounds": ROUNDS}, data="digits", board=True),
+    Setting("digits", 2, {"epochs": 4 * ROUNDS * BATCH * 2 / 1437, "max_rounds": ROUNDS}, data="digits", board=True),
 )
 
 

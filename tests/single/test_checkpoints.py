@@ -14,8 +14,15 @@ import torch
 from resist_hvd import tensor_files
 from resist_hvd.errors import UserError
 from resist_hvd.training import checkpoint
-from resist_hvd.training.checkpoint import DamagedError, describe_file, find_newest, put_into_place, restore_replaced
-from resist_hvd.training.folder import complete, newest_round
+from resist_hvd.training.checkpoint import (
+    DamagedError,
+    describe_file,
+    find_newest,
+    put_into_place,
+    restore_replaced,
+    superseded,
+)
+from resist_hvd.training.folder import complete
 from resist_hvd.training.manifest import seal
 from resist_hvd.training.tensors import write_tensors
 
@@ -49,6 +56,10 @@ def make(run: Path, round_number: int, change: Callable[[dict[str, Any]], object
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": seal(manifest)}))
     return folder
+
+
+def unmapped(*_: Any, **__: Any) -> Any:
+    raise safetensors.SafetensorError("No such device (os error 19)")
 
 
 def remove(name: str) -> Callable[[dict[str, Any]], object]:
@@ -111,7 +122,6 @@ def test_there_are_no_checkpoints(tmp_path: Path) -> None:
     assert find_newest(tmp_path) == (None, [])
     (tmp_path / "checkpoints").mkdir()
     assert find_newest(tmp_path) == (None, [])
-    assert newest_round(tmp_path) == 0
 
 
 def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_taken_for_none(tmp_path: Path) -> None:
@@ -125,7 +135,7 @@ def test_checkpoints_on_a_disk_that_is_not_mounted_are_not_taken_for_none(tmp_pa
     link.symlink_to(tmp_path / "disk" / "checkpoints")
     newest, _ = find_newest(tmp_path)
     assert newest is not None
-    assert newest_round(tmp_path) == 3
+    assert newest.folder.name == "round-000003"
 
 
 def denying(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, place: Path, number: int) -> None:
@@ -170,9 +180,6 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
 
 
 def test_files_that_cannot_be_mapped_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unmapped(*_: Any, **__: Any) -> Any:
-        raise safetensors.SafetensorError("No such device (os error 19)")
-
     make(tmp_path, 1)
     found, _ = find_newest(tmp_path)
     assert found is not None
@@ -221,3 +228,27 @@ def test_what_others_put_in_a_checkpoints_place_is_removed_and_not_what_it_point
     checkpoint.clear(link)
     assert not os.path.lexists(link)
     assert (tmp_path / "theirs" / "file").exists()
+
+
+def test_a_checkpoint_just_written_never_makes_room_for_a_damaged_one_of_a_later_round(tmp_path: Path) -> None:
+    for number in (7, 8, 9, 10, 11):
+        make(tmp_path, number)
+    folder = tmp_path / "checkpoints"
+    assert [path.name[-2:] for path in superseded(folder, 9, keep=1)] == ["08", "07"]
+    assert [path.name[-2:] for path in superseded(folder, 9, keep=2)] == ["07"]
+    assert [path.name[-2:] for path in superseded(folder, 11, keep=3)] == ["08", "07"]
+
+
+def test_a_file_that_cannot_be_mapped_is_read_once_for_all_its_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "blocks.safetensors"
+    names = [f"block.{number}" for number in range(5)]
+    write_tensors(path, {name: torch.full((3,), float(n)) for n, name in enumerate(names)})
+    reads: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(tensor_files, "safe_open", unmapped)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), read_bytes(path))[1])
+    found = dict(tensor_files.each_tensor(path, names))
+    assert [found[name][0].item() for name in names] == [0, 1, 2, 3, 4]
+    assert reads == [path]

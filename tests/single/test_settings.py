@@ -144,9 +144,15 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path) -> None:
     assert parse(["--output", str(folder)]).optim.lr == parse([]).optim.lr
 
 
-def test_a_run_that_has_reached_its_rounds_goes_on_when_it_is_resumed(tmp_path: Path) -> None:
+def test_a_run_that_has_finished_its_rounds_goes_on_when_it_is_resumed(tmp_path: Path) -> None:
     resume = ["--resume", "--output", str(tmp_path)]
     begun(tmp_path, "--max_rounds=9", rounds=9)
+    # Stopped or killed after its last round: the evaluation and the model are still to be made, and no round more.
+    assert parse(resume).max_rounds == 9
+    for other in ("[" * 100_000, "{}", '{"rounds": null}', '{"rounds": 8}'):
+        (tmp_path / "summary.json").write_text(other)
+        assert parse(resume).max_rounds == 9
+    (tmp_path / "summary.json").write_text('{"rounds": 9}')
     assert parse(resume).max_rounds is None
     assert parse([*resume, "--max_rounds=9"]).max_rounds == 9
     assert parse([*resume, "--max_rounds=12"]).max_rounds == 12
@@ -294,3 +300,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ):
         path.write_text(to_yaml(settings))
         assert parse(["--config", str(path)]) == settings
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "seed: 2024-13-45", "\xe9".encode("latin-1")])
+def test_a_file_that_is_hardly_yaml_is_refused_with_its_name(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"odd\.yaml"):
+        parse(["--config", str(path)])
