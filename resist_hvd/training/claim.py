@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import subprocess
 import threading
 import time
@@ -167,6 +168,9 @@ class Claim:
             elif left_behind(other, holder, path):
                 if (made := replace_claim(path, text, holder)) is not None:
                     break
+                if time.monotonic() >= end + DEAD_AFTER:
+                    raise held(other, holder, path)
+                time.sleep(0.2)
             elif other is None or not same_place(other, holder) or time.monotonic() >= end:
                 raise held(other, holder, path)
             else:
@@ -232,7 +236,7 @@ def make(path: Path, holder: Holder) -> Made | None:
 def read(path: Path) -> str | None:
     """Return what a claim's file holds, None where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
@@ -287,15 +291,16 @@ def left_behind(other: Holder | None, holder: Holder, path: Path) -> bool:
     if other.job and other.cluster == holder.cluster:
         if other.job == holder.job and other.restarts < holder.restarts:
             return True  # SLURM has ended all of a job's processes before it starts the job again
-        if other.job != holder.job and other.cluster and not in_queue(other.job):
-            return True
+        if other.job != holder.job and other.cluster:
+            # A site may hide other users' jobs from the queue: a claim that is still touched counts all the same.
+            return untouched(path) > 2 * HEARTBEAT and not in_queue(other.job)
     return untouched(path) > DEAD_AFTER
 
 
 def is_locked(path: Path) -> bool | None:
     """Return whether a process has a file locked, None where that cannot be found out."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -311,8 +316,7 @@ def is_locked(path: Path) -> bool | None:
 
 def untouched(path: Path) -> float:
     """Return for how many seconds a file has not been touched, by the clock of its file system."""
-    clock = path.with_name(f".clock-{os.getpid()}")
-    clock.unlink(missing_ok=True)
+    clock = path.with_name(f".clock-{secrets.token_hex(8)}")
     try:
         os.close(os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
         return clock.lstat().st_mtime - path.lstat().st_mtime

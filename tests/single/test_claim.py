@@ -149,13 +149,16 @@ def test_a_job_that_slurm_no_longer_has_is_over(known: bool, tmp_path: Path, mon
     asked: list[str] = []
     monkeypatch.setattr(claim, "in_queue", lambda job: asked.append(job) or known)
     left(tmp_path, **ELSEWHERE, job="6")
+    assert "SLURM job 6" in refusal(tmp_path)
+    assert not asked  # it was touched this minute: a site may hide other users' jobs
+    left(tmp_path, age=2 * claim.HEARTBEAT + 1, **ELSEWHERE, job="6")
     if known:
         assert "SLURM job 6" in refusal(tmp_path)
     else:
         assert_taken(tmp_path)
     assert set(asked) == {"6"}
     # Another cluster's SLURM would not know it either.
-    left(tmp_path, **ELSEWHERE, job="6", cluster="elsewhere")
+    left(tmp_path, age=2 * claim.HEARTBEAT + 1, **ELSEWHERE, job="6", cluster="elsewhere")
     assert "SLURM job 6" in refusal(tmp_path)
 
 
