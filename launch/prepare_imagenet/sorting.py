@@ -120,8 +120,11 @@ def check(half: Path, *, classes: int, images: int, name: str) -> str:
     Raises:
         UserError: classes or images are missing, or there are too many.
     """
+    # Links are not followed: they would be a million questions to the file system.
     counts = {
-        wnid: sum(is_image_name(entry.name) and not entry.is_dir() for entry in os.scandir(half / wnid))
+        wnid: sum(
+            is_image_name(entry.name) and not entry.is_dir(follow_symlinks=False) for entry in os.scandir(half / wnid)
+        )
         for wnid in classes_of(half)
     }
     empty = [wnid for wnid, count in counts.items() if count == 0]

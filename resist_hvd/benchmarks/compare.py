@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,13 +10,12 @@ from statistics import median
 from time import perf_counter
 
 from resist_hvd import console, data
-from resist_hvd.benchmarks import rivals
+from resist_hvd.benchmarks import results, rivals
 from resist_hvd.benchmarks.candidates import CompareSettings, make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
 from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
-from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.units import counted, scaled
 
@@ -51,10 +49,9 @@ def run(settings: CompareSettings, world: World) -> float:
         source = data.load(
             settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
         )
-    if settings.json is not None:
-        with world.agree("opening the file of measurements"), disk_errors(settings.json):
-            if world.is_first:
-                settings.json.open("a").close()  # a comparison takes minutes: what cannot be written is told before it
+    with world.agree("opening the file of measurements"):
+        if world.is_first:
+            results.check(settings.json)
     measured: dict[str, list[Measurement]] = {name: [] for name in settings.names}
     start = source.train().state()
     with rivals.process_group(world, settings.interface) as backend:
@@ -72,10 +69,8 @@ def run(settings: CompareSettings, world: World) -> float:
                     tell(name, repeat, settings, measurements[-1])
     if world.is_first:
         show(settings, world, backend, measured)
-        if settings.json is not None:
-            written = {name: [asdict(m) for m in measurements] for name, measurements in measured.items()}
-            with disk_errors(settings.json):
-                settings.json.write_text(json.dumps({"ranks": world.size, "measured": written}, indent=2) + "\n")
+        written = {name: [asdict(m) for m in measurements] for name, measurements in measured.items()}
+        results.write(settings.json, {"ranks": world.size, "measured": written})
     return ratio_to_the_best(measured)
 
 

@@ -20,6 +20,7 @@ from time import perf_counter
 import torch
 
 from resist_hvd import console
+from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.spinners import Spinners
 from resist_hvd.benchmarks.sync import slowest
 from resist_hvd.benchmarks.table import Column, print_rows, spread
@@ -99,8 +100,9 @@ def compare(settings: CycleSettings) -> float:
     The ratio is of rounds on a full machine.
 
     Raises:
-        UserError: there is no mpirun, or a world ended with an error.
+        UserError: there is no mpirun, a world ended with an error, or the file of measurements cannot be written.
     """
+    results.check(settings.json)
     ways: dict[str, dict[str, str]] = {"as chosen here": {}}
     for cycle in settings.cycles.split(","):
         for yields in ("0", "1"):
@@ -114,8 +116,7 @@ def compare(settings: CycleSettings) -> float:
             # It takes minutes, and may be cut short.
             figures = ", ".join(f"{median(whole(worlds[name][-1], state)):.1f} ms {state}" for state in (IDLE, FULL))
             console.out(f"  start {start + 1}/{settings.starts}  {name:<22}  {figures}")
-    if settings.json is not None:
-        settings.json.write_text(json.dumps(worlds, indent=2) + "\n")
+    results.write(settings.json, worlds)
     show(settings, worlds)
     full = {name: median(median(whole(world, FULL)) for world in of) for name, of in worlds.items()}
     return full["as chosen here"] / min(full.values())
@@ -207,8 +208,7 @@ def run(settings: CycleSettings, world: World) -> float:
     if world.is_first:
         way = f"cycle {os.environ[CYCLE_VARIABLE]} ms, yield {os.environ.get(YIELD_VARIABLE, '0')}"
         console.out(f"{way}: {median(whole(measured, IDLE)):.1f} ms idle, {median(whole(measured, FULL)):.1f} ms full")
-        if settings.json is not None:
-            settings.json.write_text(json.dumps(measured) + "\n")
+        results.write(settings.json, measured)
     return median(whole(measured, FULL)) / median(whole(measured, IDLE))
 
 

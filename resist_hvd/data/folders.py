@@ -32,7 +32,7 @@ def class_folders(folder: Path) -> tuple[tuple[str, ...], LeftOut]:
     names, images, left_out = [], 0, LeftOut()
     for entry in _entries(folder):
         name = os.fsdecode(entry.name)
-        if not entry.is_dir():
+        if not _is_folder(entry):
             images += is_image_name(name)
             left_out[_ending(name)] += 1
         elif name in LITTER:
@@ -93,6 +93,14 @@ def in_words(left_out: LeftOut) -> str:
 
 def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Return whether an entry is a folder, or a link to one; a link that leads nowhere, or in circles, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[bytes]]:
