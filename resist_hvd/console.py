@@ -11,7 +11,9 @@ import os
 import re
 import select
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 5.0
 """Seconds for which a line waits where a descriptor that must not block takes no more at present."""
+
+MOMENT = 1.0
+"""Seconds that a program which ends waits for a file server."""
 
 MOST_HELD = 1000
 """So many lines are held until there is a log; a program that never has one does not grow."""
@@ -98,10 +103,27 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def urgent(text: str) -> None:
-    """Write to standard error past all buffers and locks, from a thread that must not wait for another."""
-    keep(text)
+    """Write to standard error past all buffers and locks, from a thread that must not wait for another.
+
+    It is kept in the log afterwards, which may be on a file server that does not answer any more.
+    """
     with suppress(OSError, ValueError, AttributeError):
         os.write(sys.stderr.fileno(), f"{printable(text)}\n".encode())
+    if _log is None:
+        keep(text)
+    else:
+        briefly(lambda: keep(text))
+
+
+def briefly(action: Callable[[], object]) -> None:
+    """Do what may wait for a file server, and go on without it after a moment: it is left to a thread of its own."""
+    thread = threading.Thread(target=action, name="files", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # this process may have no more threads
+        action()
+    else:
+        thread.join(MOMENT)
 
 
 def screen(**options: Any) -> Console:

@@ -1,4 +1,4 @@
-"""What a rank is doing, since when, and whether it works or waits for others: what a watchdog must know of it."""
+"""Notes what a rank is doing, since when, and whether it works or waits for others: what a watchdog must know of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Activity:
-    """What one rank is doing. The main thread writes it, at no cost to speak of; other threads read it.
+    """Present work of one rank. The main thread writes it, at no cost to speak of; other threads read it.
 
     Attributes:
         phase: in words: "round 7, local training".
@@ -39,7 +39,7 @@ class Activity:
 
     @property
     def has_time(self) -> bool:
-        """Whether what it does may take longer than a round may: see `unhurried` and `unhurried_for`."""
+        """True where what it does may take longer than a round may: see `unhurried` and `unhurried_for`."""
         return self.unhurried or self._unhurried_steps > 0
 
     def begin(self, phase: str) -> None:

@@ -1,4 +1,4 @@
-"""What a benchmark compares the transport with: the bare call of the MPI library."""
+"""Baseline that a benchmark compares the transport with: the bare call of the MPI library."""
 
 from __future__ import annotations
 

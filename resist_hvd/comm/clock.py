@@ -1,4 +1,4 @@
-"""How far apart the clocks of ranks are, so that what they did can be put on one."""
+"""Offsets between the clocks of ranks, so that what they did can be put on one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each rank computes on: a GPU, shared or its own, or the CPU; decided by all ranks alike."""
+"""The device of each rank: a GPU, shared or its own, or the CPU; decided by all ranks alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPUS_ARE_MEANT = "give --device cpu if CPUs are meant"
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a rank computes on, as all ranks are told.
+    """Device of a rank, as all ranks are told.
 
     Attributes:
         gpu: the GPU's own number in all the world (UUID), empty for a CPU: a number among those a rank sees says

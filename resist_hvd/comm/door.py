@@ -21,11 +21,12 @@ PATIENCE = 5.0
 """Seconds in which a stranger must have said who it is."""
 
 MOST_STRANGERS = 64
-"""How many are heard at once: when more come, the oldest must go. A rank speaks as soon as it is connected, and comes
-again where it was not heard."""
+"""Strangers that are heard at once: when more come, the oldest must go. A rank speaks as soon as it is connected, and
+comes again where it was not heard."""
 
-A_TURN = 64
-"""How many callers are let in at once, before those who are in are heard."""
+A_TURN = 8
+"""Callers that are let in at once, before those who are in are heard: far fewer than are kept, so that each of them is
+heard before a flood of others has it go."""
 
 
 @dataclass(eq=False)
@@ -58,7 +59,7 @@ class Door:
 
     @property
     def strangers(self) -> int:
-        """How many callers have not said who they are."""
+        """The number of callers that have not said who they are."""
         return len(self._strangers)
 
     def let_in(self) -> None:
@@ -86,7 +87,10 @@ class Door:
                 self._turn_away(self._strangers[0])
 
     def hear(self, stranger: Stranger) -> tuple[int, Line] | None:
-        """Read once what a stranger says; return its rank and its line once it has said that, else None."""
+        """Read once what a stranger says; return its rank and its line once it has said that, else None.
+
+        Whoever takes it for that rank is to welcome it.
+        """
         try:
             part = stranger.connection.recv(LONGEST_HELLO - len(stranger.received))
             stranger.received += part
@@ -96,9 +100,7 @@ class Door:
             rank = self.meeting.rank_of(hello, self._size) if end else None
             if rank is not None:
                 self._forget(stranger)
-                line = Line(stranger.connection)
-                self.meeting.welcome(line)
-                return rank, line
+                return rank, Line(stranger.connection)
         except BlockingIOError:
             return None
         except (OSError, ValueError):

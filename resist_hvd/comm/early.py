@@ -1,4 +1,4 @@
-"""What must come before PyTorch is imported: this process's cores are noted, and MPI is loaded where a site needs that.
+"""Steps that come before PyTorch is imported: cores are noted, and MPI is loaded where a site needs that.
 
 The package runs this as it is first imported.
 """

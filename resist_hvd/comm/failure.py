@@ -1,4 +1,4 @@
-"""How a program ends when something is wrong: one message, on all ranks, within seconds, and never status 0."""
+"""The end of a program that has failed: one message, on all ranks, within seconds, and never status 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from resist_hvd import console
 from resist_hvd.comm import last_words, outcome, signals, starting
@@ -68,13 +68,18 @@ def run(program: Callable[[], None]) -> None:
         world = current_world()
         if error.everywhere:
             leave(str(error) if launched_rank() == 0 else "", error.exit_status)
-        if world is None:
-            if launched_rank() > 0:
-                time.sleep(PATIENCE)
-                error.where = ", ".join(filter(None, (error.where, whereabouts())))
-            leave(str(error), error.exit_status)
-        error.where = ", ".join(filter(None, (error.where, whereabouts())))
+        if world is None and launched_rank() > 0:
+            time.sleep(PATIENCE)
+        if world is not None or launched_rank() > 0:
+            error.where = ", ".join(filter(None, (error.where, whereabouts())))
         take_down(str(error), error.exit_status)
+    except SystemExit as ended:  # after the help, or what the program itself ends with on all ranks
+        if last_words.ending.status is None:
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            if status or launched_rank() == 0:
+                outcome.end(status)
+            _limit_end(status)
+        raise
     except Exception as error:
         message = f"{type(error).__name__}: {error} [{whereabouts()}]. {advice()}"
         take_down(message, _status_of(error), details=traceback.format_exc())
@@ -130,7 +135,7 @@ def leave(message: str, status: int) -> NoReturn:
 
 
 def _limit_end(status: int) -> None:
-    """Where there are several ranks, have this one not wait for the others without a limit."""
+    """Limit how long this rank waits for the others to end, where there are any."""
     world = current_world()
     if world is not None and world.size > 1:
         starting.limit_end(status)
@@ -152,9 +157,17 @@ def take_down(message: str, status: int, details: str = "") -> NoReturn:
     if world is None or world.size == 1:
         say(message, details)
         last_words.ending.spoken.set()
+        _end_mpi(status)
         sys.exit(status)
     # What breaks on one rank breaks calls on the others, and what is wrong with all of them need be said only once.
     last_words.say_unless_said(message, 0.0 if world.is_first else 1.0 + 0.1 * min(world.rank, 20), details)
     last_words.ending.spoken.set()
     world.comm.Abort(status)
     sys.exit(status)
+
+
+def _end_mpi(status: int) -> None:
+    """End all ranks of an MPI that has started without that there is a world yet: they may wait for this one."""
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+        mpi.COMM_WORLD.Abort(status)

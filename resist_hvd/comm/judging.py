@@ -1,4 +1,4 @@
-"""Which rank is to blame when a world stands still: pure functions of what is known of every rank."""
+"""The verdict on a world that stands still, and the rank to blame: pure functions of what is known of every rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHORTEST = 60.0
 """Seconds without progress that are never too many, unless the user says so."""
 
 ROUNDS = 10
-"""How many times the median round a rank may take without progress."""
+"""Multiple of the median round that a rank may take without progress."""
 
 UNHURRIED = 1800.0
 """Seconds for steps that no round limits: loading data, compiling a network, the first round, reading and writing
@@ -22,12 +22,12 @@ POLLING = 0.5
 """Processors' share from which a rank that waits counts as polling for a message, not as asleep or starved."""
 
 NAMED = 4
-"""How many ranks a sentence names."""
+"""Ranks that a sentence names at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """What is known of one rank.
+    """All that is known of one rank.
 
     Attributes:
         idle: seconds since it last got on.
@@ -125,7 +125,7 @@ def why_all_wait(sights: Sequence[Sight], limit: float) -> str:
     if not all(sight.is_still(limit) for sight in sights):
         if 2 * starved.starved > starved.idle:
             return f"{seen}: there are too many processes for the processors"
-        return f"{seen}: bytes move, and nothing comes of it"
+        return f"{seen}: bytes move (on InfiniBand perhaps another program's), and nothing comes of it"
     # Of the seconds in which they could have a processor, those who poll use all.
     polling = median(sight.processors / max(1 - sight.starved / max(sight.idle, 1.0), 0.01) for sight in sights)
     if polling >= POLLING:

@@ -1,4 +1,4 @@
-"""What a process says before it ends: where it was, what to do next, and that no other need say it again."""
+"""The last words of a process: where it was, what to do next, and that no other need say it again."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class Ending:
             if self.status is not None:
                 return False
             self.status = status
-        outcome.end(status)
         if self.before is not None:
             self.before(status)
+        console.briefly(lambda: outcome.end(status))
         return True
 
 
@@ -150,8 +150,6 @@ def end_now(message: str, status: int, patience: float) -> NoReturn:
     last.start()
     say_unless_said(message, patience)
     if _let_go is not None:  # within a moment: what it lets go of may be on a disk that does not answer
-        thread = threading.Thread(target=_let_go, name="letting go", daemon=True)
-        thread.start()
-        thread.join(1.0)
+        console.briefly(_let_go)
     ending.spoken.set()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""What a process can know of its launch before MPI is up: from the environment that launchers set.
+"""Facts of a launch that a process knows before MPI is up: from the environment that launchers set.
 
 Nothing here imports MPI or Horovod, so that a mistake in the settings is told before the world is made.
 """
@@ -23,8 +23,15 @@ LOCAL_SIZE_VARIABLES = (
     "HOROVOD_LOCAL_SIZE",
     "SLURM_NTASKS_PER_NODE",
 )
-MPI_PREFIXES = ("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "PALS_", "MPI_LOCALNRANKS")
-"""Beginnings of variables by which a launcher tells a rank how to find the others by MPI."""
+MPI_VARIABLES = (
+    *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    *("PMIX_RANK", "PMIX_NAMESPACE", "PMIX_ID"),
+    *("PMI_RANK", "PMI_SIZE", "PMI_FD", "PMI_PORT", "PMI_ID", "PMI_CONTROL_PORT", "PMI_CONTROL_FD"),
+    *("PALS_RANKID", "PALS_APID"),
+    *("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+)
+"""Variables by which a launcher tells a rank how to find the others by MPI. Others of such names are settings, which a
+module or a batch script may export: PMIX_MCA_psec, PMI_MMAP_SYNC_WAIT_TIME."""
 
 YIELD_VARIABLE, CYCLE_VARIABLE = "OMPI_MCA_mpi_yield_when_idle", "HOROVOD_CYCLE_TIME"
 
@@ -113,7 +120,7 @@ def refuse_separate_worlds(environment: Mapping[str, str] = os.environ, prefix: 
 
 def launched_by_mpi(environment: Mapping[str, str]) -> bool:
     """Return whether a launcher has told this process how to find others by MPI."""
-    return any(name.startswith(MPI_PREFIXES) for name in environment)
+    return any(name in environment for name in MPI_VARIABLES)
 
 
 def processes_of_pytorch(environment: Mapping[str, str]) -> int:

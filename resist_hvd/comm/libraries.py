@@ -1,4 +1,4 @@
-"""What this process knows of its MPI and its Horovod."""
+"""Versions and abilities of this process's MPI and Horovod."""
 
 from __future__ import annotations
 

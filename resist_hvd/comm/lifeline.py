@@ -92,7 +92,7 @@ class Line:
 
 
 class Meeting:
-    """Where rank 0 is met: the addresses of its host, a port, and the words by which both ends know each other."""
+    """Way to meet rank 0: the addresses of its host, a port, and the words by which both ends know each other."""
 
     def __init__(self, host: str, addresses: list[str], port: int) -> None:
         self.host = host

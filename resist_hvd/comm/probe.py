@@ -17,7 +17,7 @@ SMALLEST, LARGEST = 2**16, 2**26
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What lies between two hosts.
+    """Network between two hosts.
 
     Attributes:
         latency: seconds that a message of a byte takes, one way.

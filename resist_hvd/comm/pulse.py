@@ -1,7 +1,9 @@
 """Evidence that a rank which does not get on is not stuck: bytes that its connections carry, a processor it waits for.
 
-All of it comes from the kernel, of this process alone: other traffic of the host, such as a file server's or ssh's,
-proves nothing.
+All of it comes from the kernel. Sockets and processors are this process's alone: other traffic of the host, such as a
+file server's or ssh's, proves nothing. An InfiniBand adapter counts for all who use it, so only those that this process
+has open are asked, and it takes far more to count as movement there: other jobs, and a file system on the same
+adapter, can still pass for this run, until the limit that holds even where bytes move.
 """
 
 from __future__ import annotations
@@ -29,22 +31,32 @@ hundred bytes, in a world that stands still, too; parameters fill their packets.
 ENOUGH = 4096
 """Bytes beyond chatter, on one connection between two looks, that count as movement."""
 
+ENOUGH_ON_PORT = 2**26
+"""As `ENOUGH`, on an adapter's port, which others use, too: a twentieth of what a slow one (10 Gb/s) carries in a
+second. A message that takes longer than a limit of many seconds fills far more of it."""
+
 _TCP_INFO = struct.Struct("=120xQQ16xII")
 """Of Linux's `struct tcp_info`: bytes acknowledged, bytes received, segments with data received and sent."""
 
 _FABRICS = Path("/sys/class/infiniband")
+_VERBS = Path("/sys/class/infiniband_verbs")
 
 
 class Carried(NamedTuple):
-    """What a connection has carried in both directions, since it was made."""
+    """Traffic of a connection in both directions, since it was made.
+
+    Attributes:
+        enough: bytes beyond chatter that count as movement.
+    """
 
     bytes: int
     packets: int
+    enough: int = ENOUGH
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the kernel says at one moment.
+    """The kernel's counts at one moment.
 
     Attributes:
         at: on the monotonic clock.
@@ -77,7 +89,7 @@ class Look:
     def moved_since(self, before: Look) -> bool:
         """Return whether any connection has carried more than chatter since then."""
         return any(
-            now.bytes - then.bytes - CHATTER * (now.packets - then.packets) > ENOUGH
+            now.bytes - then.bytes - CHATTER * (now.packets - then.packets) > now.enough
             for name, now in self.carried.items()
             if (then := before.carried.get(name)) is not None
         )
@@ -85,7 +97,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Vitals:
-    """What a rank knows of itself; the attributes of `judging.Sight` of the same names tell what they are."""
+    """Signs of life that a rank sees of itself: its attributes are those of `judging.Sight` of the same names."""
 
     idle: float
     still: float
@@ -153,11 +165,31 @@ def tcp_connections() -> Iterator[tuple[str, Carried]]:
 
 
 def fabric_ports() -> Iterator[tuple[str, Carried]]:
-    """Yield each port of an InfiniBand or RoCE adapter, which needs no sockets, and what it has carried."""
-    for port in _FABRICS.glob("*/ports/*/counters"):
+    """Yield each port of the InfiniBand and RoCE adapters that this process has open, and what it has carried.
+
+    Such an adapter needs no sockets. Its ports carry all of the host's traffic by it, not this process's alone.
+    """
+    for adapter in open_adapters():
+        yield from _ports_of(_FABRICS / adapter)
+
+
+def open_adapters() -> set[str]:
+    """Return the InfiniBand and RoCE adapters of which this process has a descriptor."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it was closed meanwhile
+            device = Path(os.readlink(f"/proc/self/fd/{number}"))
+            if device.name.startswith("uverbs"):
+                found.add((_VERBS / device.name / "ibdev").read_text().strip())
+    return found
+
+
+def _ports_of(adapter: Path) -> Iterator[tuple[str, Carried]]:
+    for port in adapter.glob("ports/*/counters"):
         with suppress(OSError, ValueError):
 
             def both(what: str, port: Path = port) -> int:
                 return sum(int((port / f"port_{way}_{what}").read_text()) for way in ("xmit", "rcv"))
 
-            yield f"port {port}", Carried(4 * both("data"), both("packets"))  # the counters' unit is four bytes
+            # The unit of the counters of data is four bytes.
+            yield f"port {port}", Carried(4 * both("data"), both("packets"), ENOUGH_ON_PORT)

@@ -38,7 +38,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one rank may use of its host.
+    """Share of its host that one rank may use.
 
     Attributes:
         cores: those it may run on.

@@ -1,4 +1,4 @@
-"""What a signal asks of a run: to stop once a round is done, and at the second time at once.
+"""Answers signals that ask a run to end: the first stops it once a round is done, the second at once.
 
 A terminal that is closed (HUP) asks for nothing: the run goes on, as under `nohup`.
 

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 LAUNCHERS = ("mpirun", "orterun", "mpiexec", "orted")
-"""How the names of Open MPI's launchers begin (`orterun_wrapper` in its wheel); other parents are left alone."""
+"""Beginnings of the names of Open MPI's launchers (`orterun_wrapper` in its wheel); other parents are left alone."""
 
 GRACE = 10.0
 """Seconds that a launcher is given beyond what it leaves its ranks: it ends within three, if it can."""
 
 KILL_TIMEOUT = "OMPI_MCA_odls_base_sigkill_timeout"
-"""Where a user says how long Open MPI's launcher waits before it kills ranks, in seconds."""
+"""Variable by which a user says how long Open MPI's launcher waits before it kills ranks, in seconds."""
 
 
 def call() -> None:

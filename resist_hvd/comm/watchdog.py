@@ -28,7 +28,7 @@ BEAT = 1.0
 """Seconds between two words."""
 
 MISSED = 3
-"""How many words a rank may miss before it is worth a mention."""
+"""Words that a rank may miss before it is worth a mention."""
 
 LEAVING = 15.0
 """Seconds in which all others must have ended once a rank has ended by a failure: launchers see to it, mostly."""
@@ -133,8 +133,7 @@ class Watchdog:
     def _watch_until_over(self) -> None:
         last = time.monotonic()
         while not self._over.is_set():
-            for key, _ in self._selector.select(max(0.01, last + BEAT - time.monotonic())):
-                self._hear(key)
+            self._hear_all(max(0.01, last + BEAT - time.monotonic()))
             now = time.monotonic()
             if self._door is not None:
                 self._door.turn_away_idle(now)
@@ -160,6 +159,12 @@ class Watchdog:
             if rank not in (self.world.rank, *self._peers) and not self._over.is_set():
                 self._end(f"Rank {rank} of {self.world.size} on {host} has died [setting up]")
 
+    def _hear_all(self, patience: float) -> None:
+        """Wait for what comes, and take all of it; who is in is heard before others are let in, who may displace it."""
+        events = self._selector.select(patience)
+        for key, _ in sorted(events, key=lambda event: isinstance(event[0].data, Door)):
+            self._hear(key)
+
     def _hear(self, key: selectors.SelectorKey) -> None:
         """Take a connection, or what has come by one."""
         if key.data is None:  # somebody wakes this thread
@@ -172,13 +177,19 @@ class Watchdog:
             self._hear_peer(key.data, self._peers[key.data])
 
     def _admit(self, stranger: Stranger) -> None:
-        """Make a peer of a connection that has said whose it is; no one takes the place of a rank that is there."""
+        """Make a peer of a connection that has said whose it is; no one takes the place of a rank that is there.
+
+        A rank that was not heard for a while comes again, and both of its calls may be heard at once. Only the one that
+        is taken gets the welcome, so that the rank never holds a connection which is none here: without one it comes
+        once more, and by then the end of its first call has been seen.
+        """
         if self._door is None or stranger.connection.fileno() < 0 or (said := self._door.hear(stranger)) is None:
             return
         rank, line = said
         if rank in self._peers:
             line.close()
         else:
+            self._door.meeting.welcome(line)
             self._add(rank, line)
 
     def _hear_peer(self, rank: int, peer: Peer) -> None:
@@ -194,6 +205,7 @@ class Watchdog:
             self._selector.unregister(peer.line.connection)
             if not self._all_in.is_set():  # it did not wait for its welcome, and comes again
                 del self._peers[rank]
+                peer.line.close()
             elif peer.status is None:
                 self._end(f"Rank {rank} of {self.world.size} on {peer.beat['host']} has died [{peer.beat['words']}]")
 

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass
 class World:
-    """Where this process stands among all workers.
+    """Place of this process among all workers.
 
     Attributes:
         comm: the MPI communicator of all workers; only `comm/` uses it.
@@ -83,12 +83,12 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that prints and writes for all."""
+        """True for the rank that prints and writes for all."""
         return self.rank == 0
 
     @property
     def position(self) -> str:
-        """What this worker is doing, in words; messages of failures say it."""
+        """Present work of this worker, in words; messages of failures say it."""
         return self.activity.words
 
     @position.setter
@@ -222,7 +222,8 @@ class World:
         Raises:
             UserError: `make` raised one; or, on every rank, hosts made values of different descriptions.
         """
-        comm = host_comm(self.comm)
+        with self.activity.waiting():
+            comm = host_comm(self.comm)
         value: T | None = None
         report: tuple[str, str, str] | None = None
         seen: str | None = None
@@ -234,7 +235,7 @@ class World:
                 report = error.seen, error.where, error.mend
         with self.activity.waiting():
             value, report = comm.bcast((value, report), root=0)
-        comm.Free()
+            comm.Free()
         by_host: dict[str, str] = {}
         for host, words in self.gather_objects((self.host, seen)):
             if words is not None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,22 @@ def test_a_log_that_cannot_grow_is_passed_over(capsys: pytest.CaptureFixture[str
     console.out("shown all the same")
     console.close_log()
     assert capsys.readouterr().out == "shown all the same\n"
+
+
+def test_a_log_on_a_file_server_that_hangs_neither_keeps_back_the_last_words_nor_what_comes_after(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = threading.Event()
+    seen: list[str] = []
+
+    def keep(_: str) -> None:
+        seen.append(capfd.readouterr().err)
+        server.wait(60)
+
+    monkeypatch.setattr(console, "MOMENT", 0.1)
+    monkeypatch.setattr(console, "_log", 1)
+    monkeypatch.setattr(console, "keep", keep)
+    console.urgent("the last words")
+    assert not server.is_set()
+    server.set()
+    assert seen == ["the last words\n"]

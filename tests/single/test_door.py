@@ -12,10 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from resist_hvd.comm import door
+from resist_hvd.comm import door, last_words
 from resist_hvd.comm.door import LONGEST_HELLO, MOST_STRANGERS, Door, Stranger
-from resist_hvd.comm.lifeline import Line, Meeting
+from resist_hvd.comm.lifeline import Line, Meeting, receive_exactly
+from resist_hvd.comm.watchdog import Watchdog
+from resist_hvd.comm.world import World
 
 SIZE = 4
 
@@ -47,6 +50,7 @@ class Rank0:
                     elif isinstance(key.data, Stranger) and key.data.connection.fileno() >= 0:
                         said = self.door.hear(key.data)
                         if said is not None:
+                            self.meeting.welcome(said[1])
                             self.ranks.setdefault(*said)
                 self.door.turn_away_idle(time.monotonic())
             except Exception as error:
@@ -232,3 +236,53 @@ def test_on_one_host_no_other_host_reaches_it() -> None:
 
 def test_a_longest_hello_is_longer_than_any_rank_says() -> None:
     assert len(Meeting("n1", [], 1).hello(10**6)) < LONGEST_HELLO // 10
+
+
+@pytest.fixture
+def watchdog(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
+    """Rank 0's, of two ranks, at its door; its thread has no time."""
+    monkeypatch.setattr(last_words, "ending", last_words.Ending())
+    monkeypatch.setattr(Watchdog, "_meet", lambda _: True)
+    found = Watchdog(World(None, 0, 2, 0, 2, "n1", torch.device("cpu")), None)
+    found._hosts = ["n1", "n1"]
+    found._door = Door("n1", 2, one_host=True, selector=found._selector)
+    yield found
+    found.stop()
+
+
+def call(watchdog: Watchdog, said: bytes = b"") -> socket.socket:
+    assert watchdog._door is not None
+    connection = socket.create_connection(("127.0.0.1", watchdog._door.meeting.port), timeout=10)
+    connection.sendall(said)
+    return connection
+
+
+def test_a_rank_that_came_twice_before_it_was_heard_is_welcomed_by_one_connection_that_stays(
+    watchdog: Watchdog,
+) -> None:
+    assert watchdog._door is not None
+    meeting = watchdog._door.meeting
+    with call(watchdog, meeting.hello(1)):
+        pass  # it gave up
+    with call(watchdog, meeting.hello(1)) as second:
+        for _ in range(3):
+            watchdog._hear_all(0.1)
+        assert receive_exactly(second, 100) == b""  # not the welcome: the rank comes once more
+    with call(watchdog, meeting.hello(1)) as third:
+        for _ in range(2):
+            watchdog._hear_all(0.1)
+        assert receive_exactly(third, len(meeting.answer)).decode() == meeting.answer
+        assert not watchdog._peers[1].line.closed
+
+
+def test_a_rank_among_more_callers_than_are_kept_is_heard(watchdog: Watchdog) -> None:
+    assert watchdog._door is not None
+    with ExitStack() as callers:
+        for _ in range(5):
+            callers.enter_context(call(watchdog))
+        callers.enter_context(call(watchdog, watchdog._door.meeting.hello(1)))
+        for _ in range(2 * MOST_STRANGERS):
+            callers.enter_context(call(watchdog))
+        for _ in range(2 * MOST_STRANGERS // door.A_TURN):
+            watchdog._hear_all(0.1)
+        assert list(watchdog._peers) == [1]

@@ -64,12 +64,22 @@ def test_sound_launches_are_not_refused(environment: dict[str, str], prefix: Pat
     launch.refuse_separate_worlds(environment, prefix)
 
 
+@pytest.mark.parametrize(
+    "setting", ["PMIX_MCA_psec", "PMI_MMAP_SYNC_WAIT_TIME", "PMI_NO_PREINITIALIZE", "PALS_SPOOL_DIR"]
+)
+def test_a_setting_of_mpi_s_is_no_launch_by_it(setting: str, prefix: Path) -> None:
+    for environment in (STEP, TORCHRUN):
+        with pytest.raises(UserError):
+            launch.refuse_separate_worlds({**environment, setting: "1"}, prefix)
+    assert not launch.launched_by_mpi({setting: "1"})
+
+
 def test_a_bare_srun_is_left_to_a_site_s_own_mpi(tmp_path: Path) -> None:
     launch.refuse_separate_worlds(STEP, tmp_path)
 
 
 def test_one_process_of_torchrun_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith((*launch.MPI_PREFIXES, "SLURM_"))]:
+    for name in [name for name in os.environ if name in launch.MPI_VARIABLES or name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)

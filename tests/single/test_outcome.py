@@ -3,8 +3,11 @@
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -44,7 +47,7 @@ def run(program: Callable[[], object], record: Path, monkeypatch: pytest.MonkeyP
     try:
         failure.run(lambda: program() and None)
     except SystemExit as ended:
-        status = int(ended.code or 0)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return status
 
 
@@ -59,6 +62,9 @@ def run(program: Callable[[], object], record: Path, monkeypatch: pytest.MonkeyP
         (raises(ValueError()), 70),
         (raises(CollectiveFailed()), 69),
         (lambda: signal.raise_signal(signal.SIGINT), 130),
+        (lambda: sys.exit(), 0),  # as after --help and --version
+        (lambda: sys.exit(3), 3),
+        (lambda: sys.exit("A sentence"), 1),
     ],
 )
 def test_record_says_how_a_program_ended(
@@ -116,3 +122,47 @@ def test_record_is_not_written_through_a_link(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv(outcome.VARIABLE, str(tmp_path / "outcome"))
     outcome.end(2)
     assert target.read_text() == ""
+
+
+def test_a_program_that_exits_by_itself_does_not_wait_for_other_ranks_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(failure, "current_world", lambda: SimpleNamespace(size=2))
+    monkeypatch.setattr(failure.starting, "limit_end", limits.append)
+    for status in (0, 3):
+        with pytest.raises(SystemExit):
+            failure.run(lambda status=status: sys.exit(status))
+    assert limits == [0, 3]
+
+
+def test_a_file_server_that_hangs_keeps_nobody_from_hearing_that_this_rank_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = threading.Event()
+    monkeypatch.setattr(outcome, "end", lambda _: server.wait(60))
+    heard: list[int] = []
+    last_words.ending.before = heard.append
+    began = time.monotonic()
+    assert last_words.ending.begin(69)
+    server.set()
+    assert heard == [69]
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA busy"), UserError("Seen", mend="Mend")])
+def test_ranks_that_wait_in_mpi_are_ended_where_one_fails_before_there_is_a_world(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted: list[int] = []
+
+    def mpi(size: int, *, initialized: bool) -> SimpleNamespace:
+        world = SimpleNamespace(Get_size=lambda: size, Abort=aborted.append)
+        return SimpleNamespace(Is_initialized=lambda: initialized, Is_finalized=lambda: False, COMM_WORLD=world)
+
+    status = 2 if isinstance(error, UserError) else 70
+    for fake in (mpi(2, initialized=True), mpi(1, initialized=True), mpi(2, initialized=False)):
+        monkeypatch.setitem(sys.modules, "mpi4py.MPI", fake)
+        monkeypatch.setattr(last_words, "ending", last_words.Ending())
+        with pytest.raises(SystemExit) as ended:
+            failure.run(raises(error))
+        assert ended.value.code == status
+    assert aborted == [status]

@@ -12,7 +12,17 @@ import pytest
 
 from resist_hvd.comm import pulse
 from resist_hvd.comm.activity import Activity
-from resist_hvd.comm.pulse import CHATTER, ENOUGH, SETTLING, Carried, Look, Pulse, fabric_ports, tcp_connections
+from resist_hvd.comm.pulse import (
+    CHATTER,
+    ENOUGH,
+    ENOUGH_ON_PORT,
+    SETTLING,
+    Carried,
+    Look,
+    Pulse,
+    fabric_ports,
+    tcp_connections,
+)
 
 MTU = 1448
 
@@ -147,8 +157,23 @@ def test_ports_of_adapters_count_in_words_of_four_bytes(tmp_path: Path, monkeypa
     counters.mkdir(parents=True)
     for name, value in {"xmit_data": 10, "rcv_data": 5, "xmit_packets": 3, "rcv_packets": 1}.items():
         (counters / f"port_{name}").write_text(f"{value}\n")
+    verbs = tmp_path / "infiniband_verbs"
+    for number, adapter in enumerate(("mlx5_1", "mlx5_0")):
+        (verbs / f"uverbs{number}").mkdir(parents=True)
+        (verbs / f"uverbs{number}" / "ibdev").write_text(f"{adapter}\n")
     monkeypatch.setattr(pulse, "_FABRICS", tmp_path)
-    assert list(fabric_ports()) == [(f"port {counters}", Carried(60, 4))]
+    monkeypatch.setattr(pulse, "_VERBS", verbs)
+    assert list(fabric_ports()) == []  # of an adapter that this process has not opened, all traffic is another's
+    device = tmp_path / "uverbs1"
+    with device.open("w"):
+        assert list(fabric_ports()) == [(f"port {counters}", Carried(60, 4, ENOUGH_ON_PORT))]
+
+
+def test_a_port_that_others_use_must_carry_much_to_count_as_movement() -> None:
+    before = look(0.0, carried=Carried(0, 0, ENOUGH_ON_PORT))
+    few, many = (Carried(n * 4096, n, ENOUGH_ON_PORT) for n in (10_000, 30_000))
+    assert not look(1.0, carried=few).moved_since(before)
+    assert look(1.0, carried=many).moved_since(before)
 
 
 def test_a_thread_that_must_wait_for_a_processor_is_seen() -> None:
