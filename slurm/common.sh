@@ -35,12 +35,20 @@ export PATH="$project/.venv/bin:$PATH"
 
 say() { printf 'slurm: %s\n' "$*" >&2; }
 
+# Print a count that a file or the environment holds; in place of anything else the second argument, since the shell's
+# arithmetic runs commands that stand in what it evaluates.
+count_in() { if [[ $1 =~ ^[0-9]{1,6}$ ]]; then printf '%d' "$((10#$1))"; else printf '%s' "$2"; fi; }
+
 # Train to the end, or until told to stop; the arguments are those of `python -m resist_hvd.train`. Started again, the
 # same job goes on from its newest checkpoint: a requeued job keeps its number.
 train() {
     local job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
     local folder=${RESIST_HVD_RUNS:-$SLURM_SUBMIT_DIR/runs}/$SLURM_JOB_NAME-$job
     local status
+    if [[ -z $(count_in "${RESIST_HVD_RESTARTS:-10}" '') ]]; then
+        say "RESIST_HVD_RESTARTS is '$RESIST_HVD_RESTARTS'; give how often a job may requeue itself, 0 to 999999"
+        exit 2
+    fi
     cd "$SLURM_SUBMIT_DIR" || exit
     mkdir -p "$folder" || exit
     # The ranks write there how the run has ended: a launcher's status does not tell.
@@ -49,7 +57,8 @@ train() {
     trap on_warning USR2
     prepare_environment
     if choose_launcher && [[ -z $warned ]]; then
-        say "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $job: $workers ranks by ${launcher[0]} on $SLURM_JOB_NODELIST"
+        say "start $(($(count_in "${SLURM_RESTART_COUNT:-0}" 0) + 1)) of job $job: $workers ranks by ${launcher[0]} on" \
+            "$SLURM_JOB_NODELIST"
         run_step "${launcher[@]}" "${python[@]}" -m resist_hvd.train --resume --output "$folder" "$@"
         status=$?
     else
@@ -88,7 +97,7 @@ choose_launcher() {
                 if ((trial == 0)); then
                     choice=srun${kind:+:$kind}
                     break
-                elif ((trial > 128)); then
+                elif ((trial == 143 || trial == 137)); then
                     say "the trial of srun${kind:+ --mpi=$kind} was ended from outside"
                     return "$trial"
                 fi
@@ -122,11 +131,12 @@ use_srun() {
     launcher+=(--kill-on-bad-exit=1 --input=none "${srun_flags[@]}")
 }
 
-# Without a PMI that fits, every rank would be a world of its own.
+# Without a PMI that fits, every rank is a world of its own, and ends with 1, or crashes in MPI. None is ended for the
+# others: so 143 and 137 (TERM and KILL) tell of a job that is ended from outside.
 fits() {
     local program='from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.size != int(__import__("sys").argv[1]))'
     use_srun "$1"
-    timeout 120 "${launcher[@]}" "${python[@]}" -c "$program" "$workers" >/dev/null 2>&1
+    timeout 120 "${launcher[@]}" --kill-on-bad-exit=0 "${python[@]}" -c "$program" "$workers" >/dev/null 2>&1
 }
 
 # What has come from outside, and the process that starts the ranks.
@@ -146,7 +156,9 @@ run_step() {
         ((latest == 127)) || status=$latest
         [[ -n $interrupted ]] || break
     done
-    trap - USR2 TERM
+    trap - TERM
+    # A warning that comes now would end this script before the job is requeued.
+    trap '' USR2
     return "$status"
 }
 
@@ -154,7 +166,7 @@ run_step() {
 on_warning() {
     interrupted=1 warned=1
     say "told to stop by USR2: the ranks write a checkpoint when their round is done"
-    [[ -z $step ]] || kill -USR2 "$step"
+    [[ -z $step ]] || kill -USR2 "$step" 2>/dev/null
 }
 
 # Cancelled, requeued or preempted: SLURM sends TERM to all ranks itself, and knows what is to become of the job.
@@ -163,14 +175,17 @@ on_end() {
 }
 
 # End this script as the run has ended, or have the job come back. The ranks' record decides; where it says nothing, the
-# run was ended from outside once it had begun, and before that only if a signal has ended its launcher.
+# run was ended from outside once it had begun, and before that only if a signal has ended its launcher; never if that
+# ended well, as with --help, or where there was no room to record it.
 conclude() {
     local status=$1 folder=$2 began='' verdict='' word why
     while read -r word _; do
         began=1
-        if [[ $word =~ ^[0-9]+$ ]]; then verdict=$word && break; fi
+        if [[ $word =~ ^(0|[1-9][0-9]{0,2})$ ]]; then verdict=$word && break; fi
     done <"$RESIST_HVD_OUTCOME"
-    if [[ -n $verdict ]] && ((verdict != stopped && verdict != rank_lost && verdict < 128)); then
+    if [[ -z $verdict ]] && ((status == 0)); then
+        exit 0
+    elif [[ -n $verdict ]] && ((verdict != stopped && verdict != rank_lost && verdict < 128)); then
         exit "$verdict"
     elif [[ -n $ended ]] || { [[ -z $verdict$began$warned ]] && ((status < 128)); }; then
         exit "$status"
@@ -193,10 +208,11 @@ conclude() {
 # Count the starts that have ended with the same newest checkpoint, so that a job which gets nowhere does not come back
 # for ever.
 worth_another_start() {
-    local latest=none before='' count=0 most=${RESIST_HVD_RESTARTS:-10}
+    local latest=none before='' count=0 most
+    most=$(count_in "${RESIST_HVD_RESTARTS:-10}" 10)
     if [[ -e $1/checkpoints/latest ]]; then read -r latest <"$1/checkpoints/latest"; fi
     if [[ -e $1/restarts ]]; then read -r count before <"$1/restarts"; fi
-    [[ $before == "$latest" ]] || count=0
+    if [[ $before == "$latest" ]]; then count=$(count_in "$count" 0); else count=0; fi
     if ((count >= most)); then
         say "it was started $((count + 1)) times since its newest checkpoint ($latest), and does not come back"
         return 1

@@ -20,7 +20,9 @@ case "$*" in
     *"-c from mpi4py"*)
         touch "$TOLD.trying"
         if [ -n "$TRIAL_WAITS" ]; then sleep 1; fi
-        case "$1" in --mpi="$FITS" | --ntasks="$FITS") exit 0 ;; *) exit "${TRIAL:-1}" ;; esac ;;
+        case "$1" in --mpi="$FITS" | --ntasks="$FITS") exit 0 ;; esac
+        # The first rank to end without having found the others has srun end them, unless told not to.
+        case "$*" in *--kill-on-bad-exit=0*) exit "${TRIAL:-1}" ;; *) exit 143 ;; esac ;;
 esac
 if [ -n "$RECORD" ]; then printf "$RECORD" >> "$RESIST_HVD_OUTCOME"; fi
 trap 'echo "ranks got USR2" >> "$TOLD"; exit 75' USR2
@@ -33,7 +35,10 @@ if [ -n "$RECORD" ]; then printf "$RECORD" >> "$RESIST_HVD_OUTCOME"; fi
 echo "mpirun $*" >> "$TOLD"
 exit "${STATUS:-0}"
 """
-SCONTROL = 'echo "scontrol $*" >> "$TOLD"'
+SCONTROL = """
+if [ -n "$WARNS" ]; then kill -USR2 "$PPID"; fi
+echo "scontrol $*" >> "$TOLD"
+"""
 
 Job = Callable[..., subprocess.Popen[str]]
 
@@ -95,7 +100,17 @@ def test_first_pmi_that_fits_is_taken(job: Job, tmp_path: Path) -> None:
     ) in told(tmp_path)
 
 
-@pytest.mark.parametrize("variables", [{"OFFERED": "openmpi"}, {"FITS": "none"}, {"RESIST_HVD_LAUNCHER": "mpirun"}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OFFERED": "openmpi"},
+        {"FITS": "none"},
+        {"FITS": "none", "TRIAL": "124"},  # it hangs
+        {"FITS": "none", "TRIAL": "134"},  # it crashes in MPI
+        {"FITS": "none", "TRIAL": "139"},
+        {"RESIST_HVD_LAUNCHER": "mpirun"},
+    ],
+)
 def test_mpirun_starts_ranks_where_srun_starts_no_mpi(job: Job, tmp_path: Path, variables: dict[str, str]) -> None:
     status, _ = ended(job("train.sbatch", **variables))
     assert status == 0
@@ -122,7 +137,7 @@ def test_flags_for_srun_are_words_and_nothing_more(job: Job, tmp_path: Path) -> 
     status, _ = ended(job("train.sbatch", RESIST_HVD_SRUN_FLAGS=flags))
     assert status == 0
     words = " ".join(flags.split())
-    assert f"--input=none {words} python -c from mpi4py" in told(tmp_path)
+    assert f"--input=none {words} --kill-on-bad-exit=0 python -c from mpi4py" in told(tmp_path)
     assert f"--input=none {words} python -m resist_hvd.train" in told(tmp_path)
     assert not list(tmp_path.glob("**/gone"))
 
@@ -189,6 +204,7 @@ LOST_BEFORE = "started\n69 rank 1 on n1\n"
     ("status", "record", "exits", "comes_back"),
     [
         (0, "started\n0 rank 0 on n1\n", 0, False),
+        (0, "started\n", 0, False),  # --help, or no room on the disk for the record
         (1, "started\n0 rank 0 on n1\n", 0, False),  # ranks were done, and the launcher then failed
         (75, "started\n75 rank 0 on n1\n", 75, True),
         (143, "started\n75 rank 0 on n1\n", 143, True),
@@ -203,6 +219,8 @@ LOST_BEFORE = "started\n69 rank 1 on n1\n"
         (137, "started\n70 rank 3 on n2\n", 70, False),
         (1, "", 1, False),  # srun has refused its flags, or Python could not import
         (127, "", 127, False),
+        (137, "started\n18446744073709551618 rank 0 on n1\n", 137, True),  # no status: 2, to the shell's arithmetic
+        (137, "started\n010 rank 0 on n1\n", 137, True),  # no status: 8
     ],
 )
 def test_record_tells_whether_a_job_comes_back_and_how_it_ends(
@@ -251,9 +269,56 @@ def test_job_that_gets_nowhere_does_not_come_back_for_ever(job: Job, tmp_path: P
     assert [comes_back() for _ in range(3)] == [True, True, False]
 
 
-def test_job_that_is_preempted_during_the_trial_comes_back(job: Job, tmp_path: Path) -> None:
-    status, _ = ended(job("train.sbatch", FITS="none", TRIAL="143"))
-    assert status == 143
+COMMAND = "x[$(touch${IFS}$SLURM_SUBMIT_DIR/gone)]"
+
+
+@pytest.mark.parametrize(
+    ("restarts", "after"),
+    [
+        (f"{COMMAND} none", "1 none"),
+        ("99999999999999999999 none", "1 none"),
+        ("-5 none", "1 none"),
+        ("08 none", "9 none"),
+        ("8 none", "9 none"),
+        (f"8 {COMMAND}", "1 none"),
+        ("", "1 none"),
+    ],
+)
+def test_count_in_a_file_is_a_number_and_nothing_more(job: Job, tmp_path: Path, restarts: str, after: str) -> None:
+    file = tmp_path / "runs/name-7/restarts"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"{restarts}\n")
+    status, said = ended(job("train.sbatch", STATUS="137", RECORD=f"{COMMAND} rank 0\n", SLURM_RESTART_COUNT=COMMAND))
+    assert status == 137
+    assert "start 1 of job 7" in said
+    assert "scontrol requeue 7\n" in told(tmp_path)
+    assert file.read_text() == f"{after}\n"
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("restarts", [COMMAND, "ten", "-1", "9999999"])
+def test_number_of_restarts_that_is_none_starts_nothing(job: Job, tmp_path: Path, restarts: str) -> None:
+    status, said = ended(job("train.sbatch", RESIST_HVD_RESTARTS=restarts))
+    assert status == 2
+    assert f"RESIST_HVD_RESTARTS is '{restarts}'" in said
+    assert not (tmp_path / "told").exists()
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("element", [COMMAND, "9", ""])
+def test_element_that_the_array_does_not_have_starts_nothing(job: Job, tmp_path: Path, element: str) -> None:
+    status, said = ended(job("array.sbatch", SLURM_ARRAY_JOB_ID="6", SLURM_ARRAY_TASK_ID=element))
+    assert status == 2
+    assert f"'{element}'" in said
+    assert "--array=0-8" in said
+    assert not (tmp_path / "told").exists()
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("trial", [143, 137])
+def test_job_that_is_preempted_during_the_trial_comes_back(job: Job, tmp_path: Path, trial: int) -> None:
+    status, _ = ended(job("train.sbatch", FITS="none", TRIAL=str(trial)))
+    assert status == trial
     assert told(tmp_path).endswith("scontrol requeue 7\n")
     assert "mpirun" not in told(tmp_path)
 
@@ -265,6 +330,11 @@ def test_warning_during_the_trial_brings_the_job_back(job: Job, tmp_path: Path) 
     status, _ = ended(process)
     assert status == 75
     assert "resist_hvd.train" not in told(tmp_path)
+    assert told(tmp_path).endswith("scontrol requeue 7\n")
+
+
+def test_warning_once_the_ranks_have_ended_is_too_late_to_matter(job: Job, tmp_path: Path) -> None:
+    assert ended(job("train.sbatch", STATUS="137", RECORD="started\n", WARNS="yes"))[0] == 137
     assert told(tmp_path).endswith("scontrol requeue 7\n")
 
 
