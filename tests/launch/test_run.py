@@ -1,9 +1,12 @@
 """`launch/run`: ranks on this machine, their output as it is, their status, and the signals that reach them."""
 
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +112,106 @@ def test_ranks_do_not_outlive_it(tiny: list[str], tmp_path: Path) -> None:
         running.process.wait(timeout=runs.SOON)
         wait_until(lambda: not running.processes())
         assert "Told to stop by the end of what started mpirun" in running.err.read_text()
+
+
+STAND_IN = """#!/bin/sh
+if [ "$1" = --version ]; then exit; fi
+echo "mpirun $*"
+echo $$ >"$TOLD.new" && mv "$TOLD.new" "$TOLD"
+while [ ! -e "$TOLD.end" ]; do sleep 0.05; done
+exit 5
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """Return a `launch/run` whose mpirun is a stand-in, and its environment.
+
+    The stand-in writes its process number to the file `told`, and ends with status 5 once there is `told.end`.
+    """
+    (tmp_path / "launch").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("run", "common.sh"):
+        (tmp_path / "launch" / name).write_bytes((RUN.parent / name).read_bytes())
+    for name, body in {"mpirun": STAND_IN, "python": "#!/bin/sh\n"}.items():
+        (tmp_path / ".venv/bin" / name).write_text(body)
+        (tmp_path / ".venv/bin" / name).chmod(0o755)
+    return tmp_path / "launch/run", {"PATH": "/usr/bin:/bin", "TOLD": str(tmp_path / "told")}
+
+
+def test_ranks_that_are_stopped_have_not_ended(copy: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    program, environment = copy
+    process = subprocess.Popen(["/bin/bash", program], env=environment, stdout=subprocess.DEVNULL)
+    wait_until((tmp_path / "told").exists)
+    mpirun = int((tmp_path / "told").read_text())
+    os.kill(mpirun, signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    (tmp_path / "told.end").touch()
+    os.kill(mpirun, signal.SIGCONT)
+    assert process.wait(timeout=runs.LONGEST) == 5
+
+
+LATE_KILL = """
+wait() {
+    touch "$TOLD.awaited"
+    builtin wait "$@"
+}
+kill() {
+    touch "$TOLD.end"
+    while builtin kill -0 "$2" 2>/dev/null; do :; done
+    builtin kill "$@"
+}
+"""
+
+
+def test_a_signal_after_the_ranks_have_ended_changes_no_status(
+    copy: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """In place of the shell's own kill there is one that waits until they have."""
+    program, environment = copy
+    (tmp_path / "late_kill").write_text(LATE_KILL)
+    environment["BASH_ENV"] = str(tmp_path / "late_kill")
+    process = subprocess.Popen(
+        ["/bin/bash", program], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wait_until((tmp_path / "told.awaited").exists)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=runs.LONGEST)
+    assert (process.returncode, said) == (5, b"")
+
+
+def test_ranks_write_to_a_terminal_that_stops_what_is_in_the_background(
+    copy: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    program, environment = copy
+    (tmp_path / "told.end").touch()
+    ours, terminal = pty.openpty()
+    settings = termios.tcgetattr(terminal)
+    settings[3] |= termios.TOSTOP
+    termios.tcsetattr(terminal, termios.TCSANOW, settings)
+    # As a session's first, bash has the terminal that it opens for its own.
+    command = ["/bin/bash", "-c", 'exec >"$0" 2>&1 <"$0" && exec "$@"', os.ttyname(terminal), "/bin/bash", program]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        assert process.wait(timeout=runs.LONGEST) == 5
+    finally:
+        process.kill()
+    printed = os.read(ours, 10_000).decode()
+    os.close(ours)
+    os.close(terminal)
+    assert "mpirun -np 4 python -m resist_hvd.train" in printed.splitlines()
+
+
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
+def test_ranks_start_where_nothing_can_be_printed(
+    copy: tuple[Path, dict[str, str]], tmp_path: Path, output: str
+) -> None:
+    program, environment = copy
+    (tmp_path / "told.end").touch()
+    command = ["/bin/bash", "-c", f'exec /bin/bash "$0" {output}', program]
+    assert subprocess.run(command, env=environment, check=False, timeout=runs.LONGEST).returncode == 5
+    assert (tmp_path / "told").exists()
 
 
 @pytest.mark.parametrize("flags", [["-np"], ["-np", "0"], ["-np=two"]])

@@ -504,7 +504,18 @@ def test_locks_agree_with_one_another() -> None:
         assert each <= main.get(name, each), key
 
 
-# The summary of launch/test
+# launch/test: its help and its summary
+
+
+def test_help_that_cannot_be_printed_tests_nothing(tmp_path: Path) -> None:
+    """Nothing but a stand-in of launch/setup could be started."""
+    for name in ("test", "common.sh"):
+        shutil.copy(ROOT / "launch" / name, tmp_path)
+    make_programs(tmp_path, setup='touch "$0.started"')
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(["/bin/bash", tmp_path / "test", "--help"], stdout=full, check=False, timeout=60)
+    assert done.returncode != 0
+    assert not (tmp_path / "setup.started").exists()
 
 
 def write_report(file: Path, **outcomes: str) -> None:
