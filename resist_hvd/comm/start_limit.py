@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,13 @@ from pathlib import Path
 
 RANK_VARIABLES = (b"OMPI_COMM_WORLD_RANK=", b"PMIX_RANK=", b"PMI_RANK=", b"SLURM_PROCID=")
 STATES = {"T": "is stopped by a signal", "t": "is stopped by a debugger", "D": "waits for a disk or a file server"}
+
+SLICE = 2.0
+"""Seconds for which it waits at once. In a slice that took far longer this process, and its job with it, was suspended.
+"""
+
+EXIT = 0.7
+"""Seconds between what is said and the end of the rank, in which other hosts say what is seen there."""
 
 LAST = 3.0
 """Seconds after which a rank that has not ended by itself is killed."""
@@ -69,12 +77,20 @@ def record(path: str, line: str) -> None:
         os.close(file)
 
 
-def over(end: float) -> bool:
-    """Wait until a time of the monotonic clock; return whether the standard input ended before."""
-    while (left := end - time.monotonic()) > 0:
-        if select.select([0], [], [], left)[0]:
+def over(seconds: float) -> bool:
+    """Wait; return whether the standard input ended before. Time in which the job is suspended does not count."""
+    while seconds > 0:
+        began = time.monotonic()
+        if select.select([0], [], [], min(seconds, SLICE))[0]:
             return True
+        seconds -= min(time.monotonic() - began, 2 * SLICE)
     return False
+
+
+def end_rank() -> None:
+    """Have the rank end itself: whoever waits at the other end of the standard output does so with its own status."""
+    with suppress(OSError):
+        os.write(1, b"!")
 
 
 def main() -> None:
@@ -92,12 +108,13 @@ def main() -> None:
     parser.add_argument("--status", help="the rank's exit status then")
     parser.add_argument("--then", nargs="*", default=[], help="the program that ends the launcher")
     given = parser.parse_args()
-    began = time.monotonic()
+    left = given.seconds + given.speaks
     if 0 < given.note < given.seconds:
-        if over(began + given.note):
+        if over(given.note):
             return
+        left -= given.note
         say(f"Not all ranks have started MPI after {given.note:.0f} s. {seen_on(given.host, given.launcher)}.")
-    if over(began + given.seconds + given.speaks):
+    if over(left):
         return
     seen = f"{given.seconds:.0f} s [rank {given.rank} on {given.host}, {{}}]. {seen_on(given.host, given.launcher)}. "
     if given.ending:
@@ -107,10 +124,15 @@ def main() -> None:
             f"MPI did not come up on all ranks within {seen.format('starting MPI')}Start again once that is mended; "
             "--watchdog gives another limit."
         )
-    record(given.record, f"{given.status} rank {given.rank} on {given.host}")
-    if not over(time.monotonic() + LAST):
-        with suppress(OSError):
-            os.kill(given.process, signal.SIGKILL)
+    line = f"{given.status} rank {given.rank} on {given.host}"
+    recording = threading.Thread(target=record, args=(given.record, line), daemon=True)
+    recording.start()
+    recording.join(1.0)  # its file server may be what all wait for
+    if not over(EXIT):
+        end_rank()
+        if not over(LAST):
+            with suppress(OSError):
+                os.kill(given.process, signal.SIGKILL)
     if given.then:
         os.execv(sys.executable, [sys.executable, "-I", "-S", *given.then])
 

@@ -1,8 +1,9 @@
 """Guards a program where no watchdog does: while modules are imported, and while MPI and Horovod start, or end.
 
 A process can do little then. While modules are imported, Python's handlers answer signals. While MPI starts or ends, no
-other thread of Python runs: so a limit is kept by a process of its own (`start_limit`), which says what it sees,
-and by a timer of the kernel's, which ends this process with the right status.
+other thread of Python runs: so a limit is kept by a process of its own (`start_limit`), which says what it sees and
+gives a word on which the C library ends this process with the right status. A timer of the kernel's ends it much later
+where that process cannot run; the timer knows nothing of the time in which a job was suspended.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ NOTE = 120.0
 ENDING = 60.0
 """Seconds that all ranks may take to end once their work is done, and all is written."""
 
-EXIT = 0.7
-"""Seconds between what is said, and the end."""
+SPARE = 60.0
+"""Seconds beyond twice a limit after which the kernel's timer ends this process."""
 
 
 def begin() -> None:
@@ -90,13 +91,14 @@ def limited(watchdog: float | None = None) -> Iterator[None]:
     # The lowest rank that waits speaks; where one has ended, a launcher ends the others.
     speaks = 0.3 + 0.15 * min(rank, 20) if rank else 0.0
     helper = _start_helper(rank, seconds, speaks, note=NOTE if rank == 0 else 0.0)
-    timer = ExitTimer(seconds + speaks + EXIT, LOST)
+    timer = ExitTimer(2 * seconds + speaks + SPARE, LOST)
     try:
         yield
     finally:
         timer.cancel()
         if helper is not None:
-            process, pipe = helper
+            process, pipe, word = helper
+            word.cancel()
             os.close(pipe)
             threading.Thread(target=process.wait, name="start limit", daemon=True).start()
 
@@ -111,13 +113,16 @@ def limit_end(status: int) -> None:
         rank = launched_rank()
         speaks = 0.3 + 0.15 * min(rank, 20) if rank else 0.0
         _start_helper(rank, ENDING, speaks, status=status or LOST, ending=True)
-        ExitTimer(ENDING + speaks + EXIT, status or LOST)
+        ExitTimer(2 * ENDING + speaks + SPARE, status or LOST)
 
 
 def _start_helper(
     rank: int, seconds: float, speaks: float, *, note: float = 0.0, status: int = LOST, ending: bool = False
-) -> tuple[subprocess.Popen[bytes], int] | None:
-    """Return the program that keeps a limit, and what must be closed to end it before; this process's end does, too."""
+) -> tuple[subprocess.Popen[bytes], int, ExitOnWord] | None:
+    """Return the program that keeps a limit, what must be closed to end it before, and what ends this process.
+
+    This process's end closes it, too.
+    """
     settings = {
         "rank": rank,
         "host": host_name(),
@@ -143,7 +148,8 @@ def _start_helper(
     its_end, pipe = os.pipe()
     try:
         # A launcher ends this rank's whole process group.
-        return subprocess.Popen(program, stdin=its_end, stdout=subprocess.DEVNULL, start_new_session=True), pipe
+        word = ExitOnWord(status)
+        return subprocess.Popen(program, stdin=its_end, stdout=word.pipe, start_new_session=True), pipe, word
     except OSError:
         os.close(pipe)
         return None
@@ -170,6 +176,59 @@ class _Times(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("every", "every_ns", "first", "first_ns"))
 
 
+class _Request(ctypes.Structure):
+    """`struct aiocb` of 64-bit glibc; its own fields follow the event, and after it is room for what is read."""
+
+    _fields_ = (
+        ("descriptor", ctypes.c_int),
+        ("operation", ctypes.c_int),
+        ("priority", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("event", _Event),
+        ("rest", ctypes.c_char * 256),
+        ("read", ctypes.c_char * 8),
+    )
+
+
+class ExitOnWord:
+    """Ends this process once anything is written to a pipe, by a thread of the C library's that needs no Python.
+
+    With another C library than glibc nothing happens: `start_limit` kills the process a little later.
+
+    Args:
+        status: the exit status.
+
+    Attributes:
+        pipe: the end to write to. It stays open here, so that the end of another writer is no word.
+    """
+
+    def __init__(self, status: int) -> None:
+        self._request: _Request | None = None
+        # The end to read from is never closed: a thread may be about to read, and its number would be another file's.
+        descriptor, self.pipe = os.pipe()
+        with suppress(AttributeError, OSError):
+            library = ctypes.CDLL(None)
+            library.gnu_get_libc_version()
+            leave = ctypes.cast(library._exit, ctypes.c_void_p).value
+            event = _Event(value=status, notify=BY_THREAD, function=leave)
+            request = _Request(descriptor=descriptor, bytes=1, event=event)
+            request.buffer = ctypes.addressof(request) + _Request.read.offset
+            # The C library goes on using it after Python has ended, which MPI does not before: it is never freed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(request))
+            if library.aio_read(ctypes.byref(request)) == 0:
+                self._request = request
+
+    def cancel(self) -> None:
+        """Have the process go on, whatever is written."""
+        if self._request is not None:
+            self._request.event.notify = NOT_AT_ALL
+
+
+NOT_AT_ALL, BY_THREAD = 1, 2
+"""`SIGEV_NONE` and `SIGEV_THREAD`."""
+
+
 class ExitTimer:
     """Ends this process after some seconds, by a thread that the C library starts and that needs no Python.
 
@@ -185,9 +244,9 @@ class ExitTimer:
         with suppress(AttributeError, OSError):
             library = ctypes.CDLL(None)
             create, settime, self._delete = library.timer_create, library.timer_settime, library.timer_delete
-            by_thread, monotonic = 2, 1
+            monotonic = 1
             leave = ctypes.cast(library._exit, ctypes.c_void_p).value
-            event = _Event(value=status, notify=by_thread, function=leave)
+            event = _Event(value=status, notify=BY_THREAD, function=leave)
             timer = ctypes.c_void_p()
             if create(monotonic, ctypes.byref(event), ctypes.byref(timer)) == 0:
                 times = _Times(first=int(seconds), first_ns=int(seconds % 1 * 1e9) or 1)

@@ -148,3 +148,41 @@ def test_ctrl_c_ends_a_program_that_is_one_process_without_a_traceback() -> None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (128 + signal.SIGINT, "")
+
+
+def test_time_in_which_a_job_is_suspended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slices = 0.0, 0
+
+    def select(_: list[int], __: list[int], ___: list[int], seconds: float) -> tuple[list[int], list[int], list[int]]:
+        nonlocal now, slices
+        slices += 1
+        now += 5 * 3600 if slices == 4 else seconds
+        return [], [], []
+
+    monkeypatch.setattr(start_limit.select, "select", select)
+    monkeypatch.setattr(start_limit.time, "monotonic", lambda: now)
+    assert not start_limit.over(60)
+    assert now > 5 * 3600 + 60 - 3 * start_limit.SLICE
+    assert slices >= 60 / start_limit.SLICE - 2
+
+
+def test_a_word_ends_a_process_whose_python_cannot_run_and_none_once_it_is_cancelled() -> None:
+    program = """
+import ctypes, os, sys, threading, time
+from resist_hvd.comm.starting import ExitOnWord
+if sys.argv[1] == "cancelled":
+    word = ExitOnWord(69)
+    word.cancel()
+    os.write(word.pipe, b"!")
+    time.sleep(0.5)
+    sys.exit(5)
+word = ExitOnWord(69)
+if os.fork() == 0:
+    time.sleep(0.2)
+    os.write(word.pipe, b"!")
+    os._exit(0)
+ctypes.PyDLL(None).sleep(50)
+"""
+    for how, status in (("given", 69), ("cancelled", 5)):
+        done = subprocess.run([sys.executable, "-c", program, how], timeout=60, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (status, "")
