@@ -17,6 +17,7 @@ class Outcome:
         number: of the kill.
         setting, rank, signal, moment: which kill it was.
         sent: whether the signal was sent: some runs end before their moment.
+        again: whether the run that went on was killed once more.
         status: the launcher's, None where it hung.
         seconds: from the signal to the end.
         hung, orphans: whether it did not end, and whether processes outlived it.
@@ -30,6 +31,7 @@ class Outcome:
     signal: str
     moment: str
     sent: bool = False
+    again: bool = False
     status: int | None = None
     seconds: float = 0.0
     hung: bool = False
@@ -63,7 +65,8 @@ def table(outcomes: Sequence[Outcome], key: Callable[[Outcome], str], title: str
 def summary(outcomes: Sequence[Outcome], seed: int) -> str:
     """Return what a campaign came to, in some lines."""
     kills = f"{len(outcomes)} kill{'s' if len(outcomes) != 1 else ''}"
-    lines = [f"{kills} of seed {seed}; seconds from the signal to the end of all ranks"]
+    again = sum(outcome.again for outcome in outcomes)
+    lines = [f"{kills} of seed {seed}, {again} runs killed once more; seconds from the signal to the end of all ranks"]
     for key, title in (
         (lambda o: o.signal, "signal"),
         (lambda o: o.moment, "moment"),

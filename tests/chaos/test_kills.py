@@ -48,7 +48,8 @@ def test_kill(
         outcome.faults += verdicts.faults_of_end(kill, ended, folder, whole)
         said = str(ended)
         if kill.twice:
-            cut_short(going_on(kill, folder, arguments), kill, seconds)
+            outcome.again = cut_short(going_on(kill, folder, arguments), kill, seconds)
+            outcome.faults += verdicts.half_written(folder, whole)
     except runs.HangsError as error:
         outcome.hung, said = True, str(error)
     except runs.LeftBehindError as error:
@@ -70,6 +71,9 @@ def test_kill(
 def going_on(kill: Kill, folder: Path, arguments: list[str | Path]) -> list[str | Path]:
     """Return the flags that go on with a run: what it trains, it knows itself, once it has begun."""
     begun = ["--output", folder] if (folder / "config.yaml").exists() else arguments
+    # One that has finished would go on beyond its number of rounds; one that has not must keep that number by itself.
+    if (folder / "summary.json").exists() and "max_rounds" in kill.setting.flags:
+        begun = [*begun, f"--max_rounds={kill.setting.flags['max_rounds']}"]
     patient = ["--watchdog=60"] if kill.signal == signal.SIGSTOP else []  # the one it had is short for a busy machine
     return [*begun, *patient, "--resume"]
 
@@ -154,11 +158,13 @@ def end_of(running: runs.Running, limit: float) -> runs.Ended:
     return running.end(limit=1, patience=30)
 
 
-def cut_short(arguments: list[str | Path], kill: Kill, seconds: float) -> None:
-    """Go on with a run, and kill one of its ranks at any time."""
+def cut_short(arguments: list[str | Path], kill: Kill, seconds: float) -> bool:
+    """Go on with a run, and kill one of its ranks at any time; return whether there was one."""
     setting = kill.setting
     with runs.started(*arguments, ranks=setting.ranks, program=setting.program, **setting.variables) as running:
         time.sleep((1 - kill.share) * seconds)
-        for pid in running.ranks()[-1:]:
+        ranks = running.ranks()[-1:]
+        for pid in ranks:
             os.kill(pid, signal.SIGKILL)
         running.end(limit=LONGEST)
+    return bool(ranks)
