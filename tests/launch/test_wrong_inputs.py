@@ -143,8 +143,6 @@ def test_output_that_cannot_be_written_is_told(tiny: list[str], tmp_path: Path) 
 
 def test_gpu_that_is_asked_for_and_not_there_is_told_by_all_ranks_together(tiny: list[str], tmp_path: Path) -> None:
     ended = runs.run(*tiny, "--device=cuda", "--output", tmp_path / "run", CUDA_VISIBLE_DEVICES="")
-    assert ended.mistake == (
-        "--device is cuda, but PyTorch sees no GPU [all 2 ranks, choosing a device]. "
-        "Check nvidia-smi, or give --device cpu."
-    )
+    for fact in ("--device is cuda", "sees no GPU", "all 2 ranks", "nvidia-smi", "--device cpu"):
+        assert fact in ended.mistake
     assert not (tmp_path / "run").exists()

@@ -73,19 +73,23 @@ def test_one_network_in_both_precisions(
     changes: dict[str, Any], source: ResidentSource, world: World, folder: Path
 ) -> None:
     run = trained(source, changes, world, folder)
-    found: dict[str, tuple[float, float]] = {}
+    reported: dict[str, tuple[float, float]] = {}
     for precision in ("fp32", "bf16"):
         run.settings = replace(run.settings, precision=precision)  # type: ignore[arg-type]
         ours = evaluate(run.method, source, world, run.autocast)
-        found[precision] = ours.accuracy, ours.loss
+        reported[precision] = ours.accuracy, ours.loss
         export(folder / precision, run.method, source, world, run.autocast)
         # Ranks share out the work: each rebuilds the model, for a precision of its own.
         world.barrier()
         computed = ("fp32", "bf16")[world.rank % 2]
         model = plain_network.load_plain(folder / precision)
         everything = source.test(Shard(rank=0, size=1))
-        found[f"{precision}, exported, computed in {computed}"] = plain_network.evaluate_plain(
-            model, everything, computed
-        )
-    accuracy, loss = found["fp32"]
-    assert found == {name: (pytest.approx(accuracy, abs=POINTS), pytest.approx(loss, rel=0.02)) for name in found}
+        exported = plain_network.evaluate_plain(model, everything, computed)
+        assert exported == close_to(reported[precision]), f"the export of {precision}, computed in {computed}"
+    assert reported["bf16"] == close_to(reported["fp32"])
+
+
+def close_to(found: tuple[float, float]) -> Any:
+    """What an accuracy and a loss may be where these were found."""
+    accuracy, loss = found
+    return pytest.approx(accuracy, abs=POINTS), pytest.approx(loss, rel=0.02)
