@@ -67,12 +67,13 @@ def main():
     if "RESIST_HVD_TEST_BOARD" not in os.environ:
         sys.modules["tensorboard"] = None
     aim = Aim()
-    if aim.begins.search("importing"):
-        from resist_hvd.comm import starting
+    from resist_hvd.comm import starting
 
+    if aim.begins.search("importing"):
         sound = starting.begin
         starting.begin = lambda: (sound(), aim.came("importing"))
     else:
+        starting.begin()  # as the program itself does before it imports what takes its time, which is done here already
         from resist_hvd.comm.activity import Activity
         from resist_hvd.comm.world import World
         from resist_hvd.training import checkpoint
