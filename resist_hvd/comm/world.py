@@ -25,7 +25,6 @@ from resist_hvd.comm.devices import (
 )
 from resist_hvd.comm.early import load_mpi
 from resist_hvd.comm.launch import (
-    SPINNING_THREADS,
     host_name,
     prepare_environment,
     prepare_horovod,
@@ -49,7 +48,6 @@ class World:
         host: this host's name.
         device: what this worker computes on.
         cores: how many of its host's it has, where several ranks may run on one a part of that.
-        short_of_cores: whether the threads of this host's ranks that wait would fill all of its cores.
         shares_gpus: whether any GPU is used by several ranks.
         averages_on_gpus: whether Horovod averages GPU memory by NCCL; else averages pass through host memory.
         activity: what this worker is doing, and since when.
@@ -70,7 +68,6 @@ class World:
     host: str
     device: torch.device
     cores: float = 1.0
-    short_of_cores: bool = False
     shares_gpus: bool = False
     averages_on_gpus: bool = False
     activity: Activity = field(default_factory=Activity)
@@ -143,7 +140,6 @@ class World:
         own = own_resources()
         there = local.allgather(own)
         self.cores = shared_cores(there)[self.local_rank]
-        self.short_of_cores = SPINNING_THREADS * len(there) > sum(shared_cores(there))
         if own.omp_bound:
             # Threads and processes that are started from here on are not to inherit the one core that OpenMP left.
             with suppress(OSError):
@@ -174,8 +170,7 @@ class World:
         """
         import horovod.torch as hvd
 
-        short = any(self.gather_objects(self.short_of_cores))
-        prepare_horovod(relaxed=short or self.device.type == "cuda")
+        prepare_horovod(on_gpus=self.device.type == "cuda")
         hvd.init(comm=self.comm)
         if hvd.size() != self.size:
             raise UserError(

@@ -154,16 +154,14 @@ def test_a_process_alone_in_a_step_is_a_world_of_its_own(prefix: Path, monkeypat
     assert "SLURM_STEP_ID" not in environment
 
 
-@pytest.mark.parametrize(("relaxed", "cycle"), [(False, launch.CYCLE), (True, launch.RELAXED_CYCLE)])
-def test_horovod_asks_less_often_where_cores_are_short(
-    relaxed: bool, cycle: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("on_gpus", "cycle"), [(False, launch.CYCLE), (True, launch.GPU_CYCLE)])
+def test_horovod_asks_less_often_on_gpus(on_gpus: bool, cycle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment: dict[str, str] = {}
     monkeypatch.setattr(launch.os, "environ", environment)
-    launch.prepare_horovod(relaxed=relaxed)
+    launch.prepare_horovod(on_gpus=on_gpus)
     assert environment["HOROVOD_CYCLE_TIME"] == cycle
     environment["HOROVOD_CYCLE_TIME"] = "7"
-    launch.prepare_horovod(relaxed=relaxed)
+    launch.prepare_horovod(on_gpus=on_gpus)
     assert environment["HOROVOD_CYCLE_TIME"] == "7"
 
 

@@ -19,7 +19,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def seconds() -> tuple[float, float]:
-    prepare_horovod(relaxed=False)
+    prepare_horovod(on_gpus=False)
     return float(os.environ[CHECK]), float(os.environ[SHUTDOWN])
 
 
