@@ -1,6 +1,22 @@
-"""What all tests share: how properties are sought, and how a test says how many ranks it needs."""
+"""What all tests share: how properties are sought, and that only those in tests/gpu use a GPU."""
 
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("resist_hvd", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("resist_hvd")
+
+GPU_TESTS = Path(__file__).resolve().parent / "gpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from the tests and from all that they start, unless nothing but GPU tests is asked for.
+
+    What tests demand of a run, equal bits above all, holds on CPUs alone; and ranks of one program would share a GPU.
+    """
+    asked_for = [Path(config.invocation_params.dir, argument.partition("::")[0]) for argument in config.args]
+    if not all(path.resolve().is_relative_to(GPU_TESTS) for path in asked_for):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -24,6 +24,7 @@ LONGEST = 240.0
 
 TINY = (
     "--recipe=digits",
+    "--device=cpu",
     "--model.sections=1,1,6,1",
     "--data.batch_size=8",
     "--local_iterations=2",
