@@ -8,10 +8,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from resist_hvd.errors import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
 
 CPUS_ARE_MEANT = "give --device cpu if CPUs are meant"
 
@@ -76,6 +79,23 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
 def gpu_identity(device: torch.device) -> str:
     """Return the UUID of a device that is a GPU, empty for a CPU."""
     return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16; one that has not imitates it, many times slower.
+
+    PyTorch itself takes a CPU with any AVX-512 for one that supports it. Of GPUs, those from Ampere on have it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def record_event() -> torch.cuda.Event:
+    """Return an event, for timing, at the end of what this process has given its GPU to do so far."""
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def check_alike(choices: Sequence[Choice]) -> None:

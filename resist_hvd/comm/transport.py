@@ -129,10 +129,13 @@ class Transport:
 
     def broadcast(self, flat: Tensor, root: int) -> None:
         """Fill `flat` on every rank with that of rank `root`."""
-        buffer = self._outgoing("broadcast", 0, flat) if self._stages_messages else flat
+        buffer = self._host_copy(("broadcast", 0), flat) if self._stages_messages else flat
+        sends, copies = self.world.rank == root, buffer is not flat
+        if copies and sends:
+            buffer.copy_(flat)
         with self.world.activity.waiting():
             self._messages.Bcast(buffer.numpy(), root=root)
-        if buffer is not flat:
+        if copies and not sends:
             flat.copy_(buffer)
 
     # -- blocks --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from resist_hvd.comm.devices import (
     check_alike,
     choose_device,
     gpu_identity,
+    record_event,
     shares_gpus,
 )
 from resist_hvd.comm.early import load_mpi
@@ -160,6 +161,8 @@ class World:
         choices = self.gather_objects(own)
         with self.agree("choosing a device"):
             check_alike(choices)
+        if own.gpu:
+            self.stopwatch = Stopwatch(record_event)
         self.shares_gpus, self.averages_on_gpus = shares_gpus(choices), averages_on_gpus(choices)
 
     def start_horovod(self) -> None:

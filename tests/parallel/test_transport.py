@@ -120,6 +120,16 @@ def test_a_broadcast_from_any_rank(staged: bool, world: World) -> None:
             assert flat.tolist() == [float(root)] * count
 
 
+def test_a_broadcast_copies_out_of_the_root_alone_and_into_the_others_alone(world: World) -> None:
+    transport = make(world, staged=True)
+    for root in range(world.size):
+        flat = torch.full((10,), float(world.rank))
+        transport.broadcast(flat, root)
+        assert (flat._version > 0) == (world.rank != root), "what has come was copied"
+    passed_through = transport._host_copies["broadcast", 0]
+    assert passed_through._version == 1, "each rank was root once"
+
+
 class Counting:
     """An MPI communicator that adds up the payload of what passes through it."""
 
