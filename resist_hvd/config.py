@@ -15,12 +15,15 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from resist_hvd import flags
+from resist_hvd.comm.devices import DeviceName
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.settings import MethodName, Momentum
 from resist_hvd.models.architecture import ModelSettings
 from resist_hvd.training.folder import finished_rounds
 from resist_hvd.training.optim import OptimSettings
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 DEMONSTRATION = "digits"
 """The recipe, and the data set, of a run that is told nothing else."""
@@ -63,14 +66,16 @@ class Settings:
     seed: int = 1
     """The run's seed: initial weights, partitions, the order of images and their augmentation."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes convolutions in bfloat16 (autocast); parameters and averages stay float32. CPUs without bfloat16
-    arithmetic are many times slower with it."""
+    precision: Precision = "fp32"
+    """bf16 computes convolutions in bfloat16 (autocast); parameters and averages stay float32. Where bfloat16 is
+    imitated it is many times slower: auto is bf16 where all ranks have instructions for it (AMX or AVX512-BF16; GPUs
+    from Ampere on), else fp32, and a run stays with what it began with. On GPUs from Ampere on fp32's convolutions are
+    in TF32, of 10 bits, as PyTorch has it; NVIDIA_TF32_OVERRIDE=0 in the environment forbids that."""
 
     compile: bool = False
     """Compile the network with torch.compile: some minutes at the start, faster steps afterwards."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     """What to compute on; auto is cuda where there is a GPU."""
 
     evaluate_every: int = 0
@@ -164,6 +169,8 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
             # Who names a network means its depth, not that of the sections in a recipe.
             values["model.sections"] = None
         values.update(layer)
+    if own is not None and values.get("precision") == "auto":
+        values["precision"] = own.get("precision", "auto")  # what it was found to be when the run began
     try:
         return instantiate(parser.instantiate(values))
     except (ValueError, TypeError) as error:
@@ -180,6 +187,18 @@ def read_recipe(parser: ArgumentParser, name: str) -> Namespace:
         raise UserError(f"There is no recipe {name!r}", mend=f"Give --recipe one of {', '.join(recipe_names())}.")
     with resources.as_file(resources.files("resist_hvd.recipes") / f"{name}.yaml") as path:
         return flags.read_file(parser, path, Settings)
+
+
+def resolved_recipe(name: str) -> dict[str, Any]:
+    """Return every setting of a run by a recipe, by names with dots in them.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    parser = make_parser()
+    values = parser.get_defaults()
+    values.update(read_recipe(parser, name))
+    return {setting: values.get(setting) for setting in flags.field_types(Settings)}
 
 
 def settings_of_resumed(parser: ArgumentParser, asked: Namespace) -> Namespace | None:

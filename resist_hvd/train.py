@@ -26,6 +26,7 @@ from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
 from resist_hvd.seeds import derive
+from resist_hvd.training.arithmetic import compute_deterministically, compute_fast, with_precision
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
 from resist_hvd.training.checks import refuse_degenerate, remarks
 from resist_hvd.training.claim import Claim, claimed
@@ -59,10 +60,11 @@ def run_training(settings: Settings) -> None:
         world = World.join(settings.device)
         failure.watch(world)
         # Each rank has read the files; a host may have seen an older state of a folder on a file server.
-        settings = world.broadcast_object(settings)
+        settings = with_precision(world.broadcast_object(settings), world)
         watchdog = watched(world, settings.watchdog)
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)
+    compute_fast(world.device)
     with watchdog:
         folder = make_folder(settings.output, f"{settings.data.name}-{settings.method}", world)
         with claimed(folder, world) as claim:
@@ -108,17 +110,6 @@ def train_in(
             broken = every_broken_file(source, world)
             summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
     return summary, broken
-
-
-def compute_deterministically(*, compiled: bool) -> None:
-    """Have PyTorch take only algorithms that give the same result every time.
-
-    `use_deterministic_algorithms` tells the compiler too, and loads it for that: nearly half of what a start takes.
-    """
-    if compiled:
-        torch.use_deterministic_algorithms(True)
-    else:
-        torch.set_deterministic_debug_mode("error")
 
 
 def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | None:
@@ -213,7 +204,7 @@ def headline(run: Run) -> str:
     whole = run.method.subnet.architecture
     loader = f", decoded by {run.source.loader_name}" if run.source.loader_name else ""
     return (
-        f"{run.settings.method} on {counted(world.size, 'worker')} ({world.device.type}), "
+        f"{run.settings.method} on {counted(world.size, 'worker')} ({world.device.type}, {run.settings.precision}), "
         f"{spec.name}: {spec.train_size:,} training and {counted(spec.test_size, 'test image')}, "
         f"{counted(len(spec.classes), 'class', 'classes')}{loader}\n"
         f"sections {','.join(map(str, whole.sections))}, {counted(whole.partitionable, 'block')} to deal out, "

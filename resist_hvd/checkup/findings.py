@@ -64,6 +64,7 @@ def judge(views: Sequence[View], links: Sequence[Link], clocks: Mapping[str, flo
         horovod,
         pytorch,
         gpus,
+        precision,
         dali,
         code,
         config,
@@ -261,6 +262,21 @@ def gpus(views: Sequence[View]) -> Finding:
         mend = "Build Horovod with NCCL: launch/setup --cuda yes."
         return Finding("GPUs", f"{seen}; averages pass through host memory", "note", mend)
     return Finding("GPUs", seen)
+
+
+def precision(views: Sequence[View]) -> Finding:
+    """Which precision --precision auto stands for, and whether a few ranks decide it for all."""
+    without = sorted({view.host for view in views if not view.bf16})
+    if not without:
+        return Finding("precision", "every rank computes bfloat16: --precision auto is bf16")
+    if not any(view.bf16 for view in views):
+        return Finding("precision", "no rank has instructions for bfloat16: --precision auto is fp32")
+    return Finding(
+        "precision",
+        f"no instructions for bfloat16 on {listed(without)}: --precision auto is fp32 for all",
+        "note",
+        "Leave these hosts out, and auto is bf16.",
+    )
 
 
 def dali(views: Sequence[View]) -> Finding:

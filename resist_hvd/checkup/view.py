@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import resist_hvd
-from resist_hvd.comm.devices import driver_version, gpu_identity, gpu_is_present
+from resist_hvd.comm.devices import computes_bf16, driver_version, gpu_identity, gpu_is_present
 from resist_hvd.comm.libraries import Libraries, libraries
 from resist_hvd.comm.resources import Resources, own_resources
 from resist_hvd.comm.world import World
@@ -33,6 +33,7 @@ class View:
         gpu: UUID of the one that this rank would take.
         driver: version of NVIDIA's.
         gpus_seen: whether the host has a GPU, whatever PyTorch thinks of it.
+        bf16: whether the device that this rank would take has instructions for bfloat16.
         dali: its version.
         shared_memory: free in /dev/shm.
         locked_memory: how much a process may lock, for InfiniBand.
@@ -52,6 +53,7 @@ class View:
     gpu: str
     driver: str
     gpus_seen: bool
+    bf16: bool
     dali: str
     libraries: Libraries
     code: str
@@ -66,6 +68,7 @@ class View:
 def look(world: World, output: Path, config: Path | None) -> View:
     """Return this rank's view; all ranks call it together."""
     gpus = torch.cuda.device_count()
+    device = torch.device("cuda", world.local_rank % gpus) if gpus else torch.device("cpu")
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     error, free = look_at_output(world, output)
     return View(
@@ -77,9 +80,10 @@ def look(world: World, output: Path, config: Path | None) -> View:
         torch=torch.__version__,
         cuda=torch.version.cuda or "",
         gpus=tuple(torch.cuda.get_device_name(number) for number in range(gpus)),
-        gpu=gpu_identity(torch.device("cuda", world.local_rank % gpus)) if gpus else "",
+        gpu=gpu_identity(device),
         driver=driver_version(),
         gpus_seen=gpu_is_present(os.environ),
+        bf16=computes_bf16(device),
         dali=version_of_dali(),
         libraries=libraries(),
         code=digest_of_code(),

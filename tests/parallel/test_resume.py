@@ -74,6 +74,7 @@ CASES = [
     pytest.param({"method": "ensemble", "min_blocks": 2}, id="ensemble"),
     pytest.param({"min_blocks": 3, "warmup": 6}, id="in-mid-warm-up"),
     pytest.param({"momentum": "keep", "warmup": 4}, id="as-the-warm-up-ends"),
+    pytest.param({"min_blocks": 3, "momentum": "keep", "precision": "bf16"}, id="in-bfloat16"),
 ]
 
 

@@ -37,6 +37,7 @@ def view(rank: int, **others: Any) -> View:
         gpu="",
         driver="",
         gpus_seen=False,
+        bf16=True,
         dali="",
         libraries=LIBRARIES,
         code="c0de" * 16,
@@ -66,7 +67,7 @@ def test_sound_views_need_nothing(size: int) -> None:
     found = judge(views(size=size), [], {})
     assert {each.level for each in found} == {"ok"}
     assert not any(each.mend for each in found)
-    assert len({each.check for each in found}) == len(found) == 12
+    assert len({each.check for each in found}) == len(found) == 13
 
 
 WITH_NCCL = replace(LIBRARIES, with_nccl=True)
@@ -99,6 +100,13 @@ def test_what_must_be_mended(check: str, odd: dict[str, Any], every: dict[str, A
     assert finding(check, views(every=every)).level == "ok"
 
 
+@pytest.mark.parametrize(("able", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_that_auto_stands_for(able: bool, precision: str) -> None:
+    found = finding("precision", views(every={"bf16": able}))
+    assert found.level == "ok"
+    assert found.seen.endswith(f"--precision auto is {precision}")
+
+
 SMALL = Resources(cores=frozenset({4, 5, 6, 7}), memory=2 * GIB)
 
 NOTES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
@@ -106,6 +114,7 @@ NOTES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("cores", {"threads": 5}, {}, "9 threads on 8 cores on n1"),
     ("memory", {"resources": SMALL}, {}, "1.0 GiB available to each rank on n1"),
     ("GPUs", {"gpus": ("A100",)}, GPU, "1 x H200 on n0, n1; 1 x A100 on n1"),
+    ("precision", {"bf16": False}, {}, "no instructions for bfloat16 on n1: --precision auto is fp32"),
     ("run's folder", {"output_free": 5 * GIB}, {}, "5.0 GiB free"),
 ]
 

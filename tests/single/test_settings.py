@@ -144,6 +144,20 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path) -> None:
     assert parse(["--output", str(folder)]).optim.lr == parse([]).optim.lr
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resumed_run_keeps_the_precision_that_auto_was_found_to_be(precision: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = begun(folder, "--precision=auto", rounds=4)
+    assert settings.precision == "auto"
+    resume = ["--resume", "--output", str(folder)]
+    assert parse([*resume, "--precision=auto"]).precision == "auto"  # as it stands there, if nobody has resolved it
+    write_settings(folder, replace(settings, precision=precision), 0)
+    for flags in ([], ["--precision=auto"], ["--recipe=digits"]):
+        assert parse([*resume, *flags]).precision == precision
+    for asked in ("fp32", "bf16"):
+        assert parse([*resume, f"--precision={asked}"]).precision == asked
+
+
 def test_a_run_that_has_finished_its_rounds_goes_on_when_it_is_resumed(tmp_path: Path) -> None:
     resume = ["--resume", "--output", str(tmp_path)]
     begun(tmp_path, "--max_rounds=9", rounds=9)

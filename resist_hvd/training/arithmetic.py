@@ -1,0 +1,68 @@
+"""How a run computes: in which precision, and by which of PyTorch's algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from resist_hvd import console
+from resist_hvd.comm.devices import computes_bf16
+from resist_hvd.comm.world import World
+from resist_hvd.config import Precision, Settings
+from resist_hvd.errors import UserError
+
+
+def with_precision(settings: Settings, world: World) -> Settings:
+    """Return the settings with the precision that all ranks compute in; all ranks call it together.
+
+    Raises:
+        UserError: another setting does not go with it.
+    """
+    precision, sentence = settled(settings.precision, world)
+    if sentence and world.is_first:
+        console.out(sentence)
+    try:
+        return replace(settings, precision=precision)
+    except ValueError as error:
+        seen, _, mend = str(error).partition("; ")
+        raise UserError(seen, mend=f"{mend[0].upper()}{mend[1:]}.", everywhere=True) from None
+
+
+def settled(asked: Precision, world: World) -> tuple[Literal["fp32", "bf16"], str]:
+    """Return the precision that all ranks compute in, and what a person should know of it; all call it together.
+
+    Returns:
+        bf16 or fp32: auto is bf16 where the device of every rank has instructions for it. And a sentence, empty where
+        there is nothing to say: hosts differ, or bfloat16 that is asked for is imitated.
+    """
+    everyone = world.gather_objects((world.host, computes_bf16(world.device)))
+    without = sorted({host for host, able in everyone if not able})
+    listed = ", ".join(without[:4]) + (f" and {len(without) - 4} more" if len(without) > 4 else "")
+    if asked == "auto":
+        differ = without and any(able for _, able in everyone)
+        sentence = (
+            f"--precision auto is fp32 for all: {listed} would imitate bfloat16, many times slower" if differ else ""
+        )
+        return "fp32" if without else "bf16", sentence
+    imitated = asked == "bf16" and without
+    sentence = f"bfloat16 is imitated on {listed}, many times slower than --precision fp32" if imitated else ""
+    return asked, sentence
+
+
+def compute_deterministically(*, compiled: bool) -> None:
+    """Have PyTorch take only algorithms that give the same result every time.
+
+    `use_deterministic_algorithms` tells the compiler too, and loads it for that: nearly half of what a start takes.
+    """
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
+
+
+def compute_fast(device: torch.device) -> None:
+    """Have cuDNN try its algorithms for each convolution, and keep the fastest: training's shapes never change."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
