@@ -10,14 +10,19 @@ if __name__ == "__main__":
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+from jsonargparse import Namespace
 
 from resist_hvd import console, flags
 from resist_hvd.benchmarks import candidates, compare, cycle, loader, step, sync
 from resist_hvd.comm import failure
 from resist_hvd.comm.launch import launched_by_mpi
 from resist_hvd.comm.world import World
+from resist_hvd.config import resolved_recipe
 from resist_hvd.errors import UserError
+from resist_hvd.training.arithmetic import compute_fast
 
 
 class Benchmark(NamedTuple):
@@ -72,8 +77,9 @@ def run_from_flags() -> None:
         console.out(f"ratio {benchmark.alone(settings):.3f}: {benchmark.meaning_alone}")
         return
     with starting.limited():
-        world = World.join()
+        world = World.join(getattr(settings, "device", "auto"))
         failure.watch(world)
+    compute_fast(world.device)
     ratio = benchmark.measure(settings, world)
     if world.is_first:
         console.out(f"ratio {ratio:.3f}: {benchmark.meaning}")
@@ -95,7 +101,29 @@ def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:
     if name not in BENCHMARKS:
         raise UserError(f"There is no benchmark {name!r}", mend=f"Give one of {', '.join(BENCHMARKS)}, and --help.")
     benchmark = BENCHMARKS[name]
-    return benchmark, flags.parse_settings(f"python -m resist_hvd.bench {name}", benchmark.settings, rest)
+    program = f"python -m resist_hvd.bench {name}"
+    return benchmark, flags.parse_settings(program, benchmark.settings, rest, partial(beneath, benchmark.settings))
+
+
+def beneath(settings: type[Any], given: Namespace) -> dict[str, Any]:
+    """Return the settings that what is given overrides: a recipe's, or of a network that is named its own size.
+
+    Args:
+        settings: the benchmark's.
+        given: what the flags give.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    if given.get("recipe") is not None:
+        recipe = resolved_recipe(given["recipe"])
+        under = {name: recipe[name] for name in flags.field_types(settings) if name in recipe}
+    else:
+        under = {}
+    if "model.name" in given:
+        # Who names a network means that one, not what is measured by default.
+        under |= {"model.sections": None} if under else {"model.sections": None, "model.width_factor": 1.0}
+    return under
 
 
 if __name__ == "__main__":

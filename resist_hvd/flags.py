@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -114,8 +114,19 @@ def with_values(arguments: Sequence[str], settings: type[Any]) -> list[str]:
     return spelled
 
 
-def parse_settings(prog: str, settings: type[T], arguments: Sequence[str]) -> T:
-    """Return the settings that flags give, for a program that has no recipes and no files of settings.
+def parse_settings(
+    prog: str,
+    settings: type[T],
+    arguments: Sequence[str],
+    beneath: Callable[[Namespace], Mapping[str, Any]] | None = None,
+) -> T:
+    """Return the settings that flags give, for a program that has no files of settings.
+
+    Args:
+        prog: what its help calls it.
+        settings: the dataclass of all of them.
+        arguments: the flags.
+        beneath: returns settings, by names with dots in them, that what is given overrides.
 
     Raises:
         UserError: a flag is unknown, or its value is wrong.
@@ -125,6 +136,8 @@ def parse_settings(prog: str, settings: type[T], arguments: Sequence[str]) -> T:
     given = read_flags(parser, arguments, settings)
     try:
         values = parser.get_defaults()
+        for name, value in (beneath(given) if beneath else {}).items():
+            values[name] = value
         values.update(given)
         values = parser.instantiate(values)
         return settings(**{name: values[name] for name in get_type_hints(settings)})

@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks import rivals
+from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.data.settings import DataSettings
@@ -29,8 +30,8 @@ THEIRS: dict[str, type[rivals.Rival]] = {
     "pytorch-ddp": rivals.DataParallelRival,
     "pytorch-post-local-sgd": rivals.PostLocalSGDRival,
 }
-PROBE_STEPS = 3
-"""Steps of a PyTorch loop without communication, by which its own is told from its arithmetic."""
+PROBES = 3
+"""How often a PyTorch loop's arithmetic is measured without communication, by which its own is told from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class CompareSettings:
 
     interface: str | None = None
     """The network interface for PyTorch's collectives; Open MPI's is chosen by its own options."""
+
+    device: DeviceName = "auto"
+    """What to compute on; auto is cuda where there is a GPU."""
 
     json: Path | None = None
     """Write every measurement into this file as JSON."""
@@ -157,12 +161,15 @@ class Theirs(Candidate):
         """Return the seconds of a step without communication; weights and images are then what they were."""
         state = self._batches.state()
         optimizer = rivals.sgd(self._network, self._settings.optim)
+        # As many steps at once as in a round: a GPU that is waited for after each one would seem slower than it is.
+        steps = self._settings.local_iterations if self._world.device.type == "cuda" else 1
         seconds = []
-        for _ in range(PROBE_STEPS):
+        for _ in range(PROBES):
             began = perf_counter()
-            rivals.train_step(self._network, optimizer, self._batches, rate=0.0)
+            for _ in range(steps):
+                rivals.train_step(self._network, optimizer, self._batches, rate=0.0)
             finish(self._world)
-            seconds.append(perf_counter() - began)
+            seconds.append((perf_counter() - began) / steps)
         self._network.zero_grad()
         self._batches.load_state(state)
         return median(seconds)

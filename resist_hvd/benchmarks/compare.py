@@ -47,7 +47,11 @@ def run(settings: CompareSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return ResIST's seconds over the best other's; all ranks together."""
     with world.agree("loading the data"):
         source = data.load(
-            settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
+            settings.data,
+            shard=Shard(rank=world.rank, size=world.size),
+            seed=settings.seed,
+            device=world.device,
+            share=world.once_a_host,
         )
     with world.agree("opening the file of measurements"):
         if world.is_first:

@@ -6,22 +6,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from resist_hvd import data
 from resist_hvd.benchmarks.table import paired_ratio, show_rates
+from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
+from resist_hvd.config import Precision, Settings
 from resist_hvd.data.baseline import bare_dali, threads, torchvision_loader
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
 from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings
 from resist_hvd.seeds import derive
+from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.run import Run, method_setup
 from resist_hvd.units import counted
@@ -45,8 +46,14 @@ class LoaderSettings:
     min_blocks: int = 5
     """m, the fewest blocks of the sub-network that these steps train."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """What these steps compute convolutions in."""
+    precision: Precision = "fp32"
+    """What these steps compute convolutions in; auto as in training."""
+
+    compile: bool = False
+    """Compile the network that these steps train with torch.compile."""
+
+    device: DeviceName = "auto"
+    """What to compute on; auto is cuda where there is a GPU."""
 
     seed: int = 1
     """Order, windows and weights come from it."""
@@ -64,6 +71,26 @@ class LoaderSettings:
                 raise ValueError(f"--{name} is {getattr(self, name)}; give {least} or more")
         if self.data.name != "imagenet":
             raise ValueError(f"--data.name is {self.data.name}, which has no loader to be timed; leave it out")
+        _ = self.training  # settings that do not go together are told at once
+
+    @property
+    def ready(self) -> int:
+        """Batches that the loader has made before they are asked for, and the one that it is at."""
+        return self.data.prefetch + 1
+
+    @property
+    def training(self) -> Settings:
+        """The settings of a run whose steps are timed."""
+        return Settings(
+            min_blocks=self.min_blocks,
+            local_iterations=max(self.ready, self.steps),
+            seed=self.seed,
+            precision=self.precision,
+            compile=self.compile,
+            epochs=1e9,
+            model=self.model,
+            data=self.data,
+        )
 
 
 def run(settings: LoaderSettings, world: World) -> float:
@@ -71,7 +98,7 @@ def run(settings: LoaderSettings, world: World) -> float:
     own = settings.data
     shard = Shard(rank=world.rank, size=world.size)
     with world.agree("loading the data"):
-        source = data.load(own, shard=shard, seed=settings.seed, device=world.device)
+        source = data.load(own, shard=shard, seed=settings.seed, device=world.device, share=world.once_a_host)
     with source:
         candidates: dict[str, Iterator[Any]] = {
             DALI: bare_dali(own, shard=shard, seed=settings.seed, device=world.device),
@@ -136,29 +163,23 @@ def images_a_second(batches: Iterator[Any], settings: LoaderSettings, device: to
 
 
 def training_beside(settings: LoaderSettings, world: World, source: data.DataSource) -> str:
-    """Return in a sentence how fast a training step goes with the loader beside it, and how long it waits."""
-    training = Settings(
-        method="resist",
-        min_blocks=settings.min_blocks,
-        seed=settings.seed,
-        model=settings.model,
-        data=settings.data,
-        epochs=1e9,
-        precision=settings.precision,
-    )
+    """Return in a sentence how fast training steps go with the loader beside them, and how long they wait for it.
+
+    They follow one another as in training: a GPU is waited for once, at the end. Before them come as many as take what
+    the loader has ready, so that it must keep up.
+    """
+    training, ready = with_precision(settings.training, world), settings.ready
     method = registry.make("resist", method_setup(training, source, world), seed=derive(settings.seed, "round", 0))
     local = LocalTraining(Run(training, world, source, method, Path()))
-    local.train(1)
+    local.train(ready)
     local.clock.lap()
-    seconds, waited = [], []
-    for _ in range(settings.steps):
-        before = world.stopwatch.seconds["data"]
-        local.train(1)
-        seconds.append(local.clock.lap())
-        waited.append(world.stopwatch.seconds["data"] - before)
-    share = 100 * sum(waited) / sum(seconds)
-    rate, step = settings.data.batch_size / median(seconds), 1e3 * median(seconds)
+    before = world.stopwatch.seconds["data"]
+    local.train(settings.steps)
+    elapsed = local.clock.lap()
+    share = 100 * (world.stopwatch.seconds["data"] - before) / elapsed
+    rate, step = settings.steps * settings.data.batch_size / elapsed, 1e3 * elapsed / settings.steps
+    parameters = f"{method.subnet.parameters_flat.numel():,} parameters ({training.precision})"
     return (
-        f" Beside training {method.subnet.parameters_flat.numel():,} parameters ({training.precision}): {rate:.1f} "
-        f"images/s, a step of {step:.0f} ms (median of {settings.steps}), of which {share:.2f} % wait for data."
+        f" Beside training {parameters}: {rate:.1f} images/s, a step of {step:.0f} ms "
+        f"(mean of {settings.steps}), of which {share:.2f} % wait for data."
     )

@@ -1,32 +1,58 @@
-"""`bench step`: what a local step costs through method and loop, against a bare PyTorch loop."""
+"""`bench step`: what a local step costs through method and loop, against the fastest bare PyTorch loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
-from torch.nn import functional
 
 from resist_hvd import data
+from resist_hvd.benchmarks import results
+from resist_hvd.benchmarks.bare import BareLoop
+from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.table import paired_ratio, show
+from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
+from resist_hvd.config import Precision, Settings
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings, ResNet
 from resist_hvd.seeds import derive
+from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.loop import LocalTraining
+from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run, method_setup
 from resist_hvd.units import counted
+
+BARE, OURS = "bare PyTorch loop", "through method and loop"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """Time a local step of ResIST: data, forward, backward, update."""
+    """Time a local step of ResIST: data, forward, backward, update.
+
+    One rank trains the whole network. Images are a data set's, or, with --image_size, noise in memory.
+    """
+
+    recipe: str | None = None
+    """A recipe whose settings to begin with: network, batches, optimizer, precision."""
+
+    image_size: int | None = None
+    """Train on noise of this height and width in pixels, on the device, instead of a data set: no reader is in the
+    way."""
+
+    channels: int = 3
+    """Channels of this noise."""
+
+    classes: int = 1000
+    """Classes of this noise."""
 
     min_blocks: int = 5
     """m, the fewest partitionable blocks a sub-network has."""
@@ -35,66 +61,134 @@ class StepSettings:
     """Steps in one measurement."""
 
     repeats: int = 15
-    """How often each is measured, in turn."""
+    """How often each is measured, in turn; as many steps as in one measurement precede them, and do not count."""
 
     seed: int = 1
     """Partitions, weights and data come from it."""
 
+    precision: Precision = "fp32"
+    """What both loops compute convolutions in; auto as in training."""
+
+    compile: bool = False
+    """Compile both networks with torch.compile."""
+
+    device: DeviceName = "auto"
+    """What to compute on; auto is cuda where there is a GPU."""
+
+    json: Path | None = None
+    """Write every measurement into this file as JSON."""
+
     model: ModelSettings = field(default_factory=lambda: ModelSettings(sections="1,1,13,1", width_factor=0.25))
     data: DataSettings = field(default_factory=lambda: DataSettings(batch_size=64))
+    optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        for name, least in {"image_size": 1, "channels": 1, "classes": 2, "steps": 1, "repeats": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is {value}; give {least} or more")
+        _ = self.training  # settings that do not go together are told at once
+
+    @property
+    def training(self) -> Settings:
+        """The settings of a run whose steps these are."""
+        return Settings(
+            min_blocks=self.min_blocks,
+            seed=self.seed,
+            precision=self.precision,
+            compile=self.compile,
+            epochs=1e9,
+            model=self.model,
+            data=self.data,
+            optim=self.optim,
+        )
 
 
 def run(settings: StepSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return the ratio; all ranks call it together."""
-    training = Settings(
-        min_blocks=settings.min_blocks, seed=settings.seed, model=settings.model, data=settings.data, epochs=1e9
-    )
-    shard = Shard(rank=world.rank, size=world.size)
-    sources = [data.load(settings.data, shard=shard, seed=settings.seed, device=world.device) for _ in range(2)]
-    setup = method_setup(training, sources[0], world)
-    method = registry.make("resist", setup, seed=derive(settings.seed, "round", 0))
-    local = LocalTraining(Run(training, world, sources[0], method, Path()))
-    counts = [len(method.subnet.network.blocks(section)) for section in range(len(setup.architecture.sections))]
-    bare = bare_loop(ResNet(setup.architecture, counts).to(world.device), sources[1], training)
-    seconds: dict[str, list[float]] = {"bare PyTorch loop": [], "through method and loop": []}
-    for repeat in range(-1, settings.repeats):
-        for values, step in zip(seconds.values(), (bare, local.step), strict=True):
-            elapsed = time_steps(step, settings.steps, world)
-            if repeat >= 0:
-                values.append(elapsed)
-    baseline, measured = seconds.values()
+    with world.agree("opening the file of measurements"):
+        if world.is_first:
+            results.check(settings.json)
+    training = with_precision(settings.training, world)
+    with ExitStack() as opened:
+        with world.agree("loading the data"):
+            one, other = (opened.enter_context(load(settings, world)) for _ in range(2))
+        local = ours(training, one, world)
+        steps = {BARE: bare(local.run, other).step, OURS: local.step}
+        seconds = {name: list[float]() for name in steps}
+        for repeat in range(-1, settings.repeats):
+            for name, step in steps.items():
+                elapsed = time_steps(step, settings.steps, world)
+                if repeat >= 0:
+                    seconds[name].append(elapsed)
     if world.is_first:
-        show(
-            f"One step, {counted(settings.data.batch_size, 'image')}, {method.subnet.parameters_flat.numel():,} "
-            f"parameters, {counted(world.size, 'rank')}",
-            seconds,
-            f"{counted(settings.repeats, 'repeat')} in turn, each the mean of "
-            f"{counted(settings.steps, 'step')}; rank 0's",
-        )
-    return paired_ratio(measured, baseline)
+        tell(settings, local.run, seconds)
+    return paired_ratio(seconds[OURS], seconds[BARE])
 
 
-def bare_loop(network: ResNet, source: DataSource, settings: Settings) -> Callable[[], object]:
-    """Return a step as one writes it in PyTorch without this toolkit."""
-    if source.spec.channels > 1:
-        network = network.to(memory_format=torch.channels_last)
-    optim = settings.optim
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+def tell(settings: StepSettings, run: Run, seconds: dict[str, list[float]]) -> None:
+    """Print the table, and write the file if there is to be one."""
+    world, training, batch = run.world, run.settings, settings.data.batch_size
+    side, parameters = run.source.spec.image_size, run.method.subnet.parameters_flat.numel()
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    computed = training.precision + (", compiled" if training.compile else "")
+    show(
+        f"One step of {counted(batch, 'image')} of {side} x {side}, {parameters:,} parameters: {device}, {computed}, "
+        f"{counted(world.size, 'rank')}",
+        seconds,
+        f"{counted(settings.repeats, 'repeat')} in turn, each the mean of {counted(settings.steps, 'step')}; rank 0's",
+        images=batch,
     )
-    batches = source.train()
+    written = {
+        "device": device,
+        "ranks": world.size,
+        "precision": training.precision,
+        "compile": training.compile,
+        "batch_size": batch,
+        "image_size": side,
+        "parameters": parameters,
+        "model": asdict(settings.model),
+        "images_a_second": {name: batch / median(values) for name, values in seconds.items()},
+        "seconds": seconds,
+        "ratio": paired_ratio(seconds[OURS], seconds[BARE]),
+    }
+    results.write(settings.json, written)
 
-    def step() -> None:
-        images, labels = next(batches)
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(network(images), labels)
-        torch.autograd.backward(loss)
-        optimizer.step()
 
-    return step
+def load(settings: StepSettings, world: World) -> DataSource:
+    """Return the images to train on; all ranks call it together."""
+    if settings.image_size is not None:
+        return NoiseSource(
+            settings.data,
+            image_size=settings.image_size,
+            channels=settings.channels,
+            classes=settings.classes,
+            seed=settings.seed,
+            device=world.device,
+        )
+    return data.load(
+        settings.data,
+        shard=Shard(rank=world.rank, size=world.size),
+        seed=settings.seed,
+        device=world.device,
+        share=world.once_a_host,
+    )
 
 
-def time_steps(step: Callable[[], object], steps: int, world: World) -> float:
+def ours(training: Settings, source: DataSource, world: World) -> LocalTraining:
+    """Return this toolkit's local training by ResIST, at its beginning."""
+    method = registry.make("resist", method_setup(training, source, world), seed=derive(training.seed, "round", 0))
+    return LocalTraining(Run(training, world, source, method, Path()))
+
+
+def bare(run: Run, source: DataSource) -> BareLoop:
+    """Return a bare loop on a network of the same shape as a run's sub-network, with weights of its own."""
+    subnet, device = run.method.subnet, run.world.device
+    counts = [len(subnet.network.blocks(section)) for section in range(len(subnet.architecture.sections))]
+    return BareLoop(ResNet(subnet.architecture, counts).to(device), source, run.settings, device)
+
+
+def time_steps(step: Callable[[], Any], steps: int, world: World) -> float:
     """Return the mean seconds of a few steps, once all ranks are ready."""
     world.barrier()
     began = perf_counter()

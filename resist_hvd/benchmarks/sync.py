@@ -10,6 +10,7 @@ import torch
 
 from resist_hvd.benchmarks.table import paired_ratio, show
 from resist_hvd.comm.baseline import allreduce_by_mpi
+from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
@@ -30,6 +31,9 @@ class SyncSettings:
 
     seed: int = 1
     """Partitions and weights come from it."""
+
+    device: DeviceName = "auto"
+    """What to compute on; auto is cuda where there is a GPU."""
 
     model: ModelSettings = field(default_factory=lambda: ModelSettings(final_norm=False))
 

@@ -25,10 +25,18 @@ def spread(values: Sequence[float]) -> str:
     return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def show(title: str, seconds: Mapping[str, Sequence[float]], note: str = "") -> None:
-    """Print a table of seconds, the first row being what the others are compared with."""
+def show(title: str, seconds: Mapping[str, Sequence[float]], note: str = "", *, images: int = 0) -> None:
+    """Print a table of seconds, the first row being what the others are compared with.
+
+    Args:
+        title: what was measured.
+        seconds: of each candidate.
+        note: what stands below the table.
+        images: how many are trained in these seconds; 0 where there are none.
+    """
     milliseconds = {name: [1e3 * value for value in values] for name, values in seconds.items()}
-    _show_figures(title, milliseconds, unit="ms", decimals=2, note=note)
+    rate: list[Column[Sequence[float]]] = [("images/s", lambda values: f"{1e3 * images / median(values):,.0f}")]
+    _show_figures(title, milliseconds, unit="ms", decimals=2, note=note, more=rate if images else [])
 
 
 def show_rates(title: str, rates: Mapping[str, Sequence[float]], unit: str, note: str = "") -> None:
@@ -36,7 +44,15 @@ def show_rates(title: str, rates: Mapping[str, Sequence[float]], unit: str, note
     _show_figures(title, rates, unit=unit, decimals=0, note=note)
 
 
-def _show_figures(title: str, figures: Mapping[str, Sequence[float]], *, unit: str, decimals: int, note: str) -> None:
+def _show_figures(
+    title: str,
+    figures: Mapping[str, Sequence[float]],
+    *,
+    unit: str,
+    decimals: int,
+    note: str,
+    more: Sequence[Column[Sequence[float]]] = (),
+) -> None:
     baseline = next(iter(figures.values()))
 
     def number(pick: Callable[[Sequence[float]], float]) -> Callable[[Sequence[float]], str]:
@@ -46,6 +62,7 @@ def _show_figures(title: str, figures: Mapping[str, Sequence[float]], *, unit: s
         (f"median {unit}", number(median)),
         (f"min {unit}", number(min)),
         (f"max {unit}", number(max)),
+        *more,
         ("ratio", lambda values: f"{paired_ratio(values, baseline):.3f}"),
     ]
     print_rows(title, figures, columns, note, width=110)

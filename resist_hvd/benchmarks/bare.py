@@ -1,0 +1,100 @@
+"""The fastest training step that one writes in PyTorch without this toolkit: what ours is compared with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resist_hvd.config import Settings
+from resist_hvd.data.source import DataSource
+
+
+class BareLoop:
+    """Images in channels_last order, PyTorch's fused optimizer, gradients that are dropped and made anew in each step.
+
+    Args:
+        network: trained, and converted to channels_last.
+        source: where batches come from.
+        settings: precision, compilation and optimizer, as a run has them.
+        device: what it computes on.
+    """
+
+    def __init__(self, network: nn.Module, source: DataSource, settings: Settings, device: torch.device) -> None:
+        network = network.to(memory_format=torch.channels_last)
+        self._network = network
+        self._forward = torch.compile(network) if settings.compile else network
+        self._settings = settings
+        self._device = device
+        self._batches = source.train()
+        optim = settings.optim
+        self._optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=optim.lr,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+
+    def step(self) -> None:
+        """Make one training step."""
+        images, labels = next(self._batches)
+        self._train_on(images, labels)
+
+    def _train_on(self, images: Tensor, labels: Tensor) -> Tensor:
+        optim = self._settings.optim
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            scores = self._forward(images)
+            loss = functional.cross_entropy(scores, labels, label_smoothing=optim.label_smoothing)
+        torch.autograd.backward(loss)
+        if optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._network.parameters(), optim.clip_norm)
+        self._optimizer.step()
+        return loss
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._settings.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+class GraphedLoop(BareLoop):
+    """The same step captured in a CUDA graph, as PyTorch's documentation has it: batches are copied into static ones.
+
+    Its learning rate is part of the graph.
+    """
+
+    WARM_UP = 3
+    """Steps that are made before one is captured, so that libraries and the optimizer have what they keep."""
+
+    def __init__(self, network: nn.Module, source: DataSource, settings: Settings, device: torch.device) -> None:
+        super().__init__(network, source, settings, device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._static: tuple[Tensor, ...] = ()
+
+    def step(self) -> None:
+        """Make one training step, the first time several."""
+        batch = next(self._batches)
+        graph = self._graph or self._capture(*batch)
+        for static, new in zip(self._static, batch, strict=True):
+            static.copy_(new)
+        graph.replay()
+
+    def _capture(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
+        self._static = static_images, static_labels = images.clone(), labels.clone()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(self.WARM_UP):
+                self._train_on(static_images, static_labels)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(self._graph):
+            self._train_on(static_images, static_labels)
+        return self._graph
