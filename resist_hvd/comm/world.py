@@ -37,6 +37,18 @@ from resist_hvd.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
+Report = tuple[str, str, str]
+"""What a UserError says: what was seen, where, and what to do."""
+
+
+def report_of(error: UserError) -> Report:
+    """Return what an error says, as values that travel."""
+    return error.seen, error.where, error.mend
+
+
+class AgreedError(UserError):
+    """An error that every rank raises, and knows that all others do."""
+
 
 @dataclass
 class World:
@@ -213,33 +225,36 @@ class World:
     def once_a_host(self, make: Callable[[], T], describe: Callable[[T], str]) -> T:
         """Make a plain value on one rank of each host, and return it on all ranks of that host.
 
+        A rank that fails before it comes here, within the same `agree`, fails all that wait for it here.
+
         Args:
-            make: makes the value, or raises a UserError, which all ranks of the host then raise.
+            make: makes the value, or raises a UserError.
             describe: what hosts must agree on, in words.
 
         Raises:
-            UserError: `make` raised one; or, on every rank, hosts made values of different descriptions.
+            UserError: on every rank, where `make` raised one anywhere, or hosts made values of different descriptions.
         """
+        step = self.activity.phase
+        self._meet(None, step)
         with self.activity.waiting():
             comm = host_comm(self.comm)
         value: T | None = None
-        report: tuple[str, str, str] | None = None
+        failure: Report | None = None
         seen: str | None = None
         if comm.Get_rank() == 0:
             try:
                 value = make()
                 seen = describe(value)
             except UserError as error:
-                report = error.seen, error.where, error.mend
+                failure = report_of(error)
         with self.activity.waiting():
-            value, report = comm.bcast((value, report), root=0)
+            value, failure = comm.bcast((value, failure), root=0)
             comm.Free()
+        self._meet(failure, step)
         by_host: dict[str, str] = {}
         for host, words in self.gather_objects((self.host, seen)):
             if words is not None:
                 by_host.setdefault(words, host)
-        if report is not None:
-            raise UserError(report[0], where=report[1], mend=report[2])
         if len(by_host) > 1:
             raise UserError(
                 f"Hosts do not see the same: {'; '.join(f'{host} {words}' for words, host in by_host.items())}",
@@ -279,21 +294,36 @@ class World:
             UserError: on every rank, what the lowest failing rank saw, if any rank raised one.
         """
         before, self.position = self.position, what
-        error: UserError | None = None
+        failure: Report | None = None
         try:
             yield
-        except UserError as caught:
-            error = caught
-        report = None if error is None else (error.seen, error.where, error.mend)
-        everyone = self.gather_objects((report, self.host))
+        except AgreedError:
+            raise
+        except UserError as error:
+            failure = report_of(error)
+        self._meet(failure, what)
+        self.position = before
+
+    def _meet(self, failure: Report | None, step: str) -> None:
+        """Wait until every rank is in a call of this; fail on all of them if any has failed.
+
+        The calls need not be the same: a rank whose step has failed meets those that wait for it within the step.
+
+        Args:
+            failure: what this rank saw, if it has failed.
+            step: in words.
+
+        Raises:
+            AgreedError: what the lowest failing rank saw.
+        """
+        everyone = self.gather_objects((failure, self.host))
         failed = [(rank, report, host) for rank, (report, host) in enumerate(everyone) if report is not None]
         if failed:
             rank, (saw, where, mend), host = failed[0]
             everywhere = len(failed) == self.size > 1
             ranks = f"all {self.size} ranks" if everywhere else f"rank {rank} of {self.size} on {host}"
-            place = ", ".join(filter(None, (where, ranks, what)))
-            raise UserError(saw, where=place, mend=mend, everywhere=True)
-        self.position = before
+            place = ", ".join(filter(None, (where, ranks, step)))
+            raise AgreedError(saw, where=place, mend=mend, everywhere=True)
 
 
 def host_comm(comm: Any) -> Any:

@@ -124,10 +124,9 @@ sound = data.load
 
 
 def load(settings, *, shard, **others):
-    source = sound(settings, shard=shard, **others)  # which lists files once a host: all ranks take part
-    if shard.rank == 1:
+    if shard.rank == 1:  # while the others wait for it: files are listed once a host
         raise UserError("The disk is not there", where="/scratch", mend="Mount it.")
-    return source
+    return sound(settings, shard=shard, **others)
 
 
 data.load = load

@@ -81,9 +81,10 @@ def test_what_is_made_once_a_host_is_made_once(world: World) -> None:
 
 
 @pytest.mark.world_size(2)
-def test_every_rank_of_a_host_raises_what_its_maker_did(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_host_cannot_make_all_hosts_go_without(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts_of_their_own(monkeypatch)
     culprit = world.size - 1
+    made: list[int] = []
 
     def make() -> int:
         if world.rank == culprit:
@@ -92,10 +93,30 @@ def test_every_rank_of_a_host_raises_what_its_maker_did(world: World, monkeypatc
 
     def step() -> None:
         with world.agree("loading"):
-            world.once_a_host(make, str)
+            made.append(world.once_a_host(make, str))
 
-    with pytest.raises(UserError, match=rf"There is no such folder \[/data, rank {culprit} of {world.size} on"):
+    with pytest.raises(UserError, match=rf"no such folder \[/data, rank {culprit} of {world.size} on \S+, loading\]"):
         step()
+    assert made == []
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("culprit", [0, -1])
+def test_a_rank_that_fails_before_others_wait_for_it_fails_them_too(culprit: int, world: World) -> None:
+    failing = range(world.size)[culprit]
+
+    def step() -> None:
+        with world.agree("loading"):
+            if world.rank == failing:
+                raise UserError("There is no decoder", mend="Install one.")
+            world.once_a_host(lambda: 5, str)
+
+    with pytest.raises(UserError) as caught:
+        step()
+    assert caught.value.everywhere
+    assert caught.value.seen == "There is no decoder"
+    assert caught.value.where == f"rank {failing} of {world.size} on {world.host}, loading"
+    assert len(set(world.gather_objects(str(caught.value)))) == 1
 
 
 @pytest.mark.world_size(2)
