@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.methods.settings import Momentum
 from resist_hvd.models import Architecture, SubNet
-from resist_hvd.models.resnet import Block
+from resist_hvd.models.resnet import Block, Unit
 from resist_hvd.protocol.partition import Partition, recorded
 
 
@@ -62,12 +63,17 @@ class Method(ABC):
         velocity: what the optimizer keeps of earlier gradients.
         partition: who holds which block this round.
         transport: what moves parameters; its counters are this method's.
+        scales: for each section, what the network that is evaluated multiplies its partitioned blocks' outputs by.
     """
 
     subnet: SubNet
     velocity: Velocity
     partition: Partition
     transport: Transport
+    scales: Sequence[float]
+
+    trains_scaled = False
+    """Whether those scales are not in the evaluated network alone, but in that which is trained."""
 
     members_apart = False
     """Whether each worker's network is evaluated by itself, on all images, and predictions are pooled."""
@@ -93,6 +99,26 @@ class Method(ABC):
         found = recorded(held, setup.architecture.decks, setup.world.size, setup.min_blocks)
         self.partition = found or self.partition
         return found is not None
+
+    def rescale(self, before: Sequence[float]) -> bool:
+        """Have the evaluated network compute what it did with other scales; momentum restarts where they differ.
+
+        The last convolution of each block takes over the difference.
+
+        Args:
+            before: those scales.
+
+        Returns:
+            Whether any differs.
+        """
+        factors = [old / new for old, new in zip(before, self.scales, strict=True)]
+        of_slots = [factor for factor, slots in zip(factors, self.subnet.depths, strict=True) for _ in range(slots)]
+        if all(factor == 1 for factor in of_slots):
+            return False
+        for block, factor in zip(self.subnet.slot_modules(), of_slots, strict=True):
+            cast(Unit, block.units[-1]).conv.weight.data.mul_(factor)
+        self.velocity.fresh = True
+        return True
 
     def gradients_ready(self) -> None:
         """Act between a local step's backward pass and its update."""

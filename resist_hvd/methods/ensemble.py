@@ -27,7 +27,8 @@ class Ensemble(Method):
         self.transport = Transport(world)
         self._predictions = Transport(world)
         self.partition = deal(architecture.decks, world.size, setup.min_blocks, derive(setup.seed, "ensemble"))
-        self.subnet = make_subnet(setup, depths, [1.0] * len(depths), self.blocks)
+        self.scales = [1.0] * len(depths)
+        self.subnet = make_subnet(setup, depths, self.scales, self.blocks)
         # Members that started alike would end alike: each has an initial trunk of its own.
         seed_of_member = derive(setup.seed, "member", world.rank)
         self.subnet.initialise(seed_of_member, self.blocks, zero_residual=setup.zero_residual)

@@ -28,6 +28,7 @@ class Resist(Method):
         super().__init__(setup)
         architecture, world = setup.architecture, setup.world
         self.depths = tuple(depth(blocks, world.size, setup.min_blocks) for blocks in architecture.decks)
+        self.scales = [global_scale(setup, section, slots) for section, slots in enumerate(self.depths)]
         self.partition = self._deal(seed)
         self.transport = Transport(world, holder_groups(architecture.decks, world.size, setup.min_blocks))
         self.subnet = make_subnet(setup, self.depths, [1.0] * len(self.depths), self.blocks)
@@ -91,7 +92,7 @@ class Resist(Method):
         architecture = self.setup.architecture
         if section not in self._lent and architecture.decks[section]:
             lent, flat = make_block(architecture, section, self.setup.world.device, self.setup.dtype)
-            lent.scale = global_scale(self.setup, section, self.depths[section])
+            lent.scale = self.scales[section]
             self._lent[section] = lent, flat
         slots = dict(zip(self.blocks, self.subnet.slots, strict=True))
         first = sum(architecture.decks[:section])
@@ -113,6 +114,8 @@ class WarmUp(LocalSGD):
         until: after how many samples, summed over workers, it hands over.
         seed: of ResIST's first partition, were it to take over at once; the same on every rank.
     """
+
+    trains_scaled = True
 
     def __init__(self, setup: Setup, *, until: int, seed: int) -> None:
         super().__init__(setup, scaled=True)

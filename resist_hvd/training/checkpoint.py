@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,7 @@ def describe(run: Run, parts: list[tuple[dict[str, dict[str, Any]], dict[str, An
         "settings": plain(asdict(run.settings)),
         "workers": run.world.size,
         "partition": run.method.partition.held,
+        "scales": run.method.scales if run.method.trains_scaled else None,
         "progress": asdict(run.progress),
         "data_states": [state for _, state in parts],
         "files": {name: entry for files, _ in parts for name, entry in files.items()},
@@ -324,7 +325,8 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     """Put a run where a checkpoint left off; return a sentence that says how.
 
     On as many workers as wrote it, each with as many blocks, everything comes back exactly. On others, blocks have been
-    dealt anew and momentum restarts.
+    dealt anew and momentum restarts. A warm-up's network, in which blocks are scaled by what the number of workers
+    makes of them, computes what it did.
 
     Raises:
         UserError: the checkpoint is of another model, method or data.
@@ -342,7 +344,13 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         )
     checkpoint.read(run.method.read_by_this_worker())
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
-    if exact:
+    scales = manifest.get("scales")
+    if rescaled := scales is not None and run.method.rescale(scales):
+        was, now = scales_in_words(run, scales), scales_in_words(run, run.method.scales)
+        sentence += f"; the warm-up scaled blocks by {was}, where it is {now} now: their weights make up for it"
+    if exact and rescaled:
+        sentence += ", and momentum restarts"
+    elif exact:
         own = f"worker-{world.rank:04d}"
         run.method.velocity.fresh = not manifest["files"][f"{own}.safetensors"]["tensors"]
         checkpoint.read(run.method.state_of_this_worker(), files=own)
@@ -354,6 +362,12 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     state = states[world.rank] if world.rank < len(states) else states[0]
     remark = run.source.train().load_state(state)
     return f"{sentence}; {remark}" if remark else sentence
+
+
+def scales_in_words(run: Run, scales: Sequence[float]) -> str:
+    """Return the scales of the sections that have blocks to deal out."""
+    decks = run.method.subnet.architecture.decks
+    return ", ".join(f"{scale:.3g}" for scale, blocks in zip(scales, decks, strict=True) if blocks)
 
 
 def dealt_otherwise(checkpoint: Checkpoint, run: Run) -> str:

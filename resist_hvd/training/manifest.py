@@ -59,6 +59,10 @@ def strange_in(manifest: dict[str, Any]) -> str:
         )
     if not all(isinstance(held, list) for held in manifest["partition"]):
         return "it does not say who held which blocks"
+    if (scales := manifest.get("scales")) is not None:
+        sections = manifest["architecture"]["sections"]
+        if len(scales) != len(sections) or not all(type(scale) is float and 0 < scale <= 1 for scale in scales):
+            return f"its blocks are scaled by {scales!r}"
     if len(classes) != manifest["architecture"]["classes"]:
         return f"it has {len(classes)} classes, and its network {manifest['architecture']['classes']}"
     for name in ("method", "data"):

@@ -17,6 +17,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.checkpoint import find_newest
+from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.folder import complete, make_folder
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
@@ -226,6 +227,31 @@ def test_another_number_of_workers(
     now = assemble(again, world)
     assert now.keys() == whole.keys()
     assert all(torch.equal(now[name], whole[name]) for name in whole)
+
+
+@pytest.mark.world_size(2)
+def test_a_warm_up_under_another_scale_computes_what_it_did(
+    world: World, alone: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of({"momentum": "keep", "warmup": 6}, world, output=folder, max_rounds=1, evaluate_every=1)
+    before = finished(settings, world)
+    (scale,) = {block.scale for block in before.method.subnet.slot_modules()}
+    said_of = f"the warm-up scaled blocks by {scale:.3g}, where it is "
+    loss = evaluate(before.method, before.source, world, before.autocast).loss
+    # With as many workers, which are to hold more blocks each ...
+    capsys.readouterr()
+    resumed = run_of(replace(settings, resume=True, min_blocks=4), world)
+    assert {block.scale for block in resumed.method.subnet.slot_modules()} == {0.8}
+    assert resumed.method.velocity.fresh
+    assert evaluate(resumed.method, resumed.source, world, resumed.autocast).loss == pytest.approx(loss, rel=1e-5)
+    said = capsys.readouterr().out
+    assert (f"{said_of}0.8 now" in said and "momentum restarts" in said) == world.is_first
+    # ... and on one worker, which has all of them.
+    if world.is_first:
+        resumed = run_of(replace(settings, resume=True), alone)
+        assert {block.scale for block in resumed.method.subnet.slot_modules()} == {1.0}
+        assert evaluate(resumed.method, resumed.source, alone, resumed.autocast).loss == pytest.approx(loss, rel=1e-5)
+        assert f"{said_of}1 now" in capsys.readouterr().out
 
 
 @pytest.mark.world_size(2)

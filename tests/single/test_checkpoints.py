@@ -76,6 +76,9 @@ FOREIGN = {
     "parts that are no lists": lambda manifest: manifest.update(partition=[0]),
     "workers in words": lambda manifest: manifest.update(workers="one"),
     "other classes": lambda manifest: manifest.update(classes=["a"]),
+    "blocks scaled by nothing": lambda manifest: manifest.update(
+        scales=[0.0], architecture={"classes": 2, "sections": [1]}
+    ),
     "another format": lambda manifest: manifest.update(format=2),
     "a file of another folder": lambda manifest: manifest["files"].update(
         {"../../outside": {"bytes": 0, "sha256": "", "tensors": []}}
