@@ -9,11 +9,12 @@ import os
 import socket
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import ioctl
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -133,21 +134,24 @@ def process_group(world: World, interface: str | None) -> Iterator[str]:
     Args:
         world: all ranks, which enter this together.
         interface: the network interface to use; None for the loopback where all ranks are on one host, else for that
-            of the host's own name.
+            by which other hosts are reached.
 
     Yields:
         the backend's name.
 
     Raises:
-        UserError: there is no such interface here, or it has no address.
+        UserError: there is no such interface here, it has no address, or no host's name leads to another host.
     """
-    one_host = world.local_size == world.size
-    interface = interface or ("lo" if one_host else None)
+    if world.local_size == world.size:
+        interface = interface or "lo"
+    names = world.gather_objects(socket.gethostname())
     with world.agree("finding the network interface"):
-        address = address_of(interface) if interface else socket.gethostbyname(socket.gethostname())
-    if interface:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        if interface:
+            chosen, address = interface, address_of(interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        else:  # NCCL may take several at once
+            chosen, address = way_to([name for name in names if name != names[world.rank]])
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", chosen)
     with world.agree("opening PyTorch's store"):
         store = open_store(address) if world.is_first else None
     address, port = world.broadcast_object((address, store.port if store else 0))
@@ -182,6 +186,30 @@ def open_store(address: str) -> Any:
         return dist.TCPStore(  # type: ignore[attr-defined]
             address, port, is_master=True, wait_for_workers=False, master_listen_fd=held.detach()
         )
+
+
+def way_to(hosts: Sequence[str]) -> tuple[str, str]:
+    """Return the interface by which this host reaches others, and its IPv4 address.
+
+    A host's own name may not tell: on Debian it is 127.0.1.1.
+
+    Args:
+        hosts: the others' names; the first that leads to another host decides.
+
+    Raises:
+        UserError: none does.
+    """
+    for host in hosts:
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unused:
+            unused.connect((host, 9))  # sends nothing: the kernel says which way it would
+            address = unused.getsockname()[0]
+            for interface, entries in psutil.net_if_addrs().items():
+                if not address.startswith("127.") and any(entry.address == address for entry in entries):
+                    return interface, address
+    raise UserError(
+        f"The names of the other hosts ({', '.join(dict.fromkeys(hosts))}) lead to no network that joins them",
+        mend="Give --interface the network interface that joins the hosts.",
+    )
 
 
 def address_of(interface: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from resist_hvd.benchmarks import compare
 from resist_hvd.benchmarks.candidates import CompareSettings, make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
-from resist_hvd.benchmarks.rivals import address_of, process_group
+from resist_hvd.benchmarks.rivals import process_group
 from resist_hvd.comm.world import World
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
@@ -132,12 +132,6 @@ def test_averages_stay_in_the_storage_that_parameters_had(world: World) -> None:
         for _ in range(2):
             candidate.round()
         assert [(parameter.data_ptr(), parameter.stride()) for parameter in parameters] == before
-
-
-def test_an_interface_that_is_not_there(world: World) -> None:
-    with pytest.raises(UserError, match=r"--interface is 'eth-none', which is not here or has no IPv4 address"):
-        address_of("eth-none")
-    assert address_of("lo") == "127.0.0.1"
 
 
 def test_the_kernels_count_of_bytes() -> None:

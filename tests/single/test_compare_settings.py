@@ -3,6 +3,8 @@
 import pytest
 
 from resist_hvd import bench
+from resist_hvd.benchmarks.rivals import address_of, way_to
+from resist_hvd.comm.lifeline import own_addresses
 from resist_hvd.errors import UserError
 
 ALL = "resist, local-sgd, data-parallel, pytorch-ddp, pytorch-post-local-sgd"
@@ -33,3 +35,22 @@ def test_what_is_wrong_is_told(flags: list[str], message: str) -> None:
 def test_benchmarks_that_need_no_flag(name: str) -> None:
     _, settings = bench.parse([name, "--repeats", "2"])
     assert settings.repeats == 2
+
+
+def test_an_interface_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="--interface is 'eth-none'"):
+        address_of("eth-none")
+    assert address_of("lo") == "127.0.0.1"
+
+
+def test_a_name_that_leads_to_no_other_host_is_told_with_the_flag() -> None:
+    with pytest.raises(UserError, match="--interface") as caught:
+        way_to(["localhost", "localhost"])
+    assert "(localhost)" in caught.value.seen
+
+
+@pytest.mark.parametrize("address", own_addresses())
+def test_the_way_to_another_host_is_by_an_interface_that_has_its_address(address: str) -> None:
+    interface, found = way_to(["localhost", address])
+    assert found == address
+    assert interface != "lo"
