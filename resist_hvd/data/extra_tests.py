@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resist_hvd.data.folders import LeftOut, class_folders, has_class_folders
+from resist_hvd.data.folders import LeftOut, class_folders, existing_folder, has_class_folders
 from resist_hvd.data.index import ImageIndex, index_images
 from resist_hvd.errors import UserError
 
@@ -45,13 +45,7 @@ def find_extra_tests(place: Path, classes: Sequence[str]) -> tuple[TestFolder, .
     Raises:
         UserError: a folder is missing or empty, has other classes than the training set, or too few images.
     """
-    place = place.expanduser().absolute()
-    if not place.is_dir():
-        raise UserError(
-            "There is no such folder" if not place.exists() else "This is not a folder",
-            where=str(place),
-            mend="Give the folder that holds the further test sets with --data.extra_tests.",
-        )
+    place = existing_folder(place, mend="Give the folder that holds the further test sets with --data.extra_tests.")
     if not has_class_folders(place):
         raise UserError(
             "The folder holds no test set",

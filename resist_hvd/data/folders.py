@@ -23,6 +23,23 @@ _MEND_FLAT = "Sort them into class folders; for ImageNet's validation images lau
 _MEND_NO_CLASSES = "Put each class's images into a folder of the class's name there."
 
 
+def existing_folder(folder: Path, *, mend: str) -> Path:
+    """The absolute path of a folder that is there.
+
+    Args:
+        folder: as it was given; ~ is the user's home.
+        mend: what to do where it is not there.
+
+    Raises:
+        UserError: it is not there, or no folder.
+    """
+    folder = folder.expanduser().absolute()
+    if not folder.is_dir():
+        seen = "This is not a folder" if folder.exists() else "There is no such folder"
+        raise UserError(seen, where=str(folder), mend=mend)
+    return folder
+
+
 def class_folders(folder: Path) -> tuple[tuple[str, ...], LeftOut]:
     """The names of the class folders in `folder`, sorted as text, and what else lies there.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from resist_hvd.data.extra_tests import find_extra_tests
-from resist_hvd.data.folders import LeftOut, class_folders, has_class_folders, in_words
+from resist_hvd.data.folders import LeftOut, class_folders, existing_folder, has_class_folders, in_words
 from resist_hvd.data.index import ImageIndex, index_images
 from resist_hvd.errors import UserError
 
@@ -66,13 +66,7 @@ def find_images(root: Path, extra_tests: Path | None = None) -> ImageTree:
     Raises:
         UserError: a folder is missing or has no image, or the test half has a class that the training half has not.
     """
-    root = root.expanduser().absolute()
-    if not root.is_dir():
-        raise UserError(
-            "There is no such folder" if not root.exists() else "This is not a folder",
-            where=str(root),
-            mend="Give the folder that holds train and test or val with --data.root.",
-        )
+    root = existing_folder(root, mend="Give the folder that holds train and test or val with --data.root.")
     train_folder, (test_folder, *unused) = _halves(root)
     classes, left_out = class_folders(train_folder)
     test_classes, beside = class_folders(test_folder)

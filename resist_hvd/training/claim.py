@@ -212,10 +212,28 @@ class Claim:
                     os.utime(self._path, follow_symlinks=False)
 
 
+def open_new(path: Path) -> int:
+    """Make a file exclusively, and open it to write; return its descriptor.
+
+    Raises:
+        OSError: there is one, or it cannot be made.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file that may be anything, and wait for nobody; return its descriptor.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def make(path: Path, holder: Holder) -> Made | None:
     """Make a claim's file exclusively; return None where there is one."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = open_new(path)
     except FileExistsError:
         return None
     try:
@@ -236,7 +254,7 @@ def make(path: Path, holder: Holder) -> Made | None:
 def read(path: Path) -> str | None:
     """Return what a claim's file holds, None where there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except FileNotFoundError:
         return None
     try:
@@ -300,7 +318,7 @@ def left_behind(other: Holder | None, holder: Holder, path: Path) -> bool:
 def is_locked(path: Path) -> bool | None:
     """Return whether a process has a file locked, None where that cannot be found out."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except OSError:
         return None
     try:
@@ -318,7 +336,7 @@ def untouched(path: Path) -> float:
     """Return for how many seconds a file has not been touched, by the clock of its file system."""
     clock = path.with_name(f".clock-{secrets.token_hex(8)}")
     try:
-        os.close(os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        os.close(open_new(clock))
         return clock.lstat().st_mtime - path.lstat().st_mtime
     except FileNotFoundError:
         return 0.0

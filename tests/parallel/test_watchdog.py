@@ -28,6 +28,12 @@ class Listening(Watchdog):
     def _end(self, message: str, *, stalled: bool = False) -> None:
         self.said.append(message)
 
+    def stopped(self) -> list[list[str]]:
+        """Stop it; return what each rank's had said by then. All ranks call it together."""
+        said = list(self.said)
+        self.stop()
+        return self.world.gather_objects(said)
+
 
 @pytest.fixture(autouse=True)
 def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -44,6 +50,14 @@ def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch
 def wait_in_a_collective(world: World, seconds: float) -> None:
     with world.activity.waiting():
         time.sleep(seconds)
+
+
+def stand_still(world: World, culprit: int) -> None:
+    """Have a rank get on no more for longer than the limit, while the others wait for it."""
+    if world.rank == culprit:
+        time.sleep(LIMIT + 1)
+    else:
+        wait_in_a_collective(world, LIMIT + 1)
 
 
 def test_a_world_that_gets_on_is_left_alone(world: World) -> None:
@@ -78,9 +92,7 @@ def test_where_a_host_is_cut_off_both_sides_say_so(world: World) -> None:
 
         dog._peers[0].line.__class__ = Cut
     wait_in_a_collective(world, LIMIT + 1)
-    said = list(dog.said)
-    dog.stop()
-    everyone = world.gather_objects(said)
+    everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has not been heard of for ")
     assert everyone[culprit][0].startswith(f"Rank 0 of {world.size} on {world.host} has not been heard of for ")
     assert not any(everyone[1:culprit])
@@ -110,13 +122,8 @@ def test_the_rank_that_does_not_get_on_is_named_and_not_those_that_wait(world: W
     culprit = world.size - 1
     dog = Listening(world, LIMIT)
     world.position = "round 7, local training"
-    if world.rank == culprit:
-        time.sleep(LIMIT + 1)
-    else:
-        wait_in_a_collective(world, LIMIT + 1)
-    said = list(dog.said)
-    dog.stop()
-    everyone = world.gather_objects(said)
+    stand_still(world, culprit)
+    everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has made no progress for ")
     assert "[round 7, local training]" in everyone[0][0]
     assert not any(everyone[1:])
@@ -131,9 +138,7 @@ def test_a_process_that_is_gone_is_noticed_at_once(world: World) -> None:
         dog._over.set()
         dog._peers[0].line.close()  # as the kernel does
     time.sleep(0.5)
-    said = list(dog.said)
-    dog.stop()
-    everyone = world.gather_objects(said)
+    everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has died [")
     assert not any(everyone[1:culprit])
 
@@ -145,9 +150,7 @@ def test_a_rank_that_left_with_a_failure_is_not_waited_for(world: World, monkeyp
     if world.rank == world.size - 1:
         dog._say_goodbye(143)
     time.sleep(1.5)
-    said = list(dog.said)
-    dog.stop()
-    everyone = world.gather_objects(said)
+    everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {world.size - 1} of {world.size} has ended with status 143, at ")
 
 
@@ -173,9 +176,7 @@ def test_where_all_wait_and_nothing_moves_the_verdict_tells_why(world: World) ->
     dog = Listening(world, LIMIT)
     time.sleep(0.5)
     wait_in_a_collective(world, LIMIT + 1)
-    said = list(dog.said)
-    dog.stop()
-    everyone = world.gather_objects(said)
+    everyone = dog.stopped()
     assert everyone[0][0].startswith(f"All {world.size} ranks wait for one another: rank 0 on {world.host} since ")
     assert re.search(r"All are in wait \d+ and keep [\d.]+ processors busy each", everyone[0][0])
     assert not any(everyone[1:])
@@ -186,9 +187,7 @@ def test_where_all_wait_before_the_first_round_they_are_left_alone(world: World)
     world.activity.unhurried = True
     dog = Listening(world, LIMIT)
     wait_in_a_collective(world, LIMIT + 1)
-    said = list(dog.said)
-    dog.stop()
-    assert not any(world.gather_objects(said))
+    assert not any(dog.stopped())
 
 
 @pytest.mark.world_size(2)
@@ -210,12 +209,11 @@ def test_where_all_wait_and_bytes_move_they_are_left_alone(world: World, monkeyp
         if world.rank == world.size - 1:  # that they move for one rank is enough
             link.start()
         wait_in_a_collective(world, LIMIT + 1)
-        said = list(dog.said)
-        dog.stop()
+        everyone = dog.stopped()
         if link.ident is not None:
             link.join()
         one.close(), other.close()
-    assert not any(world.gather_objects(said))
+    assert not any(everyone)
 
 
 @pytest.mark.world_size(2)
@@ -254,12 +252,7 @@ def test_strangers_who_come_before_all_ranks_are_in_end_blind_and_delay_nothing(
             socket.create_connection(("127.0.0.1", port))
     # It still sees a rank that stands still.
     world.barrier()
-    if world.rank == culprit:
-        time.sleep(LIMIT + 1)
-    else:
-        wait_in_a_collective(world, LIMIT + 1)
-    said = list(dog.said)
-    dog.stop()
-    everyone = world.gather_objects(said)
+    stand_still(world, culprit)
+    everyone = dog.stopped()
     assert f"Rank {culprit} of {world.size} on {world.host} has made no progress for " in everyone[0][0]
     assert not any(everyone[1:])
