@@ -21,8 +21,13 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 LARGEST_IMAGE = 2**28
 """Pixels of the largest image that is decoded: 0.75 GiB of memory."""
 
-# Pillow's own limit is lower, and refuses photographs that people do have. What takes its place is `_check_size`.
-Image.MAX_IMAGE_PIXELS = None
+
+def lift_pillows_limit() -> None:
+    """Have Pillow open images of any size: its own limit refuses photographs that people do have.
+
+    `check_size` takes its place.
+    """
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
@@ -37,6 +42,7 @@ def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
     """
     if not encoded:
         raise ValueError("is empty")
+    lift_pillows_limit()
     pixels = _fast_jpeg(encoded)
     if pixels is not None:
         return pixels

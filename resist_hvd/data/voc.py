@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resist_hvd.data.decoding import TooLargeError, check_size
+from resist_hvd.data.decoding import TooLargeError, check_size, lift_pillows_limit
 from resist_hvd.errors import UserError
 
 CLASSES = (
@@ -211,6 +211,7 @@ def _images(folder: Path) -> Mapping[str, str]:
 
 def _check_image(path: Path, annotation: Annotation, *, ignore_exif: bool) -> None:
     """See that an image is there, and that its annotation's boxes are for its pixels as they are stored."""
+    lift_pillows_limit()
     try:
         with Image.open(path) as image:  # reads its header only
             size = image.size

@@ -1,6 +1,7 @@
 """Folders of images: what is read, in which order, and what is said of a folder that is wrong."""
 
 import io
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -199,9 +200,11 @@ def test_sixteen_bit_images_keep_their_high_byte(decode: Callable[[bytes], NDArr
 def test_photographs_beyond_pillows_limit_are_read_and_larger_ones_refused_in_words(
     decode: Callable[[bytes], NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Image.MAX_IMAGE_PIXELS is None, "Pillow refuses images of 14,000 x 14,000 pixels by itself"
     assert decoding.LARGEST_IMAGE > 14_000 * 14_000
     monkeypatch.setattr(decoding, "LARGEST_IMAGE", 48)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+    runpy.run_path(decoding.__file__)
+    assert Image.MAX_IMAGE_PIXELS == 7, "importing the module has changed Pillow's limit"
     for kind in ("JPEG", "PNG", "GIF", "TIFF"):
         assert decode(encode(noise(1, size=(6, 8)), kind)).shape == (6, 8, 3)
         with pytest.raises(ValueError, match=r"^has 9 x 6 pixels, more than the 48 that are read: scale it down$"):

@@ -231,6 +231,7 @@ def test_the_sides_in_an_annotation_tell_whether_it_is_of_a_turned_picture(devki
 
 def test_images_that_are_too_large_are_named(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resist_hvd.data.decoding.LARGEST_IMAGE", 1_249)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 7)
     seen = "The image has 50 x 25 pixels, more than the 1,249 that are read"
     check_error(
         devkit, seen, devkit.image("2012", "2008_000002"), "smaller", test=("2012-trainval",), train=("2012-trainval",)
