@@ -24,7 +24,11 @@ def main() -> None:
 
 
 def run_from_flags() -> None:
-    """Make the plan."""
+    """Make the plan.
+
+    Raises:
+        UserError: a flag is wrong, a run to measure by cannot be read, or a file cannot be written.
+    """
     settings = flags.parse_settings("python -m resist_hvd.plan", PlanSettings, sys.argv[1:])
     planner = Planner(settings, measured_rates(settings))
     tables.show(planner, console.screen(width=None if sys.stdout.isatty() else WIDTH))

@@ -40,7 +40,11 @@ def main() -> None:
 
 
 def run_from_flags() -> None:
-    """Read the runs, print the table, and write the page and the pictures."""
+    """Read the runs, print the table, and write the page and the pictures.
+
+    Raises:
+        UserError: a flag is wrong, a folder is no run's, matplotlib is missing, or the report cannot be written.
+    """
     arguments = sys.argv[1:]
     count = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
     settings = flags.parse_settings("python -m resist_hvd.report RUN...", ReportSettings, arguments[count:])
@@ -77,7 +81,12 @@ def show(runs: list[RunRecord], screen: Console) -> None:
 
 
 def write(runs: list[RunRecord], title: str, folder: Path) -> None:
-    """Write the page, and every picture as a PNG file beside it."""
+    """Write the page, and every picture as a PNG file beside it.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OSError: a file cannot be written.
+    """
     pictures = []
     for figure in figures(runs):
         render(figure, drawing.LIGHT, folder / f"{figure.name}.png")

@@ -54,7 +54,12 @@ def run_from_flags() -> None:
 
 
 def run_training(settings: Settings) -> None:
-    """Train a run from its settings to its exported model."""
+    """Train a run from its settings to its exported model.
+
+    Raises:
+        UserError: something that the user can mend is in the way.
+        Stopped: on every rank, where any was told to stop.
+    """
     leave_stalls_to_watchdog(settings.watchdog)
     with starting.limited(settings.watchdog):
         world = World.join(settings.device)
@@ -81,7 +86,12 @@ def run_training(settings: Settings) -> None:
 def train_in(
     folder: Path, claim: Claim | None, settings: Settings, world: World
 ) -> tuple[dict[str, object], dict[str, str]]:
-    """Train in a folder that is claimed; return the run's summary, and what is wrong with files passed over."""
+    """Train in a folder that is claimed; return the run's summary, and what is wrong with files passed over.
+
+    Raises:
+        UserError: something that the user can mend is in the way.
+        Stopped: on every rank, where any was told to stop.
+    """
     checkpoint = open_folder(folder, settings, world)
     with world.agree("loading the data"):
         source = data.load(
@@ -148,7 +158,11 @@ def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | 
 
 
 def make_run(settings: Settings, world: World, source: DataSource, folder: Path, checkpoint: Checkpoint | None) -> Run:
-    """Return the run at its beginning, or where its checkpoint left off."""
+    """Return the run at its beginning, or where its checkpoint left off.
+
+    Raises:
+        UserError: on every rank, where the settings train nothing, or the checkpoint is of something else.
+    """
     progress = checkpoint.progress if checkpoint else Progress()
     setup = method_setup(settings, source, world)
     refuse_degenerate(settings, setup.architecture, source.spec)
@@ -170,7 +184,11 @@ def make_run(settings: Settings, world: World, source: DataSource, folder: Path,
 
 
 def begin_files(run: Run, *, resumed: bool) -> None:
-    """Have the run's files say what its checkpoint knows, and its settings: not before it is sure that it can run."""
+    """Have the run's files say what its checkpoint knows, and its settings: not before it is sure that it can run.
+
+    Raises:
+        UserError: on every rank, where they cannot be written.
+    """
     world, progress, folder = run.world, run.progress, run.folder
     hosts = world.gather_objects(world.host)
     with world.agree("opening the run's files"), disk_errors(folder), world.activity.unhurried_for("opening files"):

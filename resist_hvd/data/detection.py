@@ -169,7 +169,11 @@ class DetectionStream(Position, Iterator[DetectionBatch]):
             yield self._order.images(drawn + self._shard.rank * self._batch_size, self._batch_size)
 
     def load_state(self, state: dict[str, Any]) -> str | None:
-        """Go to a position that `state` returned; a sentence where the batches will not be those of then."""
+        """Go to a position that `state` returned; a sentence where the batches will not be those of then.
+
+        Raises:
+            UserError: it is none that `state` returns.
+        """
         sentence = super().load_state(state)
         self._batches = None
         return sentence

@@ -42,6 +42,9 @@ def sample_words(seed: int, first: int, count: int, *, each: int = WORDS_PER_SAM
 
     A source takes as many of them as it needs, a multiple of WORDS_PER_SAMPLE, and always as many: those of another
     `each` are not independent of them.
+
+    Raises:
+        ValueError: `each` is no multiple of WORDS_PER_SAMPLE.
     """
     counters, rest = divmod(each, WORDS_PER_SAMPLE)
     if rest:

@@ -49,7 +49,11 @@ class Position:
         }
 
     def load_state(self, state: dict[str, Any]) -> str | None:
-        """Go to a position that `state` returned; a sentence where the batches will not be those of then."""
+        """Go to a position that `state` returned; a sentence where the batches will not be those of then.
+
+        Raises:
+            UserError: it is none that `state` returns.
+        """
         circumstances = self._circumstances()
         expected = {"samples_drawn", *circumstances}
         if (

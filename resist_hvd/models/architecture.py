@@ -64,7 +64,11 @@ class ModelSettings:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Blocks of each section."""
+        """Blocks of each section.
+
+        Raises:
+            ValueError: `sections` are no numbers.
+        """
         if self.sections is None:
             return SECTIONS[self.name]
         try:
@@ -174,7 +178,11 @@ class Architecture:
         return sum(self.decks)
 
     def place(self, block: int) -> tuple[int, int]:
-        """Return the section of a partitionable block, and its place among all of that section's blocks."""
+        """Return the section of a partitionable block, and its place among all of that section's blocks.
+
+        Raises:
+            IndexError: there are not so many.
+        """
         for section, blocks in enumerate(self.decks):
             if block < blocks:
                 return section, self.leading[section] + block

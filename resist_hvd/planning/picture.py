@@ -16,7 +16,12 @@ PARTS = {
 
 
 def draw(planner: Planner, path: Path) -> None:
-    """Draw the plan into a file."""
+    """Draw the plan into a file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
     plt = drawing.pyplot(drawing.LIGHT)
     figure, (sent, seconds, shares) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     for number, method in enumerate(METHODS):

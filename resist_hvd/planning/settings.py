@@ -127,7 +127,11 @@ class PlanSettings:
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
-        """The numbers of workers to plan for."""
+        """The numbers of workers to plan for.
+
+        Raises:
+            ValueError: they are none, or too large.
+        """
         try:
             counts = tuple(int(number) for number in self.workers.split(","))
         except ValueError:

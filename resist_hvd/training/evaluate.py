@@ -111,7 +111,11 @@ class Activations:
 
 
 def walk(test: ExtraTest, at_once: int, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
-    """Walk a test set through the network, whose norms have these statistics; all ranks must call it together."""
+    """Walk a test set through the network, whose norms have these statistics; all ranks must call it together.
+
+    Raises:
+        UserError: on every rank, where no image of the set could be read.
+    """
     totals = np.zeros(3)
     for batches in in_chunks(test.batches(share_of(method, world)), at_once, world):
         outputs = Activations((images for images, _ in batches), world.device)

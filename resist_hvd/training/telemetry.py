@@ -217,6 +217,9 @@ class Telemetry:
         Args:
             peak_memory_bytes: each rank's.
             broken_files: what is wrong with each image file that was passed over, over all ranks.
+
+        Raises:
+            UserError: on rank 0, where the file cannot be written.
         """
         run, progress = self.run, self.run.progress
         summary: dict[str, Any] = {

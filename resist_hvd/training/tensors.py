@@ -46,7 +46,12 @@ class SafetensorsStream:
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one of the announced tensors."""
+        """Write one of the announced tensors.
+
+        Raises:
+            ValueError: it has another shape than was announced.
+            OSError: it cannot be written.
+        """
         entry = self._header[name]
         if list(tensor.shape) != entry["shape"]:
             raise ValueError(f"{name} was announced with shape {entry['shape']}, not {list(tensor.shape)}")

@@ -47,7 +47,11 @@ class Trace:
             self.write()
 
     def write(self) -> None:
-        """Write `trace.json` into the run's folder, unless it was before; all ranks must call it together."""
+        """Write `trace.json` into the run's folder, unless it was before; all ranks must call it together.
+
+        Raises:
+            UserError: on every rank, where it cannot be written.
+        """
         world = self.run.world
         if world.stopwatch.spans is None:
             return
