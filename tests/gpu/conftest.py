@@ -1,11 +1,20 @@
 """GPU tests: each is marked so, and skipped by name where the GPUs that it needs are not at hand."""
 
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_check.check import Check
+from gpu_check.machine import Machine
+from gpu_check.steps import LOOKING, look
+from gpu_check.verdicts import SkippedError
 
 HERE = Path(__file__).resolve().parent
+
+LONGEST = 240.0
+"""Seconds that a test's programs may take."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m gpu` looks at markers
@@ -28,6 +37,14 @@ def lacking(needed: int) -> str:
     return f"needs {needed} GPU{'s' if needed > 1 else ''}, PyTorch sees {found or 'none'}"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except SkippedError as skipped:
+        pytest.skip(str(skipped))
+
+
 @pytest.fixture
 def gpu() -> torch.device:
     """The first GPU."""
@@ -40,3 +57,16 @@ def _in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """This machine, as launch/gpu-check sees it."""
+    folder = tmp_path_factory.mktemp("machine")
+    return look(Check(Machine(), ranks=1, folder=folder, limit=LOOKING, python=Path(sys.executable)))
+
+
+@pytest.fixture
+def check(machine: Machine, tmp_path: Path) -> Check:
+    """What a step of launch/gpu-check works with: two ranks."""
+    return Check(machine, ranks=2, folder=tmp_path, limit=LONGEST, python=Path(sys.executable))

@@ -1,0 +1,127 @@
+"""Steps on the ground of all others: the machine's facts, Horovod with NCCL, and tensors that travel between ranks."""
+
+from __future__ import annotations
+
+from gpu_check.check import Check
+from gpu_check.machine import Machine
+from gpu_check.verdicts import FailedError, SkippedError
+
+EXACT_ENOUGH = 1e-6
+"""Largest difference, relative to the largest number, of averages of float32: ranks' numbers are added in any order."""
+
+OLDEST_DRIVER = {"13": 580, "12": 525}
+"""The first driver for each CUDA."""
+
+CORES_A_RANK = 4
+"""Cores that a rank on a GPU keeps busy: Python, Horovod's thread, NCCL's, and one that decodes images."""
+
+
+def facts(check: Check) -> None:
+    """Tell what the machine has, and what of it stands in the way of training on its GPUs."""
+    machine, finding = check.machine, check.finding
+    finding.figures.update(machine.to_json())
+    finding.words.append(machine.headline)
+    for gpu in machine.gpus:
+        memory = f"{gpu.memory / 2**30:.0f} GiB"
+        finding.lines.append(f"{gpu.name}, {memory}, compute capability {gpu.capability}, {gpu.uuid}")
+    engines = f"{machine.jpeg_engines} x {machine.jpeg_cores} cores" if machine.jpeg_engines > 0 else "none"
+    finding.lines.append(
+        f"Python {machine.python}, DALI {machine.dali or 'not installed'}, pytest {machine.pytest or 'not installed'}, "
+        f"NCCL in Horovod: {'yes' if machine.horovod_nccl else 'no'}, JPEG engines: {engines}, C compiler: "
+        f"{machine.compiler or 'none'}{'' if machine.headers else ', but no Python.h'}, driver's library: "
+        f"{', '.join(machine.libcuda) or 'none'}, /dev/shm: {machine.shared_memory / 2**30:.1f} GiB free"
+    )
+    finding.faults += faults(machine)
+
+
+def faults(machine: Machine) -> list[str]:
+    """Return what must be mended before a machine's GPUs are used well."""
+    found = [machine.unusable] if machine.unusable else []
+    if not machine.gpus:
+        return found
+    for gpu in machine.gpus:
+        wanted = f"sm_{gpu.capability.replace('.', '')}"
+        if machine.architectures and wanted not in machine.architectures:
+            found.append(f"PyTorch is built for {', '.join(machine.architectures)}, not for {wanted} ({gpu.name})")
+    oldest = OLDEST_DRIVER.get(machine.cuda.partition(".")[0], 0)
+    major = machine.driver.partition(".")[0]
+    if major.isdecimal() and int(major) < oldest:
+        found.append(f"the driver is {machine.driver}; CUDA {machine.cuda} wants {oldest} or newer")
+    if not machine.horovod_nccl:
+        found.append("Horovod was built without NCCL operations: launch/setup --cuda yes")
+    if "libcuda.so.1" not in machine.libcuda:
+        found.append("libcuda.so.1 cannot be loaded")
+    return found
+
+
+def horovod(check: Check) -> None:
+    """Average GPU memory by Horovod on one rank, while the GPU is still to write it."""
+    if not check.machine.gpus:
+        raise SkippedError("no GPU")
+    if not check.machine.horovod_nccl:
+        raise SkippedError("Horovod was built without NCCL operations")
+    found = check.ask("allreduce", "allreduce")
+    check.finding.figures.update(found)
+    times = ", ".join(f"{int(count):,}: {ms} ms" for count, ms in found["milliseconds"].items())
+    check.finding.words.append(f"{found['calls']} calls; {times}")
+    if found["wrong"]:
+        where = "; ".join(f"{count} numbers of {what}" for what, count in found["wrong"].items())
+        raise FailedError(f"averages are wrong: {where}")
+
+
+def ranks(check: Check) -> None:
+    """Move tensors between two ranks, and as many as wanted, on every way there is."""
+    machine, finding = check.machine, check.finding
+    if check.ranks < 2:
+        raise SkippedError("it needs two ranks")
+    ways = ("nccl", "host", "bound", "uneven") if machine.gpus else ("host",)
+    for count in sorted({2, check.ranks}):
+        for way in ways:
+            lack = machine.why_no_nccl(count) if way == "nccl" else ""
+            if lack:
+                finding.lines.append(f"{count} ranks, {way}: skipped, {lack}")
+                continue
+            try:
+                travel(check, count, way)
+            except FailedError as failure:
+                finding.faults.append(f"{count} ranks, {way}: {failure}")
+                finding.tail = finding.tail or failure.tail
+    measured = [found for found in finding.figures.values() if "worst" in found]
+    if measured:
+        worst = max(found["worst"] for found in measured)
+        finding.words.append(f"{len(measured)} worlds, averages at most {worst:.1e} off")
+    if not machine.gpus:
+        finding.words.append("no GPU: on CPUs alone")
+
+
+def travel(check: Check, count: int, way: str) -> None:
+    """Move tensors between some ranks on one way, and note what was found.
+
+    Raises:
+        FailedError: they arrived otherwise than they must, or went another way.
+    """
+    machine = check.machine
+    variables = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"} if way == "nccl" and machine.shares_gpus(count) else {}
+    name = f"{count}-{way}"
+    own = ("--way", way, "--device", machine.device, "--gpus", str(len(machine.gpus) or 1))
+    found = check.ask(name, "transport", *own, ranks=count, variables=variables)
+    check.finding.figures[name] = found
+    by = "NCCL" if found["by_nccl"] else "host memory" if machine.gpus else "MPI"
+    times = ", ".join(f"{int(numbers):,}: {ms} ms" for numbers, ms in found["milliseconds"].items())
+    check.finding.lines.append(
+        f"{count} ranks, {way}: by {by}, {len(found['gpus'])} GPUs, {found['worst']:.1e} off; {times}"
+        if machine.gpus
+        else f"{count} ranks by MPI: {found['worst']:.1e} off; {times}"
+    )
+    expected = expected_way(machine, count, way)
+    if found["by_nccl"] != expected:
+        raise FailedError(f"averages went by {by}")
+    if not found["worst"] <= EXACT_ENOUGH:
+        raise FailedError(f"what arrived is {found['worst']:.1e} off, {EXACT_ENOUGH:.0e} allowed")
+
+
+def expected_way(machine: Machine, count: int, way: str) -> bool:
+    """Return whether averages go by NCCL where ranks are left to decide, or told."""
+    if way == "bound":
+        return machine.horovod_nccl and not machine.shares_gpus(count)
+    return way == "nccl"

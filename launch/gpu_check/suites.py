@@ -1,0 +1,72 @@
+"""Steps that are GPU tests: pytest runs them, and its report is read."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_check.check import Check
+from gpu_check.running import ROOT
+from gpu_check.verdicts import FailedError, SkippedError
+
+TESTS = ROOT / "tests/gpu"
+PYTEST_FAILED = 1
+
+
+def dali(check: Check) -> None:
+    """Run the tests of the loader on a GPU: pixels, odd and broken files, memory."""
+    if not check.machine.gpus:
+        raise SkippedError("no GPU")
+    if not check.machine.dali:
+        raise SkippedError("DALI is not installed: launch/setup --dali")
+    run(check, sorted(TESTS.glob("test_loader*.py")))
+
+
+def run(check: Check, files: Sequence[Path]) -> None:
+    """Run test files and note what they came to.
+
+    Raises:
+        SkippedError: pytest or the files are missing, or every test was skipped.
+        FailedError: a test failed.
+    """
+    if not check.machine.pytest:
+        raise SkippedError("pytest is not installed: launch/setup --dev")
+    if not files:
+        raise SkippedError(f"there are no such tests in {TESTS}")
+    name = files[0].stem
+    report = check.folder / f"{name}.xml"
+    options = ("-p", "no:cacheprovider", "--color=no", "-q", f"--junitxml={report}")
+    ended = check.do(name, "pytest", *options, *files, statuses=(0, PYTEST_FAILED))
+    passed, skipped, failed = read(report)
+    check.finding.figures[name] = {"passed": passed, "skipped": skipped, "failed": failed}
+    check.finding.words.append(f"{passed} tests passed, {len(skipped)} skipped")
+    check.finding.lines += [f"skipped: {test}: {why}" for test, why in skipped.items()]
+    if failed:
+        first = next(iter(failed.items()))
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise FailedError(f"{first[0]}: {first[1]}{more}", ended.tail)
+    if not passed:
+        raise SkippedError("no test could be run")
+
+
+def read(report: Path) -> tuple[int, dict[str, str], dict[str, str]]:
+    """Return how many tests of a JUnit report passed, and of those skipped and failed the names and reasons.
+
+    Raises:
+        FailedError: it cannot be read.
+    """
+    try:
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    except (OSError, ElementTree.ParseError) as error:
+        raise FailedError(f"pytest left no report: {error}") from None
+    skipped, failed = {}, {}
+    for case in cases:
+        name = str(case.get("name"))
+        for entry in case:
+            why = (entry.get("message") or "").partition("\n")[0]
+            if entry.tag == "skipped":
+                skipped[name] = why
+            elif entry.tag in ("failure", "error"):
+                failed[name] = why
+    return len(cases) - len(skipped) - len(failed), skipped, failed

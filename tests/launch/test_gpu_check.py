@@ -1,0 +1,503 @@
+"""launch/gpu-check: what its steps make of what programs answer, their limits, and the whole of it without a GPU."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gpu_check import __main__ as program
+from gpu_check import comparing, looking, measuring, running, steps, suites, training
+from gpu_check.check import Check
+from gpu_check.machine import Gpu, Machine
+from gpu_check.steps import Step, choose, make
+from gpu_check.verdicts import FailedError, Finding, Result, SkippedError, Verdict
+from safetensors.torch import save_file
+
+from . import runs
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ROOT / "launch/gpu-check"
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", uuid="GPU-1", memory=85 * 10**9, capability="9.0")
+SOUND = Machine(
+    gpus=(H100,),
+    driver="580.159.04",
+    torch="2.15.0",
+    cuda="13.2",
+    architectures=("sm_80", "sm_90"),
+    nccl=(2, 30, 7),
+    horovod_nccl=True,
+    dali="2.4.0",
+    libcuda=("libcuda.so.1",),
+    compiler="/usr/bin/cc",
+    headers=True,
+    cores=2,
+    pytest="9",
+)
+
+Make = Callable[..., Check]
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Make:
+    """Makes a check whose programs are a script of Python, which finds what it was told in sys.argv."""
+
+    def make(lines: str = "", machine: Machine = SOUND, limit: float = 60, **changes: Any) -> Check:
+        stand_in = tmp_path / "stand-in"
+        stand_in.write_text(f"#!{sys.executable}\nimport json, os, pathlib, sys, time\n{HELPERS}\n{lines}\n")
+        stand_in.chmod(0o755)
+        folder = tmp_path / "step"
+        folder.mkdir()
+        return Check(machine, 2, folder, limit, python=stand_in, run=stand_in, **changes)
+
+    return make
+
+
+HELPERS = """
+def flag(name):
+    for number, word in enumerate(sys.argv):
+        if word == name:
+            return sys.argv[number + 1]
+        if word.startswith(name + "="):
+            return word.partition("=")[2]
+
+def answer(**found):
+    pathlib.Path(flag("--answer")).write_text(json.dumps(found))
+"""
+
+TRAINS = """
+folder = pathlib.Path(flag("--output") or ".")
+off = {off} if flag("--device") == "cuda" else 0
+if flag("--precision") == "bf16":
+    off = {rounded}
+if "resist_hvd.train" in sys.argv:
+    folder.mkdir()
+    lines = [json.dumps({{"round": n, "loss": 2.0 - n / 4 + off}}) for n in range(3)]
+    for name in ("rounds", "eval"):
+        (folder / (name + ".jsonl")).write_text("\\n".join(lines) + "\\n")
+    import struct
+    header = json.dumps({{"w": {{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}}}).encode()
+    numbers = struct.pack("<2f", 1.0, 2.0 + off)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + numbers)
+else:
+    answer(fp32=dict(accuracy=90.0, loss=0.3), bf16=dict(accuracy=90.0 - {points}, loss=0.3), images=360)
+"""
+
+
+# Steps, and how they are made
+
+
+def act(check: Check) -> None:
+    check.finding.words.append("acted")
+
+
+def fail(check: Check) -> None:
+    check.finding.figures["measured"] = 1
+    raise FailedError("it is wrong", "the last line")
+
+
+def skip(check: Check) -> None:
+    raise SkippedError("no such thing here")
+
+
+def raise_key_error(check: Check) -> None:
+    check.finding.figures["no such figure"]
+
+
+def hang(check: Check) -> None:
+    check.do("sleeper", "sleeping")
+
+
+THREE = (Step(1, "one", "", 9, fail), Step(2, "two", "", 9, skip), Step(3, "three", "", 9, act))
+
+
+def test_a_step_goes_on_after_one_that_fails_and_keeps_its_figures(check: Make, tmp_path: Path) -> None:
+    failed, skipped, passed = make(THREE, check(), tmp_path, 100)
+    assert [result.verdict for result in (failed, skipped, passed)] == [Verdict.FAIL, Verdict.SKIP, Verdict.PASS]
+    assert failed.to_json()["figures"] == {"measured": 1}
+    assert [failed.reason, skipped.reason, passed.reason] == ["it is wrong", "no such thing here", ""]
+    assert failed.told()[-1].endswith("| the last line")
+    assert re.fullmatch(r" 3 three +PASS +0\.0 s  acted", passed.told()[0])
+
+
+def test_an_answer_of_another_shape_is_a_failure(check: Make, tmp_path: Path) -> None:
+    (result,) = make([Step(1, "one", "", 9, raise_key_error)], check(), tmp_path, 100)
+    assert result.verdict is Verdict.FAIL
+    assert "no such figure" in result.reason
+
+
+def test_a_step_that_hangs_is_ended_with_all_its_processes_and_tells_where_it_stood(
+    check: Make, tmp_path: Path
+) -> None:
+    lines = """
+import subprocess
+def stand_still():
+    time.sleep(1000)
+if "child" not in sys.argv:
+    subprocess.Popen([sys.argv[0], "child"], start_new_session=True)
+stand_still()
+"""
+    began = time.monotonic()
+    hung, after = make([Step(1, "one", "", 1.5, hang), Step(3, "three", "", 9, act)], check(lines), tmp_path, 100)
+    assert time.monotonic() - began < 30
+    assert (hung.verdict, after.verdict) == (Verdict.FAIL, Verdict.PASS)
+    assert "still ran at the step's limit of 2 s" in hung.reason
+    assert "in stand_still" in hung.finding.tail
+    assert running.marked(running.SESSION) == {}
+
+
+def test_what_a_program_leaves_behind_is_ended_and_told(check: Make, tmp_path: Path) -> None:
+    lines = """
+import subprocess
+if "child" in sys.argv:
+    time.sleep(1000)
+subprocess.Popen([sys.argv[0], "child"], start_new_session=True)
+"""
+    (result,) = make([Step(1, "one", "", 30, hang)], check(lines), tmp_path, 100)
+    assert result.reason == "sleeper left 1 processes behind"
+    assert running.marked(running.SESSION) == {}
+
+
+def test_no_step_is_begun_without_time(check: Make, tmp_path: Path) -> None:
+    results = list(make(THREE, check(), tmp_path, 1))
+    assert [result.verdict for result in results] == 3 * [Verdict.SKIP]
+    assert "no time" in results[0].reason
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [("1,2,8", [1, 2, 8]), ("3-5,dali", [3, 4, 5, 7]), ("facts", [1]), ("8, 1", [1, 8]), ("1-10", list(range(1, 11)))],
+)
+def test_steps_are_chosen_by_number_and_name(words: str, numbers: list[int]) -> None:
+    assert [step.number for step in choose(words)] == numbers
+
+
+@pytest.mark.parametrize("words", ["", "0", "11", "1-11", "speed", "3-", "-3", "5-4"])
+def test_no_such_step(words: str) -> None:
+    with pytest.raises(ValueError, match="step"):
+        choose(words)
+
+
+def test_all_steps_together_take_ten_minutes_by_half_of_their_limits() -> None:
+    assert [step.number for step in steps.STEPS] == list(range(1, 11))
+    assert sum(step.limit for step in steps.STEPS) / 2 <= 620
+
+
+# The command
+
+
+def test_the_file_is_written_after_each_step_and_the_status_tells_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    seen: list[Any] = []
+
+    def look_back(check: Check) -> None:
+        seen.append(json.loads(file.read_text()))
+
+    monkeypatch.setattr(program, "STEPS", (*THREE, Step(4, "four", "", 9, look_back)))
+    monkeypatch.setattr(program, "look", lambda check: SOUND)
+    monkeypatch.setattr(program, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert program.main(["--json", str(file), "--logs", str(tmp_path / "logs")]) == 1
+    (before,) = seen
+    assert [step["verdict"] for step in before["steps"]] == ["FAIL", "SKIP", "PASS"]
+    assert not before["complete"]
+    written = json.loads(file.read_text())
+    assert (written["complete"], written["ranks"]) == (True, 4)
+    assert written["machine"]["gpus"][0]["name"] == H100.name
+    printed = capsys.readouterr().out.splitlines()
+    assert "NVIDIA H100 80GB HBM3, driver 580.159.04" in printed[0]
+    assert printed[-1].startswith("2 PASS, 1 FAIL, 1 SKIP; ")
+    monkeypatch.setattr(program, "STEPS", THREE[1:])
+    assert program.main([]) == 0
+
+
+def test_packing_and_installing_are_setups(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def setup(*flags: Any) -> int:
+        told.append(flags)
+        return 3
+
+    monkeypatch.setattr(program, "setup", setup)
+    assert program.main(["--pack", "parts"]) == 3
+    assert program.main(["--offline", "parts"]) == 3  # and no step, where it fails
+    monkeypatch.setattr(program, "PYTHON", Path("/nowhere"))
+    assert program.main([]) == 3
+    assert told == [("--pack", Path("parts")), ("--offline", Path("parts")), ()]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--ranks", "0"], ["--steps", "11"], ["--images", "/nowhere"], ["--frobnicate"], ["--seconds", "x"]]
+)
+def test_a_wrong_flag_is_a_mistake(flags: list[str]) -> None:
+    done = subprocess.run([COMMAND, *flags], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert flags[0] in done.stderr
+
+
+# The machine
+
+
+def test_what_stands_in_the_way_is_named() -> None:
+    assert looking.faults(SOUND) == []
+    assert looking.faults(Machine()) == []
+    wrong = replace(
+        SOUND, driver="535.54", architectures=("sm_80",), horovod_nccl=False, libcuda=(), unusable="cannot be used"
+    )
+    said = "\n".join(looking.faults(wrong))
+    for fact in ("cannot be used", "535.54", "580", "sm_90", "--cuda yes", "libcuda.so.1"):
+        assert fact in said
+
+
+def test_nccl_shares_a_gpu_from_2_30_on() -> None:
+    assert SOUND.why_no_nccl(4) == ""
+    old = replace(SOUND, nccl=(2, 28, 9))
+    assert "2.28.9" in old.why_no_nccl(2)
+    assert old.why_no_nccl(1) == replace(old, gpus=2 * (H100,)).why_no_nccl(2) == ""
+    assert "without NCCL" in replace(SOUND, horovod_nccl=False).why_no_nccl(1)
+
+
+def test_a_machine_survives_json() -> None:
+    assert Machine.of(json.loads(json.dumps(SOUND.to_json()))) == SOUND
+
+
+def test_facts_are_told_in_full(check: Make) -> None:
+    own = check()
+    looking.facts(own)
+    assert "NCCL 2.30.7" in own.finding.words[0]
+    assert "80GB" in own.finding.lines[0]
+    assert "DALI 2.4.0" in own.finding.lines[1]
+
+
+# Horovod, and ways between ranks
+
+
+def test_wrong_averages_are_a_failure(check: Make) -> None:
+    own = check("answer(calls=4, wrong={'float32 1000 on another stream': 7}, milliseconds={'1000': 0.2})")
+    with pytest.raises(FailedError, match="7 numbers of float32 1000 on another stream"):
+        looking.horovod(own)
+    assert own.finding.figures["calls"] == 4
+
+
+WAY = """
+way = flag("--way")
+shared = os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
+answer(by_nccl=way == {by!r} and shared, gpus=["GPU-1"], worst={worst}, milliseconds={{"1000": 1.0}})
+"""
+
+
+def test_every_way_is_gone_with_two_and_all_ranks(check: Make) -> None:
+    own = replace(check(WAY.format(by="nccl", worst=1e-8)), ranks=4)
+    looking.ranks(own)
+    assert own.finding.faults == []
+    ways = {f"{count}-{way}" for count in (2, 4) for way in ("nccl", "host", "bound", "uneven")}
+    assert set(own.finding.figures) == ways
+    assert own.finding.words == ["8 worlds, averages at most 1.0e-08 off"]
+
+
+def test_an_older_nccl_is_skipped_by_name(check: Make) -> None:
+    own = check(WAY.format(by="nccl", worst=0.0), replace(SOUND, nccl=(2, 28, 9)))
+    looking.ranks(own)
+    assert own.finding.faults == []
+    assert "2 ranks, nccl: skipped" in own.finding.lines[0]
+
+
+@pytest.mark.parametrize(("by", "worst", "fault"), [("host", 0.0, "averages went by"), ("nccl", 1e-3, "1.0e-03 off")])
+def test_another_way_and_other_numbers_are_failures(by: str, worst: float, fault: str, check: Make) -> None:
+    own = check(WAY.format(by=by, worst=worst))
+    looking.ranks(own)
+    assert fault in own.finding.faults[0]
+
+
+def test_tensors_travel_between_ranks_on_cpus(tmp_path: Path) -> None:
+    own = Check(Machine(cores=2), 2, tmp_path, runs.LONGEST)
+    looking.travel(own, 2, "host")
+    assert own.finding.figures["2-host"]["worst"] < 1e-6
+    assert own.finding.figures["2-host"]["device"] == "cpu"
+
+
+# Training
+
+
+def test_cpu_and_gpu_are_compared_for_each_method(check: Make) -> None:
+    own = check(TRAINS.format(off=1e-5, rounded=0.01, points=0.5))
+    training.same(own)
+    assert own.finding.faults == []
+    assert [line.split()[0] for line in own.finding.lines] == list(training.METHODS)
+    assert own.finding.figures["resist cpu to gpu"]["loss"] == pytest.approx(1e-5)
+    assert own.finding.words == ["one network 90.00 % in fp32, 89.50 % in bf16"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"off": 2e-3}, "losses 2.0e-03 apart"),
+        ({"rounded": 0.1}, "bf16's loss is 5.7 % off"),
+        ({"points": 2}, "2.00 points apart"),
+        ({"off": "float('nan')"}, "nan"),
+    ],
+)
+def test_differences_that_are_too_large_are_failures(changes: dict[str, Any], fault: str, check: Make) -> None:
+    own = check(TRAINS.format(**{"off": 0, "rounded": 0, "points": 0, **changes}))
+    training.same(own)
+    assert any(fault in found for found in own.finding.faults), own.finding.faults
+
+
+def test_a_training_that_fails_is_told_with_its_last_lines(check: Make) -> None:
+    own = check("print('no such flag'); sys.exit(2)")
+    training.same(own)
+    assert len(own.finding.faults) == len(training.METHODS) + 1
+    assert "ended with status 2" in own.finding.faults[0]
+    assert own.finding.tail == "no such flag"
+
+
+def test_models_are_read_as_they_were_written(tmp_path: Path) -> None:
+    tensors = {"a": torch.rand(3, 4), "b": torch.rand(5), "n": torch.arange(3)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = comparing.read_model(tmp_path / "model.safetensors")
+    assert {name: list(values) for name, values in found.items()} == {
+        name: tensors[name].flatten().tolist() for name in "ab"
+    }
+    (tmp_path / "model.safetensors").write_bytes(b"\1\2")
+    with pytest.raises(FailedError, match=r"model\.safetensors"):
+        comparing.read_model(tmp_path / "model.safetensors")
+
+
+def test_without_a_compiler_nothing_is_compiled(check: Make) -> None:
+    with pytest.raises(SkippedError, match="compiler"):
+        training.compiled(check(machine=replace(SOUND, compiler="")))
+
+
+COMPILES = (
+    TRAINS.format(off=0, rounded=0, points=0)
+    + """
+lines = [json.dumps({"round": n, "loss": 1.0, "seconds_compute": 9.0}) for n in range(6)]
+(folder / "rounds.jsonl").write_text("\\n".join(lines) + "\\n")
+if flag("--compile"):
+    for _ in range(%d):
+        print("Recompiling function forward in resnet.py:1", flush=True)
+"""
+)
+
+
+def test_a_network_and_its_heir_are_compiled_once_each(check: Make) -> None:
+    own = check(COMPILES % 2)
+    training.compiled(own)
+    assert own.finding.figures["recompilations"] == 2
+    own.folder.rename(own.folder.with_name("before"))
+    with pytest.raises(FailedError, match="4 recompilations, 2 expected"):
+        training.compiled(check(COMPILES % 4))
+
+
+# Benchmarks and tests
+
+
+STEP = """
+rate = {rate} if flag("--compile") == "true" else 3000
+pathlib.Path(flag("--json")).write_text(json.dumps(
+    dict(images_a_second={{"through method and loop": rate, "bare PyTorch loop": 3100}}, ratio=1.01)
+))
+"""
+
+
+@pytest.mark.parametrize(("rate", "fault"), [(4100, ""), (3900, "4,000 are aimed at")])
+def test_images_a_second_are_held_against_the_aim(rate: float, fault: str, check: Make) -> None:
+    own = check(STEP.format(rate=rate), replace(SOUND, dali=""))
+    measuring.throughput(own)
+    assert len(own.finding.figures) == len(measuring.ROWS)
+    assert f"{rate:,} images/s of 4,000" in own.finding.words[0]
+    assert fault in "; ".join(own.finding.faults)
+    assert bool(own.finding.faults) is bool(fault)
+    assert own.finding.lines[-1] == "loader: skipped, DALI is not installed"
+
+
+LOADER = """
+│ bare DALI, the same operators │         4100 │     4000 │     4200 │ 1.000 │
+│ this loader                   │         4061 │     3990 │     4100 │ 0.990 │
+7 passes in turn, each of 24 batches; rank 0's. This loader against
+torchvision's: 4.13. Beside training 25,503,912 parameters (bf16):
+3021.5 images/s, a step of 85 ms (mean of 40), of which 0.42 % wait
+for data.
+ratio 0.990: images a second by this loader, over those by bare DALI
+"""
+
+
+def test_what_the_loaders_benchmark_prints_is_read() -> None:
+    assert measuring.read_loader(LOADER) == {
+        "images_a_second": 4061.0, "ratio": 0.99, "beside_training": 3021.5, "waiting": 0.42,
+    }  # fmt: skip
+    with pytest.raises(FailedError, match="waiting"):
+        measuring.read_loader(LOADER.replace("0.42 %", "some"))
+
+
+def test_photographs_are_laid_out_for_the_loader(tmp_path: Path) -> None:
+    own = Check(Machine(), 1, tmp_path, runs.LONGEST)
+    found = own.ask("photographs", "photographs", "--root", tmp_path / "root", "--count", "16")
+    assert found["images"] == 16 + 8
+    assert 60_000 < found["mean_bytes"] < 200_000
+    assert len(list((tmp_path / "root/train").iterdir())) == len(list((tmp_path / "root/val").iterdir())) == 8
+
+
+REPORT = """<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no GPU"/></testcase>
+<testcase name="c"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>"""
+
+
+def test_a_report_of_pytest_is_read(tmp_path: Path, check: Make) -> None:
+    (tmp_path / "report.xml").write_text(REPORT)
+    assert suites.read(tmp_path / "report.xml") == (1, {"b": "no GPU"}, {"c": "assert 1 == 2"})
+    own = check(f"pathlib.Path(flag('--junitxml')).write_text('''{REPORT}'''); print('1 failed'); sys.exit(1)")
+    with pytest.raises(FailedError, match="c: assert 1 == 2"):
+        suites.run(own, [tmp_path / "test_x.py"])
+    assert own.finding.figures["test_x"]["passed"] == 1
+    with pytest.raises(SkippedError, match="--dev"):
+        suites.run(replace(own, machine=replace(SOUND, pytest="")), [tmp_path / "test_x.py"])
+
+
+# Without a GPU
+
+
+def test_gpu_tests_skip_by_name_without_one() -> None:
+    done = subprocess.run(
+        [runs.PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/gpu", "-rs"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=runs.LONGEST, env=runs.environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "needs 1 GPU, PyTorch sees none" in done.stdout
+    assert re.search(r"^\d+ skipped in", done.stdout.splitlines()[-1])
+
+
+def test_all_other_tests_find_gpus_hidden() -> None:
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_what_needs_no_gpu_passes_and_the_rest_is_skipped_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = subprocess.run(
+        [COMMAND, "--ranks", "2", "--json", file, "--steps", "1-3,5-9"],
+        capture_output=True, text=True, check=False, timeout=280, env=runs.environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())
+    verdicts = {step["name"]: (step["verdict"], step["reason"]) for step in found["steps"]}
+    assert verdicts == {
+        "facts": ("PASS", ""),
+        "horovod": ("SKIP", "no GPU"),
+        "ranks": ("PASS", ""),
+        "stop": ("PASS", ""),
+        "compile": ("SKIP", "no GPU"),
+        "dali": ("SKIP", "no GPU"),
+        "throughput": ("SKIP", "no GPU"),
+        "synchronise": ("PASS", ""),
+    }, done.stdout
+    assert found["machine"]["torch"] == torch.__version__
+    assert f"{Result(1, 'facts', Verdict.PASS, 0.0, '', Finding()).told()[0][:22]}" in done.stdout
