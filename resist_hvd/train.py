@@ -100,6 +100,7 @@ def train_in(
             seed=settings.seed,
             device=world.device,
             share=world.once_a_host,
+            cores=world.cores,
         )
     with source:
         run = make_run(settings, world, source, folder, checkpoint)

@@ -5,7 +5,7 @@ import importlib
 import torch
 
 from resist_hvd.data.resident import ImageSet, ResidentSource
-from resist_hvd.data.settings import DataName, DataSettings
+from resist_hvd.data.settings import DataName, DataSettings, own_cores
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, TrainStream
 from resist_hvd.data.tree import ImageTree, Share, make_here
 
@@ -28,6 +28,7 @@ def load(
     seed: int,
     device: torch.device,
     share: Share[ImageTree] = make_here,
+    cores: float | None = None,
 ) -> DataSource:
     """The data that `settings` describe, as worker `shard` sees them, with batches on `device`.
 
@@ -39,10 +40,12 @@ def load(
         seed: the run's.
         device: where batches are wanted.
         share: lists files once for all workers of a host.
+        cores: that the worker has; by default all that it may run on.
 
     Raises:
         UserError: the data are missing, damaged, too large or too few; the message names the folder or file.
     """
+    settings = settings.on_cores(cores or own_cores())
     if settings.name == "imagenet":
         from resist_hvd.data import imagenet
 

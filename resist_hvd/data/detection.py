@@ -19,7 +19,7 @@ from torch import Tensor
 
 from resist_hvd.data.imagenet import MEAN, STD, dali_is_installed
 from resist_hvd.data.order import EpochOrder
-from resist_hvd.data.settings import LoaderName
+from resist_hvd.data.settings import LoaderName, own_cores
 from resist_hvd.data.source import DataSpec, Shard
 from resist_hvd.data.squares import PillowSquares, SquareDecoder, SquareFormat
 from resist_hvd.data.stream import Position, check_one_batch
@@ -76,7 +76,7 @@ class DetectionSettings:
     """What decodes: dali (NVIDIA DALI), torchvision (Pillow in threads), or auto: dali where it is installed."""
 
     decode_threads: int | None = None
-    """Threads that decode. Default: as many as PyTorch was given."""
+    """Threads that decode. Default: one for each core that this process may run on."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "batch_size", "test_batch_size", "decode_threads"):
@@ -288,7 +288,7 @@ def _decoder(settings: DetectionSettings, batch_size: int, device: torch.device)
         mean=settings.mean,
         std=settings.std,
         batch_size=batch_size,
-        threads=settings.decode_threads or torch.get_num_threads(),
+        threads=settings.decode_threads or own_cores(),
     )
     installed = dali_is_installed()
     if settings.loader == "dali" and not installed:

@@ -75,7 +75,7 @@ class _Decoder:
             return unusable
 
         # Decoding releases Python's lock. Each task fills in its own images, so any number of threads makes the same.
-        with ThreadPoolExecutor(self.settings.decode_threads or torch.get_num_threads()) as pool:
+        with ThreadPoolExecutor(self.settings.threads) as pool:
             results = pool.map(decode_some, range(0, len(index), _FILES_A_TASK))
             unusable = {image: file for result in results for image, file in result.items()}
         return self._without(unusable, store, index) if unusable else store

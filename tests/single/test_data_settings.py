@@ -1,13 +1,14 @@
 """Wrong settings of the data are refused with a sentence that names the flag."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resist_hvd.data import DataSettings, Shard
-from resist_hvd.data.settings import DaliSettings
+from resist_hvd.data.settings import DaliSettings, DataName
 
 
 def test_the_defaults_are_the_embedded_demonstration() -> None:
@@ -117,3 +118,31 @@ def test_a_wrong_value_for_dali_is_refused_by_its_flag(changes: dict[str, Any], 
 def test_a_shard_outside_the_world_is_refused(rank: int, size: int) -> None:
     with pytest.raises(ValueError, match="a shard's rank must be"):
         Shard(rank=rank, size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "given", "threads"),
+    [
+        ("imagenet", 7.9, None, 7),
+        ("imagenet", 0.5, None, 1),
+        ("imagenet", 64.0, None, 16),
+        ("imagenet", 64.0, 24, 24),
+        ("imagenet", 8.0, 3, 3),
+        ("folder", 64.0, None, 64),
+    ],
+)
+def test_as_many_threads_decode_as_a_worker_has_cores(
+    name: DataName, cores: float, given: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    settings = DataSettings(name=name, root=Path("images"), decode_threads=given)
+    assert settings.on_cores(cores).threads == threads
+    assert settings.decode_threads == given
+
+
+def test_a_set_that_decodes_nothing_takes_any_number_of_cores() -> None:
+    assert DataSettings(name="digits").on_cores(8.0) == DataSettings(name="digits")
+
+
+def test_without_a_share_of_cores_there_are_as_many_threads_as_this_process_may_run_on() -> None:
+    assert DataSettings(name="imagenet", root=Path("images")).threads == len(os.sched_getaffinity(0))
