@@ -2,9 +2,11 @@
 
 import atexit
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from resist_hvd.data.side_stream import MakingStream, SameStream
 
 T = TypeVar("T")
 
@@ -16,11 +18,13 @@ class Ahead(Iterator[T], Generic[T]):
 
     Args:
         items: taken from in the thread alone, from now on.
+        stream: where they are made; by default in no stream of its own.
     """
 
-    def __init__(self, items: Iterator[T]) -> None:
+    def __init__(self, items: Iterator[T], stream: MakingStream | None = None) -> None:
         self._items = items
-        self._made: SimpleQueue[T | _End] = SimpleQueue()
+        self._stream = stream or SameStream()
+        self._made: SimpleQueue[Callable[[], T] | _End] = SimpleQueue()
         self._wanted = threading.Semaphore(1)
         self._stopped = False
         self._thread = threading.Thread(target=self._make, name="making batches", daemon=True)
@@ -30,15 +34,21 @@ class Ahead(Iterator[T], Generic[T]):
 
     def _make(self) -> None:
         try:
-            while True:
-                self._wanted.acquire()
-                if self._stopped:
-                    break
-                self._made.put(next(self._items))
+            with self._stream.making():
+                try:
+                    self._make_each()
+                finally:
+                    # Whatever the iterator holds it lets go of here, in the thread that it was used in.
+                    del self._items
         except BaseException as error:
             self._made.put(_End(error))
-        # Whatever the iterator holds it lets go of here, in the thread that it was used in.
-        del self._items
+
+    def _make_each(self) -> None:
+        while True:
+            self._wanted.acquire()
+            if self._stopped:
+                break
+            self._made.put(self._stream.made(next(self._items)))
 
     def __next__(self) -> T:
         made = self._made.get()
@@ -46,7 +56,7 @@ class Ahead(Iterator[T], Generic[T]):
             self._made.put(made)
             raise made.error
         self._wanted.release()
-        return made
+        return made()
 
     def close(self) -> None:
         """Stop, and wait until the item that is under way is made."""

@@ -14,17 +14,19 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, types
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from resist_hvd.data import dali_graph
 from resist_hvd.data.broken import USUAL_ENDS, BrokenFiles
 from resist_hvd.data.dali_graph import Means, Source
+from resist_hvd.data.dali_memory import as_tensor
+from resist_hvd.data.dali_suspects import undecodable
 from resist_hvd.data.decoding import LARGEST_IMAGE
+from resist_hvd.data.gpu_faults import is_of_gpu, sentence
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
-from resist_hvd.data.stand_ins import PLACEHOLDER, ForeignFiles, StandIn
+from resist_hvd.data.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError
 from resist_hvd.data.windows import Draws, middle_windows, random_windows
 
 
@@ -74,7 +76,7 @@ class DaliLoader(ImageLoader):
         self._settings = settings
         self._device = device
         self._broken = broken
-        self._foreign = ForeignFiles(settings.decode_threads or torch.get_num_threads())
+        self._foreign = ForeignFiles(settings.threads)
         self._type = BATCH_TYPES[settings.image_type]
         # DALI's normalisation knows no bfloat16.
         dali_type = types.FLOAT16 if settings.image_type == "fp16" else types.FLOAT
@@ -110,14 +112,7 @@ class DaliLoader(ImageLoader):
         return self._batches(index, works, build)
 
     def _means(self, batch_size: int) -> Means:
-        settings = self._settings
-        return Means(
-            batch_size=batch_size,
-            threads=settings.decode_threads or torch.get_num_threads(),
-            prefetch=settings.prefetch,
-            device_id=(self._device.index or 0) if self._device.type == "cuda" else None,
-            tuning=settings.dali,
-        )
+        return Means.of(self._settings, batch_size, self._device)
 
     def _batches(self, index: ImageIndex, works: Iterator[Work], build: Build) -> Iterator[Batch]:
         """Batches of `works`, one after the other.
@@ -137,12 +132,14 @@ class DaliLoader(ImageLoader):
                     images, ends = pipeline.outputs(cuda_stream=self._stream())
                     if self._any_broken_off(index, begun[0], np.asarray(ends.as_array())):
                         break
-                    pixels = from_dlpack(images.as_tensor())
+                    pixels = as_tensor(images, self._type, self._device)
                     pipeline.schedule_run()
                     yield self._batch(pixels, index.labels[begun.popleft().images])
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, SuspectError) and is_of_gpu(error):
+                    raise sentence(error, self._device) from error
                 self._find_broken(index, begun, error)
             waiting.extendleft(reversed(begun))
 
@@ -195,7 +192,7 @@ class DaliLoader(ImageLoader):
                 for place, stand_in in work.stand_ins.items():
                     contents[place], sides[place] = stand_in.encoded, stand_in.sides
             if (sides.prod(axis=1) > LARGEST_IMAGE).any():
-                raise RuntimeError("an image is too large")  # `_find_broken` tells which
+                raise SuspectError("an image is too large")  # `_find_broken` tells which
             given = [np.ascontiguousarray(array) for array in cut(work, sides)]
             files.schedule_run()
             kept.append((contents, ends, *given, encoded))
@@ -221,14 +218,14 @@ class DaliLoader(ImageLoader):
         return [scaled.astype(np.float32), place]
 
     def _stream(self) -> Any:
-        """The stream that waits for the images, so that the process need not."""
+        """The stream that waits for the images, so that nobody else need; this thread's current one."""
         return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
     def _batch(self, pixels: Tensor, labels: NDArray[np.int64]) -> Batch:
         on_host = torch.from_numpy(labels)
         if self._device.type == "cuda":
             on_host = on_host.pin_memory()
-        return pixels.to(self._type).permute(0, 3, 1, 2), on_host.to(self._device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2), on_host.to(self._device, non_blocking=True)
 
     def _any_broken_off(self, index: ImageIndex, work: Work, ends: NDArray[np.uint8]) -> bool:
         """Note the files of a batch that end unusually and are indeed broken; return whether there are any."""
@@ -236,19 +233,28 @@ class DaliLoader(ImageLoader):
         unusual = ~np.any([(ends == end).all(axis=1) for end in usual], axis=0)
         return self._any(index, work.images[unusual], self._is_usable)
 
-    def _find_broken(self, index: ImageIndex, begun: Iterable[Work], error: RuntimeError) -> None:
+    def _find_broken(self, index: ImageIndex, begun: Iterable[Work], error: Exception) -> None:
         """Note which files of the batches under way made a pipeline fail.
 
         Raises:
+            UserError: memory or the GPU did.
             RuntimeError: none of them did; it failed of something else.
         """
-        suspects = [work.images for work in begun]
-        if any(self._any(index, images, self._is_usable) for images in suspects):
+        under_way = [work.images for work in begun]
+        if any(self._any(index, images, self._is_usable) for images in under_way):
             return
-        # What ails DALI may be its memory: where it cannot decode what it surely can, no file is to blame.
-        if self._decodes(PLACEHOLDER.path) and any(self._any(index, images, self._is_decodable) for images in suspects):
-            return
-        raise error
+        images = np.unique(np.concatenate([*under_way, np.arange(0)])).tolist()
+        unknown = [image for image in images if not self._foreign.knows(index, image)]
+        paths = [np.frombuffer(index.encoded_path(image), dtype=np.uint8) for image in unknown]
+        try:
+            foreign = [unknown[place] for place in undecodable(self._means(1), paths)]
+        except (RuntimeError, MemoryError) as failure:
+            raise (sentence(failure, self._device) if is_of_gpu(failure) else error) from failure
+        if not foreign:
+            raise error
+        for image in foreign:
+            # Pillow decodes it; from now on it does so for every batch.
+            self._foreign.note(index, image)
 
     @staticmethod
     def _any(index: ImageIndex, images: NDArray[np.int64], is_sound: Callable[[ImageIndex, int], bool]) -> bool:
@@ -259,20 +265,3 @@ class DaliLoader(ImageLoader):
     def _is_usable(self, index: ImageIndex, image: int) -> bool:
         """Whether a file is sound and rightly given to DALI; where it is not, that is noted."""
         return self._broken.is_sound(index, image) and not self._foreign.recognised(index, image)
-
-    def _is_decodable(self, index: ImageIndex, image: int) -> bool:
-        """Whether DALI decodes a file that Pillow does; where it does not, Pillow will from now on."""
-        if self._foreign.knows(index, image):
-            return True
-        if self._decodes(np.frombuffer(index.encoded_path(image), dtype=np.uint8)):
-            return True
-        self._foreign.note(index, image)
-        return False
-
-    def _decodes(self, path: NDArray[np.uint8]) -> bool:
-        """Whether DALI decodes a file."""
-        try:
-            dali_graph.decoding_pipeline(self._means(1), lambda: ([path],)).run()
-        except RuntimeError:
-            return False
-        return True

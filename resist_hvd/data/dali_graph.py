@@ -8,8 +8,9 @@ while they work on a few numbers each, no image is decoded.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+import torch
 from nvidia.dali import Pipeline, fn, types
 
 from resist_hvd.data.settings import DaliSettings, DataSettings
@@ -38,6 +39,17 @@ class Means:
     prefetch: int
     device_id: int | None
     tuning: DaliSettings
+
+    @classmethod
+    def of(cls, settings: DataSettings, batch_size: int, device: torch.device) -> Self:
+        """What batches of a size are made with for a device."""
+        return cls(
+            batch_size=batch_size,
+            threads=settings.threads,
+            prefetch=settings.prefetch,
+            device_id=(device.index or 0) if device.type == "cuda" else None,
+            tuning=settings.dali,
+        )
 
     @property
     def device(self) -> Literal["cpu", "gpu"]:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
-from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from resist_hvd.data.broken import USUAL_ENDS
 from resist_hvd.data.dali_graph import Means, Source
+from resist_hvd.data.dali_memory import as_tensor
+from resist_hvd.data.gpu_faults import is_of_gpu, sentence
 from resist_hvd.data.settings import DaliSettings
 from resist_hvd.data.squares import Choices, SquareDecoder, SquareFormat, read_whole
 
@@ -47,10 +48,12 @@ class DaliSquares(SquareDecoder):
         pipeline.build()
         for _ in itertools.count():
             try:
-                images, ends = pipeline.run()
+                images, ends = pipeline.run(self._stream())
             except StopIteration:
                 return
-            except RuntimeError:
+            except (RuntimeError, MemoryError) as error:
+                if is_of_gpu(error):
+                    raise sentence(error, self._device) from error
                 # DALI does not say which file it was: one of those that it has been given.
                 for chosen in asked:
                     for image in chosen:
@@ -59,15 +62,10 @@ class DaliSquares(SquareDecoder):
             for image, end in zip(asked.popleft(), _host(ends), strict=True):
                 if end.tobytes() not in USUAL_ENDS:
                     read_whole(paths[image])
-            yield self._tensor(images)
+            yield as_tensor(images, torch.float32, self._device).permute(0, 3, 1, 2)
 
-    def _tensor(self, images: Any) -> Tensor:
-        """Copy a batch [B, size, size, 3] out of DALI's memory, which it fills anew."""
-        dense = images.as_tensor()
-        batch = torch.empty(tuple(dense.shape()), dtype=torch.float32, device=self._device)
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        feed_ndarray(dense, batch, cuda_stream=stream)
-        return batch.permute(0, 3, 1, 2)
+    def _stream(self) -> Any:
+        return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
 
 
 def _host(ends: Any) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.side_stream import MakingStream, made_beside, making_stream
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.stream import NumberedStream, check_one_batch
 from resist_hvd.data.tree import ImageTree, Share, find_images
@@ -50,7 +51,7 @@ def load(
     )
     broken = BrokenFiles(stop=settings.broken_files == "stop")
     loader = make_loader(settings, device=device, broken=broken)
-    return StreamedSource(images, settings, loader=loader, broken=broken, shard=shard, seed=seed)
+    return StreamedSource(images, settings, loader=loader, broken=broken, shard=shard, seed=seed, device=device)
 
 
 def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenFiles) -> ImageLoader:
@@ -83,11 +84,12 @@ def dali_is_installed() -> bool:
 class LoaderStream(NumberedStream):
     """Training batches from a loader, which makes them in advance, and begins anew where the position jumps."""
 
-    def __init__(self, index: ImageIndex, loader: ImageLoader, plan: TrainingPlan) -> None:
+    def __init__(self, index: ImageIndex, loader: ImageLoader, plan: TrainingPlan, stream: MakingStream) -> None:
         super().__init__(plan.order, shard=plan.shard, batch_size=plan.batch_size)
         self._index = index
         self._loader = loader
         self._plan = plan
+        self._making = stream
         self._batches: Ahead[Batch] | None = None
         self._next_of_batches = -1
 
@@ -95,7 +97,7 @@ class LoaderStream(NumberedStream):
         """This worker's batch once all workers have drawn so many samples."""
         if self._batches is None or samples_drawn != self._next_of_batches:
             self.close()
-            self._batches = Ahead(self._loader.train(self._index, self._plan, samples_drawn))
+            self._batches = Ahead(self._loader.train(self._index, self._plan, samples_drawn), self._making)
         batch = next(self._batches)
         self._next_of_batches = self._plan.after(samples_drawn)
         return batch
@@ -119,6 +121,7 @@ class StreamedSource(DataSource):
         broken: BrokenFiles,
         shard: Shard,
         seed: int,
+        device: torch.device,
     ) -> None:
         train, test = images.train, images.test
         self.spec = DataSpec(
@@ -134,7 +137,7 @@ class StreamedSource(DataSource):
         self.remarks = images.remarks
         self._train, self._test = train, test
         self.extra_tests = tuple(self._extra_test(name, index) for name, index in images.extra.items())
-        self._loader, self._broken, self._shard = loader, broken, shard
+        self._loader, self._broken, self._shard, self._device = loader, broken, shard, device
         self.loader_name = loader.name
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
         plan = TrainingPlan(
@@ -144,7 +147,7 @@ class StreamedSource(DataSource):
             least_area=settings.crop_area,
             may_mirror=settings.flip is not False,
         )
-        self._stream = LoaderStream(train, loader, plan)
+        self._stream = LoaderStream(train, loader, plan, making_stream(device))
 
     def train(self) -> LoaderStream:
         """This worker's training stream."""
@@ -165,7 +168,8 @@ class StreamedSource(DataSource):
     def _share(self, index: ImageIndex, images: NDArray[np.int64], shard: Shard | None) -> Iterator[Batch]:
         shard = shard or self._shard
         # Every size-th image: they are sorted by class, and so each share has some of all classes.
-        return self._loader.test(index, images[shard.rank :: shard.size])
+        batches = self._loader.test(index, images[shard.rank :: shard.size])
+        return made_beside(batches, making_stream(self._device))
 
     def broken_files(self) -> dict[str, str]:
         """What is wrong with each file that this worker passed over, by its path."""

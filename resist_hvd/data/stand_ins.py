@@ -24,6 +24,10 @@ _FOREIGN_STARTS = (b"GIF8", b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5
 otherwise, and does not scale the values of a PNM file that go to another number than 255."""
 
 
+class SuspectError(RuntimeError):
+    """One image of a batch is at fault; which one has yet to be found out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StandIn:
     """An image in the place of its file.
@@ -94,7 +98,7 @@ class ForeignFiles:
         """The stand-ins of those images [B] that have one, by their places.
 
         Raises:
-            RuntimeError: a file is broken.
+            SuspectError: a file is broken.
         """
         places = [place for place, image in enumerate(images.tolist()) if self.knows(index, image)]
         if not places:
@@ -104,5 +108,5 @@ class ForeignFiles:
             try:
                 stand_ins = list(pool.map(lambda path: StandIn.of(read_trusted(path)), paths))
             except ValueError as fault:
-                raise RuntimeError(str(fault)) from fault
+                raise SuspectError(str(fault)) from fault
         return dict(zip(places, stand_ins, strict=True))

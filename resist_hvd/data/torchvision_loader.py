@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from resist_hvd.data.broken import BrokenFiles, read_trusted
+from resist_hvd.data.gpu_faults import is_of_gpu, sentence
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.loader_processes import Tether, forked_from_a_server, starting_processes
@@ -193,7 +194,7 @@ class TorchvisionLoader(ImageLoader):
     def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
         work_on(self._device)
         settings = self._recipe.settings
-        processes = settings.decode_threads or torch.get_num_threads()
+        processes = settings.threads
         try:
             with Tether(self._processes) as tether:
                 loader = DataLoader(
@@ -225,6 +226,8 @@ class TorchvisionLoader(ImageLoader):
         except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
             # The latter three are met where a process has announced a batch, but died before that was fetched.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                if is_of_gpu(error):
+                    raise sentence(error, self._device) from error
                 raise
             raise UserError(
                 f"A process that decodes images died ({' '.join(str(error).split()) or type(error).__name__})",

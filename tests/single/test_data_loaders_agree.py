@@ -25,7 +25,6 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
 from nvidia.dali import types
 
-from resist_hvd.data.dali import Work
 from resist_hvd.data.dali_graph import Means, evaluation_pipeline, reading_pipeline, training_pipeline
 
 CPU = torch.device("cpu")
@@ -171,29 +170,6 @@ def test_images_that_are_too_large_are_named_and_not_called_damaged(
         assert (len(labels), list(faults.values())) == (4, [fault])
 
 
-def test_what_is_no_files_fault_is_not_blamed_on_one(root: Path) -> None:
-    with source_of(root, "dali") as source:
-        stream = source.train()
-        next(stream)
-        error = RuntimeError("out of memory")
-        with pytest.raises(RuntimeError, match="out of memory"):
-            source._loader._find_broken(source._train, [], error)  # type: ignore[attr-defined]
-        assert source.broken_files() == {}
-
-
-def test_no_file_is_blamed_where_dali_decodes_nothing_at_all(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("CUDA out of memory")
-
-    monkeypatch.setattr("resist_hvd.data.dali_graph.decoding_pipeline", fail)
-    with source_of(root, "dali") as source:
-        loader, train = source._loader, source._train  # type: ignore[attr-defined]
-        with pytest.raises(RuntimeError, match="not its fault"):
-            loader._find_broken(train, [Work(images=np.arange(4))], RuntimeError("not its fault"))
-        assert source.broken_files() == {}
-        assert not any(loader._foreign.knows(train, image) for image in range(4))
-
-
 def test_files_are_read_whole_with_the_sides_of_their_images(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     sides = random.integers(1, 300, size=(32, 2))
@@ -247,18 +223,6 @@ def test_a_gpus_pipelines_lack_nothing_but_the_gpu(make: Callable[..., Any]) -> 
         pipeline.build()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
-@pytest.mark.parametrize("half", ["train", "val"])
-def test_batches_on_a_gpu_agree_with_those_on_a_cpu(root: Path, loader: str, half: str) -> None:
-    cuda = torch.device("cuda", 0)
-    (on_gpu, labels), (on_cpu, same) = (batches_of(root, loader, half=half, device=device) for device in (cuda, CPU))
-    assert labels == same
-    difference = (on_gpu - on_cpu).abs().flatten(1)
-    assert difference.mean(dim=1).max() < 1.5
-    assert difference.quantile(0.99) < 5
-
-
 MEMORY = """
 import gc, sys
 from pathlib import Path
@@ -275,7 +239,7 @@ with load(settings, shard=Shard(rank=0, size=1), seed=0, device=torch.device("cp
     stream, batch = source.train(), 8 * 3 * 96 * 96 * 4
     epoch = source.spec.train_size // 8
     sizes = []
-    for _ in range(10):
+    for _ in range(20):
         for _ in range(epoch):
             next(stream)
         for _ in source.test():
@@ -286,15 +250,15 @@ print(*[round((size - sizes[3]) / batch, 2) for size in sizes])
 
 
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
-def test_memory_is_flat_over_ten_epochs(root: Path, loader: str) -> None:
+def test_memory_is_flat_over_twenty_epochs(root: Path, loader: str) -> None:
     """In batches' sizes, each epoch of three training batches and an evaluation: a leak of one of them is seen."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(root), loader],
         capture_output=True, text=True, check=True, timeout=120, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
     )  # fmt: skip
     grown = [float(value) for value in done.stdout.split()]
-    # After some epochs that fill the buffers: a leak of one batch an epoch would be 6 batches, of one an iteration 18.
-    assert grown[-1] < 4, grown
+    # After some epochs that fill the buffers. Memory comes and goes by some 5 batches; a leak of one an epoch is 16.
+    assert grown[-1] < 8, grown
 
 
 # -- real photographs -------------------------------------------------------------------------------------------------
