@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -16,9 +19,11 @@ from resist_hvd.benchmarks.table import paired_ratio, show_rates
 from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
 from resist_hvd.config import Precision, Settings
-from resist_hvd.data.baseline import bare_dali, threads, torchvision_loader
+from resist_hvd.data.baseline import bare_dali, torchvision_loader
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
+from resist_hvd.data.tree import ImageTree
+from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings
 from resist_hvd.seeds import derive
@@ -55,6 +60,13 @@ class LoaderSettings:
     device: DeviceName = "auto"
     """What to compute on; auto is cuda where there is a GPU."""
 
+    threads: tuple[int, ...] = ()
+    """Numbers of decoding threads to try one after the other, as [4,8,16]. Default: --data.decode_threads alone."""
+
+    hardware_load: tuple[float, ...] = ()
+    """Shares of a GPU's JPEG hardware to try with each of them, as [0.65,0.8,0.95]. Default: --data.dali.hardware_load
+    alone."""
+
     seed: int = 1
     """Order, windows and weights come from it."""
 
@@ -71,6 +83,10 @@ class LoaderSettings:
                 raise ValueError(f"--{name} is {getattr(self, name)}; give {least} or more")
         if self.data.name != "imagenet":
             raise ValueError(f"--data.name is {self.data.name}, which has no loader to be timed; leave it out")
+        if any(threads < 1 for threads in self.threads):
+            raise ValueError(f"--threads is {list(self.threads)}; give numbers of at least 1")
+        if any(not 0 <= load <= 1 for load in self.hardware_load):
+            raise ValueError(f"--hardware_load is {list(self.hardware_load)}; give shares from 0 to 1")
         _ = self.training  # settings that do not go together are told at once
 
     @property
@@ -92,47 +108,132 @@ class LoaderSettings:
             data=self.data,
         )
 
+    def ways(self, cores: float) -> dict[str, DataSettings]:
+        """Return the ways of loading that are timed, by what tells them apart: nothing where there is one.
+
+        Args:
+            cores: that this rank has.
+        """
+        own = self.data.on_cores(cores)
+        tried = product(self.threads or (own.threads,), self.hardware_load or (own.dali.hardware_load,))
+        return {
+            self._name(threads, load): replace(own, decode_threads=threads, dali=replace(own.dali, hardware_load=load))
+            for threads, load in tried
+        }
+
+    def _name(self, threads: int, load: float) -> str:
+        parts = [counted(threads, "thread")] if self.threads else []
+        return ", ".join([*parts, f"hardware load {load:g}"] if self.hardware_load else parts)
+
 
 def run(settings: LoaderSettings, world: World) -> float:
-    """Measure, print a table from rank 0, and return the ratio to bare DALI; all ranks call it together."""
-    own = settings.data
+    """Measure, print a table from rank 0, and return the ratio to bare DALI; all ranks call it together.
+
+    Where several ways are tried, the ratio is of this loader's best to bare DALI's best.
+
+    Raises:
+        UserError: shares of a GPU's hardware are to be tried without a GPU.
+    """
+    if settings.hardware_load and world.device.type != "cuda":
+        raise UserError("--hardware_load is for a GPU, and this runs on CPUs", mend="Leave it out.", everywhere=True)
+    ways = settings.ways(world.cores)
+    listed = Listed(world)
+    rates: dict[str, dict[str, list[float]]] = {}
+    for way, own in ways.items():
+        with opened(own, settings, world, listed) as source:
+            rates[way] = measured(own, settings, world, source, torchvision=len(ways) == 1)
+    best = world.broadcast_object({name: max(ways, key=lambda way: median(rates[way][name])) for name in (OURS, DALI)})
+    own, beside = ways[best[OURS]], ""
+    if settings.steps:
+        with opened(own, settings, world, listed) as source:
+            beside = training_beside(replace(settings, data=own), world, source)
+    if world.is_first:
+        show(rates, own, settings, world, beside)
+    return paired_ratio(rates[best[OURS]][OURS], rates[best[DALI]][DALI])
+
+
+class Listed:
+    """Lists the images once for all ways of loading; a `Share`."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._tree: ImageTree | None = None
+
+    def __call__(self, make: Callable[[], ImageTree], digest: Callable[[ImageTree], str]) -> ImageTree:
+        """Return what was listed, or have it listed once a host."""
+        if self._tree is None:
+            self._tree = self._world.once_a_host(make, digest)
+        return self._tree
+
+
+@contextmanager
+def opened(own: DataSettings, settings: LoaderSettings, world: World, listed: Listed) -> Iterator[data.DataSource]:
+    """The data, loaded one of the ways that are timed."""
     shard = Shard(rank=world.rank, size=world.size)
     with world.agree("loading the data"):
-        source = data.load(own, shard=shard, seed=settings.seed, device=world.device, share=world.once_a_host)
+        source = data.load(own, shard=shard, seed=settings.seed, device=world.device, share=listed)
     with source:
-        candidates: dict[str, Iterator[Any]] = {
-            DALI: bare_dali(own, shard=shard, seed=settings.seed, device=world.device),
-            OURS: source.train(),
-            TORCHVISION: torchvision_loader(own, seed=settings.seed, device=world.device),
-        }
-        with world.agree("making first batches"):
-            settle = {name: first_batches(batches, own) for name, batches in candidates.items()}
-        rates: dict[str, list[float]] = {name: [] for name in candidates}
-        for number in range(settings.passes):
-            # There and back, so that none gains by what comes before it.
-            order = list(candidates.items())
-            for name, batches in reversed(order) if number % 2 else order:
-                world.barrier()
-                rates[name].append(images_a_second(batches, settings, world.device, settle[name]))
-        del candidates, order, batches
-        beside = training_beside(settings, world, source) if settings.steps else ""
-    if world.is_first:
-        cores = f"{world.cores:.3g} cores for rank 0"
-        what = f"{threads(own)} threads or processes, {cores}, {counted(world.size, 'rank')}, {world.device.type}"
-        show_rates(
-            f"Training batches of {own.batch_size} images of {own.size} x {own.size}: {what}",
-            rates,
-            "images/s",
-            f"{counted(settings.passes, 'pass', 'passes')} in turn, each of "
-            f"{counted(settings.batches, 'batch', 'batches')}; rank 0's. This loader against "
-            f"torchvision's: {paired_ratio(rates[OURS], rates[TORCHVISION]):.2f}.{beside}",
-        )
-    return paired_ratio(rates[OURS], rates[DALI])
+        yield source
+
+
+def measured(
+    own: DataSettings, settings: LoaderSettings, world: World, source: data.DataSource, *, torchvision: bool
+) -> dict[str, list[float]]:
+    """Return the images a second of each candidate in each pass."""
+    shard = Shard(rank=world.rank, size=world.size)
+    candidates: dict[str, Iterator[Any]] = {
+        DALI: bare_dali(own, shard=shard, seed=settings.seed, device=world.device),
+        OURS: source.train(),
+    }
+    if torchvision:
+        candidates[TORCHVISION] = torchvision_loader(own, seed=settings.seed, device=world.device)
+    with world.agree("making first batches"):
+        settle = {name: first_batches(batches, own) for name, batches in candidates.items()}
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(settings.passes):
+        # There and back, so that none gains by what comes before it.
+        order = list(candidates.items())
+        for name, batches in reversed(order) if number % 2 else order:
+            world.barrier()
+            rates[name].append(images_a_second(batches, own, settings.batches, world.device, settle[name]))
+    return rates
+
+
+def show(
+    rates: dict[str, dict[str, list[float]]], own: DataSettings, settings: LoaderSettings, world: World, beside: str
+) -> None:
+    """Print the table.
+
+    Args:
+        rates: images a second in each pass, by the way of loading and the candidate.
+        own: the way in which this loader was fastest.
+        settings: of the benchmark.
+        world: of the ranks.
+        beside: what was seen of training beside the loader.
+    """
+    rows = {f"{name}, {way}" if way else name: values for way, found in rates.items() for name, values in found.items()}
+    if len(rates) == 1:
+        (found,) = rates.values()
+        compared = f"This loader against torchvision's: {paired_ratio(found[OURS], found[TORCHVISION]):.2f}."
+    else:
+        each = [f"{paired_ratio(found[OURS], found[DALI]):.3f} with {way}" for way, found in rates.items()]
+        compared = f"This loader against bare DALI: {', '.join(each)}."
+    what = (
+        f"{own.threads} threads or processes, {world.cores:.3g} cores for rank 0, {counted(world.size, 'rank')}, "
+        f"{world.device.type}"
+    )
+    show_rates(
+        f"Training batches of {own.batch_size} images of {own.size} x {own.size}: {what}",
+        rows,
+        "images/s",
+        f"{counted(settings.passes, 'pass', 'passes')} in turn, each of "
+        f"{counted(settings.batches, 'batch', 'batches')}; rank 0's. {compared}{beside}",
+    )
 
 
 def in_advance(settings: DataSettings) -> int:
     """Return how many batches a loader may have ready before it is asked: PyTorch's has two for each process."""
-    return max(settings.prefetch, 2 * threads(settings)) + 1
+    return max(settings.prefetch, 2 * settings.threads) + 1
 
 
 def first_batches(batches: Iterator[Any], settings: DataSettings) -> float:
@@ -144,22 +245,24 @@ def first_batches(batches: Iterator[Any], settings: DataSettings) -> float:
     return max(0.5, 2 * (perf_counter() - began))
 
 
-def images_a_second(batches: Iterator[Any], settings: LoaderSettings, device: torch.device, settle: float) -> float:
+def images_a_second(
+    batches: Iterator[Any], own: DataSettings, count: int, device: torch.device, settle: float
+) -> float:
     """Return the images that a loader decodes a second once none of those from before are left.
 
     What it has made in advance is drawn first, untimed. Afterwards it is left alone until it has again what it may
     have, so that it does not work on while another one is measured.
     """
-    for _ in range(in_advance(settings.data)):
+    for _ in range(in_advance(own)):
         next(batches)
     began = perf_counter()
-    for _ in range(settings.batches):
+    for _ in range(count):
         next(batches)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elapsed = perf_counter() - began
     time.sleep(settle)
-    return settings.batches * settings.data.batch_size / elapsed
+    return count * own.batch_size / elapsed
 
 
 def training_beside(settings: LoaderSettings, world: World, source: data.DataSource) -> str:

@@ -20,21 +20,24 @@ def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.
     """Yield training batches as DALI's own pipeline puts them out, endlessly.
 
     The operators are those of NVIDIA's ResNet-50 examples: readers.file, decoders.image_random_crop, resize,
-    crop_mirror_normalize. Nothing is done to what comes out, not even the copy that DALI's iterator for PyTorch makes.
+    crop_mirror_normalize, and the decoder is told what this project's is. Nothing is done to what comes out, not even
+    the copy that DALI's iterator for PyTorch makes.
 
     Raises:
         UserError: DALI is not installed.
     """
     try:
         from nvidia.dali import Pipeline, fn, types
+
+        from resist_hvd.data.dali_graph import Means
     except ImportError as error:
         raise UserError("NVIDIA DALI is not installed", mend="Install it with launch/setup --dali.") from error
-    on_gpu = device.type == "cuda"
+    means = Means.of(settings, settings.batch_size, device)
     pipeline = Pipeline(
-        batch_size=settings.batch_size,
-        num_threads=threads(settings),
-        device_id=(device.index or 0) if on_gpu else None,
-        prefetch_queue_depth=settings.prefetch,
+        batch_size=means.batch_size,
+        num_threads=means.threads,
+        device_id=means.device_id,
+        prefetch_queue_depth=means.prefetch,
         seed=seed,
     )
     with pipeline:
@@ -45,9 +48,7 @@ def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.
             random_shuffle=True,
             name="Reader",
         )
-        images = fn.decoders.image_random_crop(
-            encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB, random_area=[settings.crop_area, 1.0]
-        )
+        images = fn.decoders.image_random_crop(encoded, random_area=[settings.crop_area, 1.0], **means.decoding())
         images = fn.resize(images, size=[settings.size, settings.size], interp_type=types.INTERP_LINEAR, antialias=True)
         images = fn.crop_mirror_normalize(
             images,
@@ -88,7 +89,7 @@ def torchvision_loader(settings: DataSettings, *, seed: int, device: torch.devic
         batch_size=settings.batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=threads(settings),
+        num_workers=settings.threads,
         persistent_workers=True,
         multiprocessing_context="spawn",
         pin_memory=device.type == "cuda",
@@ -97,11 +98,6 @@ def torchvision_loader(settings: DataSettings, *, seed: int, device: torch.devic
     while True:
         for pixels, labels in loader:
             yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def threads(settings: DataSettings) -> int:
-    """Return how many threads or processes decode."""
-    return settings.decode_threads or torch.get_num_threads()
 
 
 def _train_folder(settings: DataSettings) -> Path:
