@@ -42,6 +42,40 @@ def test_every_candidate_has_a_row_and_training_a_sentence(tmp_path: Path) -> No
     assert ratio[1] == rows[1][4]
 
 
+def test_several_ways_of_loading_are_timed_one_after_the_other(tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali")
+    root = photographs.make_root(tmp_path / "imagenet")
+    ended = runs.run(*SMALL, "--data.root", root, "--threads=[1,2]", "--steps=0", program=BENCH, ranks=1)
+    assert ended.status == 0, ended
+    rows = re.findall(r"│ (.+?) +│ +(\d+) │ +(\d+) │ +(\d+) │ (\d\.\d{3}) │", ended.stdout)
+    assert [row[0] for row in rows] == [
+        f"{name}, {way}"
+        for way in ("1 thread", "2 threads")
+        for name in ("bare DALI, the same operators", "this loader")
+    ], ended
+    said = " ".join(ended.stdout.split())
+    assert re.search(r"against bare DALI: \d\.\d{3} with 1 thread, \d\.\d{3} with 2 threads\.", said)
+    assert "Beside training" not in said
+
+
+def test_shares_of_hardware_need_a_gpu(tmp_path: Path) -> None:
+    ended = runs.run(*SMALL, "--hardware_load=[0.65,0.9]", program=BENCH, ranks=1, launcher="none")
+    assert "--hardware_load is for a GPU" in ended.mistake
+
+
+def test_ways_of_loading_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    _, settings = bench.parse(["loader", "--data.root", str(tmp_path), "--threads=[4,8]", "--hardware_load=[0.65,0.9]"])
+    found = {name: (way.threads, way.dali.hardware_load) for name, way in settings.ways(cores=16).items()}
+    assert found == {
+        "4 threads, hardware load 0.65": (4, 0.65),
+        "4 threads, hardware load 0.9": (4, 0.9),
+        "8 threads, hardware load 0.65": (8, 0.65),
+        "8 threads, hardware load 0.9": (8, 0.9),
+    }
+    _, settings = bench.parse(["loader", "--data.root", str(tmp_path)])
+    assert {name: way.threads for name, way in settings.ways(cores=5.5).items()} == {"": 5}
+
+
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     ended = runs.run(*SMALL, "--data.root", tmp_path / "none", program=BENCH, ranks=1, launcher="none")
     assert ended.mistake == (
@@ -68,6 +102,8 @@ def test_without_dali_there_is_nothing_to_compare_with(monkeypatch: pytest.Monke
         (["--batches=0"], "--batches is 0. Give 1 or more."),
         (["--passes=0"], "--passes is 0. Give 1 or more."),
         (["--steps=-1"], "--steps is -1. Give 0 or more."),
+        (["--threads=[4,0]"], "--threads is [4, 0]. Give numbers of at least 1."),
+        (["--hardware_load=[1.5]"], "--hardware_load is [1.5]. Give shares from 0 to 1."),
         (["--data.name=cifar10"], "--data.name is cifar10, which has no loader to be timed. Leave it out."),
     ],
 )
