@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from resist_hvd.errors import UserError
 from resist_hvd.planning.settings import PlanSettings
 from resist_hvd.protocol.cost import TRAINING, MethodCosted
+from resist_hvd.records import RoundRecord
 
 MEND = "Give --measured the folder of a run of the planned network, by resist or local-sgd."
 COMPARED = ("name", "sections", "block", "stem", "width_factor", "final_norm", "partition")
@@ -63,28 +63,23 @@ def _check_same_network(model: dict[str, Any], settings: PlanSettings, folder: P
 
 
 def _rate(folder: Path, config: dict[str, Any], settings: PlanSettings) -> float:
-    paces: list[float] = []
-    workers = 1
     try:
-        for text in (folder / "rounds.jsonl").read_text().splitlines():
-            line = json.loads(text)
-            workers = len(line["partition"])
-            paces.append(slowest(line) / line["iterations"])
-    except (OSError, ValueError, KeyError, TypeError):
-        # A last line that was cut short; those before it are good.
-        pass
-    if not paces:
-        raise UserError("There is no finished round here", where=str(folder), mend=MEND)
+        rounds, faults = RoundRecord.read_lines(folder / "rounds.jsonl")
+    except OSError:
+        rounds, faults = [], []
+    if not rounds:
+        seen = f"No round can be read here: {faults[0]}" if faults else "There is no finished round here"
+        raise UserError(seen, where=str(folder), mend=MEND)
     network = settings.network()
     whole = config["method"] == "local-sgd"
-    load = network.whole if whole else network.sub_network(workers, int(config.get("min_blocks", 0)))
+    load = network.whole if whole else network.sub_network(rounds[-1].workers, int(config.get("min_blocks", 0)))
     batch = int((config.get("data") or {}).get("batch_size", settings.batch_size))
     # The first rounds warm caches up; a median does not mind them.
-    return TRAINING * load.flops * batch / median(paces)
+    return TRAINING * load.flops * batch / median(slowest(done) / done.iterations for done in rounds)
 
 
-def slowest(line: dict[str, Any]) -> float:
+def slowest(done: RoundRecord) -> float:
     """Return the seconds of a round's local training by the slowest rank, which all wait for; else the mean."""
-    ranks = line.get("ranks") or {}
-    columns = [ranks.get(name) or [line[name]] for name in ("seconds_compute", "seconds_data")]
-    return float(max(map(sum, zip(*columns, strict=True))))
+    if done.ranks is None:
+        return done.seconds_compute + done.seconds_data
+    return max(map(sum, zip(done.ranks.seconds_compute, done.ranks.seconds_data, strict=True)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from resist_hvd import drawing
 from resist_hvd.drawing import Theme
+from resist_hvd.records import EvaluationRecord
 from resist_hvd.reporting.phases import seconds_of_ranks
 from resist_hvd.reporting.reading import RunRecord
 from resist_hvd.units import counted, scaled
@@ -81,7 +83,7 @@ def figures(runs: list[RunRecord]) -> list[Figure]:
                     lambda theme, run=run: deal(run, theme),  # type: ignore[misc]
                 )
             )
-    if any(run.summary.get("peak_memory_bytes") for run in runs):
+    if any(run.peak_memory_bytes for run in runs):
         made.append(
             Figure(
                 "memory",
@@ -98,13 +100,16 @@ def accuracy(runs: list[RunRecord], theme: Theme) -> Any:
     """Draw accuracy against rounds, seconds and bytes."""
     plt = drawing.pyplot(theme)
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 3.7), sharey=True, layout="constrained")
-    for axes, name, label, unit in zip(
-        panels, ("round", "seconds", "bytes_sent"), ("rounds", "seconds", "sent, GB"), (1, 1, 1e9), strict=True
-    ):
+    against: dict[str, Callable[[EvaluationRecord], float]] = {
+        "rounds": lambda line: line.round,
+        "seconds": lambda line: line.seconds,
+        "sent, GB": lambda line: line.bytes_sent / 1e9,
+    }
+    for axes, (label, x_of) in zip(panels, against.items(), strict=True):
         for number, run in enumerate(runs):
             if run.evaluations:
-                x = [line[name] / unit for line in run.evaluations]
-                y = [line["accuracy"] for line in run.evaluations]
+                x = [x_of(line) for line in run.evaluations]
+                y = [line.accuracy for line in run.evaluations]
                 axes.plot(x, y, color=drawing.colour(number), marker="o", markersize=4)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
@@ -121,12 +126,9 @@ def loss(runs: list[RunRecord], theme: Theme) -> Any:
     for number, run in enumerate(runs):
         if not run.rounds:
             continue
-        values = [line["loss"] for line in run.rounds]
-        seconds, passed = [], 0.0
-        for line in run.rounds:
-            passed += line["seconds_compute"] + line["seconds_data"] + line["seconds_sync"]
-            seconds.append(passed)
-        rounds = [line["round"] + 1 for line in run.rounds]
+        values = [line.loss for line in run.rounds]
+        seconds = list(accumulate(line.seconds for line in run.rounds))
+        rounds = [line.round + 1 for line in run.rounds]
         for axes, x in zip(panels, (rounds, seconds), strict=True):
             axes.plot(x, values, color=drawing.colour(number), alpha=0.25, linewidth=1)
             axes.plot(x, running_mean(values), color=drawing.colour(number))
@@ -192,9 +194,8 @@ def deal(run: RunRecord, theme: Theme) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
     from matplotlib.patches import Patch
 
-    dealt = [line["partition"] for line in run.rounds if line.get("partition")]
-    workers = len(dealt[-1])
-    dealt = [held for held in dealt if len(held) == workers]
+    workers = run.rounds[-1].workers
+    dealt = [line.partition for line in run.rounds if line.workers == workers]
     blocks = 1 + max(max(map(max, filter(None, held)), default=0) for held in dealt)
     turbo = plt.get_cmap("turbo")
     few = workers <= len(drawing.COLOURS)
@@ -234,7 +235,9 @@ Colour = tuple[float, float, float]
 TILE_WIDTH, TILE_HEIGHT = 8, 24
 
 
-def mosaic(dealt: list[list[list[int]]], blocks: int, colours: list[Colour], gap: Colour) -> list[list[Colour]]:
+def mosaic(
+    dealt: Sequence[Sequence[Sequence[int]]], blocks: int, colours: list[Colour], gap: Colour
+) -> list[list[Colour]]:
     """Return a picture of deals, row by row: a tile for each block in each round, divided among its holders.
 
     Args:
@@ -260,12 +263,11 @@ def mosaic(dealt: list[list[list[int]]], blocks: int, colours: list[Colour], gap
 def memory(runs: list[RunRecord], theme: Theme) -> Any:
     """Draw every rank's peak memory."""
     plt = drawing.pyplot(theme)
-    known = [(number, run) for number, run in enumerate(runs) if run.summary.get("peak_memory_bytes")]
-    most = max(len(run.summary["peak_memory_bytes"][:MOST_RANKS]) for _, run in known)
+    known = [(number, run.peak_memory_bytes[:MOST_RANKS]) for number, run in enumerate(runs) if run.peak_memory_bytes]
+    most = max(len(values) for _, values in known)
     figure, axes = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     width = 0.8 / len(known)
-    for place, (number, run) in enumerate(known):
-        values = run.summary["peak_memory_bytes"][:MOST_RANKS]
+    for place, (number, values) in enumerate(known):
         x = [rank - 0.4 + (place + 0.5) * width for rank in range(len(values))]
         bars = axes.bar(x, [value / 1e9 for value in values], 0.92 * width, color=drawing.colour(number))
         if most * len(known) <= 16:
@@ -274,7 +276,7 @@ def memory(runs: list[RunRecord], theme: Theme) -> Any:
     axes.set_ylabel("peak memory, GB")
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.15)
-    _legend(figure, runs, [bool(run.summary.get("peak_memory_bytes")) for run in runs])
+    _legend(figure, runs, [bool(run.peak_memory_bytes) for run in runs])
     return figure
 
 
@@ -292,5 +294,4 @@ def _legend(figure: Any, runs: list[RunRecord], drawn: list[bool]) -> None:
 
 def _is_dealt(run: RunRecord) -> bool:
     """Return whether a run's blocks move from worker to worker."""
-    partitions = [line["partition"] for line in run.rounds if line.get("partition")]
-    return len(partitions) > 1 and any(partition != partitions[0] for partition in partitions)
+    return any(line.partition != run.rounds[0].partition for line in run.rounds)

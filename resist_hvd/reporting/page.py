@@ -67,7 +67,7 @@ def _subtitle(runs: list[RunRecord]) -> str:
 
 
 def _card(number: int, run: RunRecord) -> str:
-    accuracy = f"{run.evaluations[-1]['accuracy']:.2f} %" if run.evaluations else "not evaluated"
+    accuracy = f"{run.evaluations[-1].accuracy:.2f} %" if run.evaluations else "not evaluated"
     state = "accuracy" if run.finished else "accuracy so far"
     facts = {
         "training": duration(run.seconds),

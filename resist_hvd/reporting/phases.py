@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from resist_hvd.reporting.reading import Line, RunRecord, has_ranks
+from statistics import fmean
+
+from resist_hvd.records import RankSeconds, RoundRecord
+from resist_hvd.reporting.reading import RunRecord
 
 PHASES = ("compute", "data", "blocks", "trunk", "waiting")
 
@@ -14,23 +17,22 @@ def seconds_of_ranks(run: RunRecord) -> list[dict[str, float]]:
     arithmetic and data are when it comes to synchronise, and how much earlier another comes, it waits: as long as its
     synchronisation lasts at most.
     """
-    told = [line for line in run.rounds if has_ranks(line)]
+    told = [line.ranks for line in run.rounds if line.ranks]
     # Should a run have gone on with another number of workers, the newest number counts.
-    told = [line for line in told if len(line["ranks"]["seconds_sync"]) == len(told[-1]["ranks"]["seconds_sync"])]
+    told = [ranks for ranks in told if len(ranks.seconds_sync) == len(told[-1].seconds_sync)]
     if not told:
-        return [_mean_rank(run)] if run.rounds else []
-    totals = [dict.fromkeys(PHASES, 0.0) for _ in told[-1]["ranks"]["seconds_sync"]]
-    for line in told:
-        for rank, phases in enumerate(_of_round(line, run.method)):
+        return [_mean_rank(run.rounds)] if run.rounds else []
+    totals = [dict.fromkeys(PHASES, 0.0) for _ in told[-1].seconds_sync]
+    for ranks in told:
+        for rank, phases in enumerate(_of_round(ranks, run.method)):
             for phase, seconds in phases.items():
                 totals[rank][phase] += seconds / len(told)
     return totals
 
 
-def _of_round(line: Line, method: str) -> list[dict[str, float]]:
-    ranks = line["ranks"]
-    columns = zip(*(ranks[f"seconds_{name}"] for name in ("compute", "data", "sync", "trunk", "blocks")), strict=True)
-    accounts = list(columns)
+def _of_round(ranks: RankSeconds, method: str) -> list[dict[str, float]]:
+    columns = (ranks.seconds_compute, ranks.seconds_data, ranks.seconds_sync, ranks.seconds_trunk, ranks.seconds_blocks)
+    accounts = list(zip(*columns, strict=True))
     last = max(compute + data for compute, data, *_ in accounts)
     found = []
     for compute, data, sync, trunk, blocks in accounts:
@@ -54,8 +56,10 @@ def _of_round(line: Line, method: str) -> list[dict[str, float]]:
     return found
 
 
-def _mean_rank(run: RunRecord) -> dict[str, float]:
+def _mean_rank(rounds: list[RoundRecord]) -> dict[str, float]:
     """Return the mean rank's seconds a round; synchronising as a whole, since nothing says what it was spent on."""
-    count = len(run.rounds)
-    names = {"compute": "seconds_compute", "data": "seconds_data", "synchronising": "seconds_sync"}
-    return {phase: sum(line[name] for line in run.rounds) / count for phase, name in names.items()}
+    return {
+        "compute": fmean(line.seconds_compute for line in rounds),
+        "data": fmean(line.seconds_data for line in rounds),
+        "synchronising": fmean(line.seconds_sync for line in rounds),
+    }

@@ -61,12 +61,11 @@ PAPERS_NOTE = (
 
 
 def _ours(run: RunRecord) -> tuple[str, ...]:
-    accuracies = [line["accuracy"] for line in run.evaluations]
+    accuracies = [line.accuracy for line in run.evaluations]
     seconds = run.seconds
-    sync = sum(line["seconds_sync"] for line in run.rounds)
-    memory = run.summary.get("peak_memory_bytes") or []
-    parameters = run.summary.get("parameters_worker")
-    whole = run.summary.get("parameters_global")
+    sync = sum(line.seconds_sync for line in run.rounds)
+    memory = run.peak_memory_bytes
+    parameters, whole = (run.summary.parameters_worker, run.summary.parameters_global) if run.summary else (0, 0)
     share = f" ({parameters / whole:.0%})" if parameters and whole else ""
     count = len(run.rounds)
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.records import RecordError, Summary
 from resist_hvd.training.disk import disk_errors
 
 
@@ -116,7 +116,6 @@ def round_of(checkpoint: Path) -> int:
 def finished_rounds(folder: Path) -> int:
     """Return how many rounds the run in a folder had when it ended by itself, 0 where it has not."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        return int(summary["rounds"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return Summary.read(folder / "summary.json").rounds
+    except (OSError, RecordError):
         return 0

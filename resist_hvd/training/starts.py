@@ -25,6 +25,7 @@ import resist_hvd
 from resist_hvd.comm.libraries import libraries
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings, plain, to_yaml
+from resist_hvd.records import StartRecord
 from resist_hvd.training.disk import append, write_whole
 
 Changes = dict[str, tuple[Any, Any]]
@@ -93,22 +94,22 @@ def write_start(folder: Path, world: World, hosts: list[str], *, round_number: i
         round_number: how many rounds the run had when it was started.
         changed: the settings that this start changed.
     """
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "round": round_number,
-        "command": sys.orig_argv,
-        "folder": os.getcwd(),
-        "workers": world.size,
-        "hosts": hosts,
-        "device": world.device.type,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "commit": commit(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "slurm_restarts": os.environ.get("SLURM_RESTART_COUNT"),
-        "changed": changed,
-    }
-    append(folder / "starts.jsonl", json.dumps(start) + "\n")
+    start = StartRecord(
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        round=round_number,
+        command=tuple(sys.orig_argv),
+        folder=os.getcwd(),
+        workers=world.size,
+        hosts=tuple(hosts),
+        device=world.device.type,
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        commit=commit(),
+        slurm_job=os.environ.get("SLURM_JOB_ID"),
+        slurm_restarts=os.environ.get("SLURM_RESTART_COUNT"),
+        changed=changed,
+    )
+    append(folder / "starts.jsonl", start.as_line())
 
 
 def versions() -> dict[str, str]:

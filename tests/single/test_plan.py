@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
 from resist_hvd.planning.measured import measured_rates
 from resist_hvd.planning.settings import PlanSettings
 from resist_hvd.protocol.cost import TRAINING
+
+from .report_runs import round_line
 
 TABLE_1 = ["--model.final_norm", "false", "--min_blocks", "4", "--workers", "2,4,8"]
 
@@ -106,8 +109,8 @@ def write_run(folder: Path, **changes: Any) -> str:
     model = {"name": "preact_resnet101", "sections": None, "width_factor": 1.0, **changes.pop("model", {})}
     config = {"method": "resist", "min_blocks": 5, "model": model, "data": {"batch_size": 64}, **changes}
     (folder / "config.yaml").write_text(json.dumps(config))
-    line = {"partition": [[0], [1], [2], [3]], "seconds_compute": 9.0, "seconds_data": 1.0, "iterations": 5}
-    (folder / "rounds.jsonl").write_text(f"{json.dumps(line)}\n" * 3 + '{"partition": [[0')
+    line = replace(round_line(0, "resist", 4), seconds_compute=9.0, seconds_data=1.0, ranks=None).as_line()
+    (folder / "rounds.jsonl").write_text(line * 3 + line[:40])
     return str(folder)
 
 
@@ -125,9 +128,10 @@ def test_a_runs_pace_is_taken_for_the_plans(tmp_path: Path) -> None:
 
 def test_the_slowest_ranks_pace_counts(tmp_path: Path) -> None:
     folder = Path(write_run(tmp_path / "run"))
-    ranks = {"seconds_compute": [7.0, 9.0, 9.0, 11.0], "seconds_data": [1.0, 2.0, 0.5, 0.5]}
-    lines = [json.loads(text) | {"ranks": ranks} for text in (folder / "rounds.jsonl").read_text().splitlines()[:3]]
-    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    line = round_line(0, "resist", 4)
+    assert line.ranks is not None
+    ranks = replace(line.ranks, seconds_compute=(7.0, 9.0, 9.0, 11.0), seconds_data=(1.0, 2.0, 0.5, 0.5))
+    (folder / "rounds.jsonl").write_text(3 * replace(line, ranks=ranks).as_line())
     asked = settings("--measured", str(folder))
     load = asked.network().sub_network(4, 5)
     assert measured_rates(asked) == {"resist": TRAINING * load.flops * 64 / (11.5 / 5)}
@@ -150,6 +154,8 @@ def test_wrong_runs_are_told(tmp_path: Path) -> None:
     empty = write_run(tmp_path / "empty")
     (Path(empty) / "rounds.jsonl").write_text("")
     assert refusal(empty) == f"There is no finished round here [{empty}]. {mend}"
+    (Path(empty) / "rounds.jsonl").write_text('{"round": 0}')
+    assert "rounds.jsonl, line 1: there is no iterations" in refusal(empty)
 
 
 WRONG = {

@@ -56,7 +56,7 @@ def test_an_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None
     run = read_run(folder)
     assert run.missing == [
         "It has not ended, or was cut: there is no summary.json; figures are those so far.",
-        "1 of 9 lines of rounds.jsonl cannot be read and was left out.",
+        "1 of 9 lines cannot be read and was left out: rounds.jsonl, line 9: it is no JSON, or cut short.",
         "There is no eval.jsonl.",
         "It has not been evaluated.",
     ]
@@ -77,12 +77,12 @@ def test_damage_is_said(tmp_path: Path) -> None:
     run = read_run(folder)
     assert run.missing == [
         "config.yaml is damaged and was left out.",
-        "summary.json is damaged and was left out.",
-        "3 of 10 lines of rounds.jsonl cannot be read and were left out.",
+        "A damaged file was left out: summary.json: it is no JSON object.",
+        "3 of 10 lines cannot be read and were left out: the first: rounds.jsonl, line 4: loss is null.",
         "1 line of rounds.jsonl is repeated; the last of each counts.",
         "2 of 8 rounds are missing: sums are too small.",
     ]
-    assert [line["round"] for line in run.rounds] == [0, 1, 2, 4, 6, 7]
+    assert [line.round for line in run.rounds] == [0, 1, 2, 4, 6, 7]
     assert run.method == "unknown method"
     assert figures([run])
 
@@ -163,9 +163,10 @@ def test_no_second_is_lost_or_counted_twice(method: str, tmp_path: Path) -> None
     run = read_run(write_run(tmp_path / "run", method=method))
     ranks = seconds_of_ranks(run)
     assert [list(phases) for phases in ranks] == [list(PHASES)] * 4
-    line = run.rounds[0]["ranks"]
+    told = run.rounds[0].ranks
+    assert told is not None
     for rank, phases in enumerate(ranks):
-        whole = sum(line[f"seconds_{name}"][rank] for name in ("compute", "data", "sync"))
+        whole = told.seconds_compute[rank] + told.seconds_data[rank] + told.seconds_sync[rank]
         assert sum(phases.values()) == pytest.approx(whole)
 
 

@@ -17,6 +17,8 @@ from resist_hvd.training.folder import set_aside
 from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.starts import tell, write_settings
 
+from .report_runs import summary
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"local_iterations": 0}, "--local_iterations is 0; give 1 or more"),
     ({"min_blocks": -1}, "--min_blocks is -1; give 0 or more"),
@@ -163,10 +165,10 @@ def test_a_run_that_has_finished_its_rounds_goes_on_when_it_is_resumed(tmp_path:
     begun(tmp_path, "--max_rounds=9", rounds=9)
     # Stopped or killed after its last round: the evaluation and the model are still to be made, and no round more.
     assert parse(resume).max_rounds == 9
-    for other in ("[" * 100_000, "{}", '{"rounds": null}', '{"rounds": 8}'):
+    for other in ("[" * 100_000, "{}", '{"rounds": 9}', summary(rounds=8).as_line()):
         (tmp_path / "summary.json").write_text(other)
         assert parse(resume).max_rounds == 9
-    (tmp_path / "summary.json").write_text('{"rounds": 9}')
+    (tmp_path / "summary.json").write_text(summary(rounds=9).as_line())
     assert parse(resume).max_rounds is None
     assert parse([*resume, "--max_rounds=9"]).max_rounds == 9
     assert parse([*resume, "--max_rounds=12"]).max_rounds == 12
