@@ -17,6 +17,9 @@ from resist_hvd.models import Architecture, SubNet
 from resist_hvd.models.resnet import Block, Unit
 from resist_hvd.protocol.partition import Partition, recorded
 
+NamedPieces = dict[str, list[Tensor]]
+"""Flat tensors by name, each as the pieces of memory that its numbers lie in, in order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -157,30 +160,30 @@ class Method(ABC):
             yield from self.deck(section)
         yield "head", network.head
 
-    def written_by_this_worker(self) -> dict[str, dict[str, Tensor]]:
-        """Return what this worker writes of a checkpoint: file stems, and each file's named flat tensors.
+    def written_by_this_worker(self) -> dict[str, NamedPieces]:
+        """Return what this worker writes of a checkpoint: file stems, and each file's named flat tensors, in pieces.
 
-        What several workers hold is written by the first of them. Tensors are views: what is loaded into them is
+        What several workers hold is written by the first of them. Pieces are views: what is loaded into them is
         restored.
         """
         rank = self.setup.world.rank
-        files: dict[str, dict[str, Tensor]] = {}
+        files: dict[str, NamedPieces] = {}
         if rank == 0:
-            files["trunk"] = {"trunk": self.subnet.trunk}
+            files["trunk"] = {"trunk": [self.subnet.trunk]}
         own = dict(zip(self.blocks, self.subnet.slots, strict=True))
-        first_held = {f"block.{b}": slot for b, slot in own.items() if self.partition.holders[b][0] == rank}
+        first_held = {f"block.{b}": [slot] for b, slot in own.items() if self.partition.holders[b][0] == rank}
         if first_held:
             files[f"blocks-{rank:04d}"] = first_held
         return files
 
-    def state_of_this_worker(self) -> dict[str, Tensor]:
+    def state_of_this_worker(self) -> NamedPieces:
         """Return this worker's own tensors, for it alone to write and to read again: momentum, if it has any."""
-        return {} if self.velocity.fresh else {"momentum": self.velocity.buffer}
+        return {} if self.velocity.fresh else {"momentum": self.subnet.pieces(self.velocity.buffer)}
 
-    def read_by_this_worker(self) -> dict[str, Tensor]:
+    def read_by_this_worker(self) -> NamedPieces:
         """Return the named flat tensors that this worker fills from a checkpoint's shared files."""
-        blocks = {f"block.{b}": slot for b, slot in zip(self.blocks, self.subnet.slots, strict=True)}
-        return {"trunk": self.subnet.trunk, **blocks}
+        blocks = {f"block.{b}": [slot] for b, slot in zip(self.blocks, self.subnet.slots, strict=True)}
+        return {"trunk": [self.subnet.trunk], **blocks}
 
 
 def global_scale(setup: Setup, section: int, depth: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.comm.transport import Transport
-from resist_hvd.methods.base import Method, Setup, Velocity, make_subnet
+from resist_hvd.methods.base import Method, NamedPieces, Setup, Velocity, make_subnet
 from resist_hvd.models.resnet import Block
 from resist_hvd.protocol.partition import deal, depth
 from resist_hvd.seeds import derive
@@ -51,10 +51,10 @@ class Ensemble(Method):
             if place >= shared:
                 yield f"sections.{section}.{place}", block
 
-    def written_by_this_worker(self) -> dict[str, dict[str, Tensor]]:
+    def written_by_this_worker(self) -> dict[str, NamedPieces]:
         """Return this worker's own network: nobody else has any of it."""
         return {f"member-{self.setup.world.rank:04d}": self.read_by_this_worker()}
 
-    def read_by_this_worker(self) -> dict[str, Tensor]:
+    def read_by_this_worker(self) -> NamedPieces:
         """Return this worker's own network, under its rank's name."""
-        return {f"member.{self.setup.world.rank}": self.subnet.parameters_flat}
+        return {f"member.{self.setup.world.rank}": self.subnet.pieces(self.subnet.parameters_flat)}

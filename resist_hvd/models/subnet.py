@@ -1,6 +1,6 @@
 """A worker's network: the shared trunk and k block slots, on flat storage.
 
-Parameters lie in one contiguous buffer, the trunk first and then the slots, a block each; gradients lie alike in
+Parameters lie in one contiguous buffer, the trunk in one piece and a block a slot; gradients lie alike in
 another. The modules' parameters are views into them (convolutions in channels_last order). So the trunk's average is
 one collective, a block is one message that needs no packing, and the optimizer makes one fused update. A round fills
 the same slots with other blocks, so modules, views and any compiled graph stay what they are.
@@ -31,7 +31,7 @@ class SubNet(nn.Module):
         dtype: of parameters and gradients; float32 but in tests.
 
     Attributes:
-        parameters_flat: [P], all parameters.
+        parameters_flat: [P], all parameters, in the order that `trunk_lies_last` has them.
         gradients_flat: [P], all gradients, laid out alike.
         trunk: [T], the view of what all workers share.
         slots: a view for each slot, in depth order.
@@ -56,7 +56,9 @@ class SubNet(nn.Module):
         slot_modules = list(self.slot_modules())
         in_slots = {id(p) for block in slot_modules for p in block.parameters()}
         trunk = [p for p in self.network.parameters() if id(p) not in in_slots]
-        sizes = [sum(p.numel() for p in trunk), *(sum(p.numel() for p in m.parameters()) for m in slot_modules)]
+        sizes = [sum(p.numel() for p in m.parameters()) for m in slot_modules]
+        self._trunk_place = len(sizes) if trunk_lies_last(device) else 0
+        sizes.insert(self._trunk_place, sum(p.numel() for p in trunk))
         self.parameters_flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
         self.gradients_flat = torch.zeros_like(self.parameters_flat)
         self._sizes = sizes
@@ -69,8 +71,14 @@ class SubNet(nn.Module):
 
     def cut(self, flat: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the views of the trunk and of each slot in a buffer [P] that is laid out like the parameters."""
-        trunk, *slots = torch.split(flat, self._sizes)
+        slots = list(torch.split(flat, self._sizes))
+        trunk = slots.pop(self._trunk_place)
         return trunk, slots
+
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """Return the same views in one list, the trunk first: the order in which a checkpoint has their numbers."""
+        trunk, slots = self.cut(flat)
+        return [trunk, *slots]
 
     def slot_modules(self) -> Iterator[Block]:
         """Yield the blocks that stand for slots, in depth order."""
@@ -92,6 +100,17 @@ class SubNet(nn.Module):
         initialise_trunk(self, derive(seed, "trunk"), zero_residual=zero_residual)
         for module, block in zip(self.slot_modules(), blocks, strict=True):
             initialise(module, derive(seed, "block", block), zero_residual=zero_residual)
+
+
+def trunk_lies_last(device: torch.device) -> bool:
+    """Return whether the slots lie before the trunk, not behind it.
+
+    On GPUs they do, whose kernels load 16 bytes at a time. The size of a block is a multiple of 64 numbers if its width
+    is one of 16; that of the trunk is as odd as the number of classes. With the trunk last, all begin at a multiple of
+    64, and nothing needs padding. To CPUs it matters little where a number lies, but for how the last few of a buffer
+    are rounded: there the order stays, and so do the results of earlier versions, to the bit.
+    """
+    return device.type != "cpu"
 
 
 def bind(module: nn.Module, parameters: Iterable[nn.Parameter], flat: Tensor, gradients: Tensor | None) -> None:

@@ -21,12 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from resist_hvd.comm import failure
 from resist_hvd.config import plain
 from resist_hvd.errors import UserError
+from resist_hvd.methods.base import NamedPieces
 from resist_hvd.tensor_files import each_tensor
 from resist_hvd.training.disk import digest, disk_errors, flush, write_whole
 from resist_hvd.training.divergence import diverged
@@ -138,7 +140,7 @@ def folder_of(run: Run) -> Path:
     return run.folder / "checkpoints" / f"round-{run.progress.round:06d}"
 
 
-def describe_file(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def describe_file(path: Path, tensors: NamedPieces) -> dict[str, Any]:
     """Return what a manifest says of a file: its size, checksum and tensors' names."""
     return {"bytes": path.stat().st_size, "sha256": digest(path), "tensors": list(tensors)}
 
@@ -180,11 +182,11 @@ class Checkpoint:
         """Where the run stood."""
         return Progress(**self.manifest["progress"])
 
-    def read(self, names: dict[str, Tensor], *, files: str = "") -> None:
+    def read(self, names: NamedPieces, *, files: str = "") -> None:
         """Fill named flat tensors from the checkpoint's files.
 
         Args:
-            names: what to fill, by the names they were written under.
+            names: what to fill, piece after piece, by the names they were written under.
             files: only those whose names begin so.
 
         Raises:
@@ -203,10 +205,11 @@ class Checkpoint:
             by_file.setdefault(where[name], []).append(name)
         for file, wanted in by_file.items():
             for name, found in self._tensors(file, wanted):
-                if found.shape != names[name].shape:
-                    has = names[name].numel()
-                    raise self.damaged(f"{name} has {found.numel()} numbers where the network has {has}")
-                names[name].copy_(found)
+                sizes = [len(piece) for piece in names[name]]
+                if list(found.shape) != [sum(sizes)]:
+                    raise self.damaged(f"{name} has {found.numel()} numbers where the network has {sum(sizes)}")
+                for piece, numbers in zip(names[name], torch.split(found, sizes), strict=True):
+                    piece.copy_(numbers)
 
     def _tensors(self, file: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         try:

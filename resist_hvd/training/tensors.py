@@ -45,19 +45,21 @@ class SafetensorsStream:
         self._file = create(path)
         self._file.write(len(text).to_bytes(8, "little") + text)
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write one of the announced tensors.
+    def write(self, name: str, *pieces: Tensor) -> None:
+        """Write one of the announced tensors: whole, or if it is flat in pieces, one after another.
 
         Raises:
             ValueError: it has another shape than was announced.
             OSError: it cannot be written.
         """
         entry = self._header[name]
-        if list(tensor.shape) != entry["shape"]:
-            raise ValueError(f"{name} was announced with shape {entry['shape']}, not {list(tensor.shape)}")
+        shape = list(pieces[0].shape) if len(pieces) == 1 else [sum(piece.numel() for piece in pieces)]
+        if shape != entry["shape"]:
+            raise ValueError(f"{name} was announced with shape {entry['shape']}, not {shape}")
         self._file.seek(self._data_start + entry["data_offsets"][0])
-        numbers = tensor.detach().to("cpu", self._dtype).contiguous().numpy()
-        self._file.write(numbers.reshape(-1).view(np.uint8).data)
+        for piece in pieces:
+            numbers = piece.detach().to("cpu", self._dtype).contiguous().numpy()
+            self._file.write(numbers.reshape(-1).view(np.uint8).data)
         self._missing.remove(name)
 
     def close(self) -> None:
@@ -72,11 +74,11 @@ class SafetensorsStream:
         self._file.close()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of named tensors, all of one type."""
-    types = {tensor.dtype for tensor in tensors.values()} or {torch.float32}
+def write_tensors(path: Path, tensors: Mapping[str, Sequence[Tensor]]) -> None:
+    """Write a file of named flat tensors, all of one type, each as the pieces that its numbers lie in, in order."""
+    types = {piece.dtype for pieces in tensors.values() for piece in pieces} or {torch.float32}
     (dtype,) = types
-    stream = SafetensorsStream(path, {name: tensor.shape for name, tensor in tensors.items()}, dtype)
-    for name, tensor in tensors.items():
-        stream.write(name, tensor)
+    stream = SafetensorsStream(path, {name: [sum(map(len, pieces))] for name, pieces in tensors.items()}, dtype)
+    for name, pieces in tensors.items():
+        stream.write(name, *pieces)
     stream.close()

@@ -2,7 +2,7 @@
 
 import math
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def test_no_room_for_a_checkpoint(culprit: str, world: World, folder: Path, monk
     rank = 0 if culprit == "first" else world.size - 1
     really_save = checkpoint.write_tensors
 
-    def save_in_little_room(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    def save_in_little_room(path: Path, tensors: Mapping[str, Sequence[torch.Tensor]]) -> None:
         with files_may_grow_to(4096 if world.rank == rank else resource.RLIM_INFINITY):
             really_save(path, tensors)
 

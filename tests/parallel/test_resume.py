@@ -15,6 +15,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
+from resist_hvd.models import subnet
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
@@ -193,6 +194,25 @@ def test_a_version_that_deals_otherwise_goes_on_with_what_was_dealt(
     assert not after.velocity.fresh
     # An ensemble's blocks are dealt once and for all, and those of one worker are all of them.
     assert ("another version" in said) == (method == "resist" and world.is_first and world.size > 1)
+
+
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+@pytest.mark.parametrize("last_at", ["start", "resume"])
+def test_from_a_cpu_to_a_gpu_or_back(
+    method: Any, last_at: str, world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # There the same numbers lie in another order.
+    settings = settings_of({"method": method, "momentum": "keep", "min_blocks": 2}, world, max_rounds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subnet, "trunk_lies_last", lambda _: last_at == "start")
+        before = finished(replace(settings, output=folder), world).method
+        patch.setattr(subnet, "trunk_lies_last", lambda _: last_at == "resume")
+        after, _ = resume_on(world, settings, folder, capsys)
+    for flat in (lambda method: method.subnet.parameters_flat, lambda method: method.velocity.buffer):
+        (old_trunk, old_slots), (trunk, slots) = before.subnet.cut(flat(before)), after.subnet.cut(flat(after))
+        assert torch.equal(trunk, old_trunk)
+        assert all(map(torch.equal, slots, old_slots))
+    assert not after.velocity.fresh
 
 
 @pytest.mark.world_size(2)

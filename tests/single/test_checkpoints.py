@@ -49,7 +49,8 @@ def make(run: Path, round_number: int, change: Callable[[dict[str, Any]], object
     folder = run / "checkpoints" / f"round-{round_number:06d}"
     folder.mkdir(parents=True)
     manifest = manifest_of(round_number)
-    for name, tensors in {"trunk": {"trunk": TRUNK}, "worker-0000": {}}.items():
+    files: dict[str, dict[str, list[torch.Tensor]]] = {"trunk": {"trunk": [TRUNK]}, "worker-0000": {}}
+    for name, tensors in files.items():
         path = folder / f"{name}.safetensors"
         write_tensors(path, tensors)
         manifest["files"][path.name] = describe_file(path, tensors)
@@ -188,11 +189,13 @@ def test_files_that_cannot_be_mapped_are_read(tmp_path: Path, monkeypatch: pytes
     assert found is not None
     monkeypatch.setattr(tensor_files, "safe_open", unmapped)
     trunk = torch.zeros(8)
-    found.read({"trunk": trunk})
+    found.read({"trunk": list(trunk.split([5, 3]))})
     assert torch.equal(trunk, TRUNK)
+    with pytest.raises(DamagedError, match="trunk has 8 numbers where the network has 7"):
+        found.read({"trunk": list(trunk[:7].split([5, 2]))})
     (found.folder / "trunk.safetensors").write_bytes(b"nonsense")
     with pytest.raises(DamagedError, match=r"trunk\.safetensors"):
-        found.read({"trunk": trunk})
+        found.read({"trunk": [trunk]})
 
 
 def test_a_checkpoint_is_there_whenever_the_process_dies_that_replaces_it(
@@ -247,7 +250,7 @@ def test_a_file_that_cannot_be_mapped_is_read_once_for_all_its_tensors(
 ) -> None:
     path = tmp_path / "blocks.safetensors"
     names = [f"block.{number}" for number in range(5)]
-    write_tensors(path, {name: torch.full((3,), float(n)) for n, name in enumerate(names)})
+    write_tensors(path, {name: [torch.full((3,), float(n))] for n, name in enumerate(names)})
     reads: list[Path] = []
     read_bytes = Path.read_bytes
     monkeypatch.setattr(tensor_files, "safe_open", unmapped)

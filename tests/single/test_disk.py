@@ -28,7 +28,7 @@ def umask(mask: int) -> Iterator[None]:
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
 def test_permissions_are_what_the_umask_leaves(mask: int, mode: int, tmp_path: Path) -> None:
     with umask(mask):
-        write_tensors(tmp_path / "tensors", {"a": torch.ones(3)})
+        write_tensors(tmp_path / "tensors", {"a": [torch.ones(3)]})
         write_whole(tmp_path / "whole", "text")
         append(tmp_path / "lines", "line\n")
     for path in tmp_path.iterdir():
@@ -41,7 +41,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     for name in ("whole.partial", "tensors", "lines", "dangling"):
         (tmp_path / name).symlink_to(target if name != "dangling" else tmp_path / "nothing")
     write_whole(tmp_path / "whole", "ours")
-    write_tensors(tmp_path / "tensors", {"a": torch.ones(3)})
+    write_tensors(tmp_path / "tensors", {"a": [torch.ones(3)]})
     with create(tmp_path / "dangling") as file:
         file.write(b"ours")
     with pytest.raises(UserError, match="lines"), disk_errors(tmp_path / "lines"):
@@ -98,12 +98,22 @@ def test_a_flush_that_fails_is_told(number: int, tmp_path: Path, monkeypatch: py
 def test_a_file_of_tensors_is_what_the_library_reads(tmp_path: Path) -> None:
     tensors = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(()), "none": torch.empty(0)}
     for dtype in (torch.float32, torch.float64):
-        write_tensors(tmp_path / "file", {name: tensor.to(dtype) for name, tensor in tensors.items()})
+        stream = SafetensorsStream(tmp_path / "file", {name: tensor.shape for name, tensor in tensors.items()}, dtype)
+        for name, tensor in tensors.items():
+            stream.write(name, tensor.to(dtype))
+        stream.close()
         found = load_file(tmp_path / "file")
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in tensors.items())
     write_tensors(tmp_path / "empty", {})
     assert load_file(tmp_path / "empty") == {}
+
+
+@pytest.mark.parametrize("sizes", [(7,), (4, 3), (0, 6, 1)])
+def test_a_flat_tensor_is_the_same_in_however_many_pieces_it_lies(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    whole = torch.arange(7.0, dtype=torch.float64)
+    write_tensors(tmp_path / "file", {"whole": whole.split(sizes)})
+    assert torch.equal(load_file(tmp_path / "file")["whole"], whole)
 
 
 def test_a_stream_that_lacks_a_tensor_is_not_closed(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.models import Architecture, ModelSettings, ResNet, SubNet
+from resist_hvd.models import subnet as subnet_module
 from resist_hvd.models.subnet import make_block
 
 CPU = torch.device("cpu")
@@ -142,6 +145,41 @@ def test_cutting_a_buffer_alike() -> None:
     assert torch.equal(torch.cat([trunk, *slots]), other)
     assert [len(slot) for slot in slots] == [slot.numel() for slot in subnet.slots]
     assert trunk.data_ptr() == other.data_ptr()
+
+
+def test_the_order_of_the_pieces_is_that_of_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(*CASES[0].values)
+    monkeypatch.setattr(subnet_module, "trunk_lies_last", lambda _: True)
+    last = make(*CASES[0].values)
+    assert torch.equal(torch.cat([*last.slots, last.trunk]), last.parameters_flat)
+    assert torch.equal(torch.cat(last.pieces(last.parameters_flat)), first.parameters_flat)
+    assert torch.equal(torch.cat(first.pieces(first.parameters_flat)), first.parameters_flat)
+    assert torch.equal(last(images()), first(images()))
+
+
+@given(
+    sixteenths=st.integers(1, 8),
+    classes=st.integers(2, 1001),
+    channels=st.sampled_from([1, 3]),
+    block=st.sampled_from(["basic", "bottleneck"]),
+    stem=st.sampled_from(["cifar", "imagenet"]),
+    partition=st.sampled_from(["section3", "all"]),
+    final_norm=st.booleans(),
+    depths=st.tuples(*[st.integers(0, 2)] * 4),
+)
+def test_on_a_gpu_slots_and_trunk_begin_at_multiples_of_64_numbers(
+    sixteenths: int, classes: int, channels: int, depths: tuple[int, ...], **shape: Any
+) -> None:
+    architecture = Architecture(
+        sections=(3, 3, 3, 3), width=16 * sixteenths, classes=classes, channels=channels, **shape
+    )
+    fitting = [min(depth, deck) for depth, deck in zip(depths, architecture.decks, strict=True)]
+    # The meta device has no memory; where numbers would lie in it is as on a GPU.
+    subnet = SubNet(architecture, fitting, device=torch.device("meta"))
+    for trunk, slots in (subnet.cut(subnet.parameters_flat), (subnet.trunk_gradients, subnet.slot_gradients)):
+        assert all(piece.storage_offset() % 64 == 0 for piece in (trunk, *slots))
+    # 16 bytes are what kernels for GPUs load at a time.
+    assert all(4 * parameter.storage_offset() % 16 == 0 for parameter in subnet.parameters())
 
 
 def test_slots_are_scaled_and_no_other_block_is() -> None:
