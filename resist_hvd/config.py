@@ -73,7 +73,12 @@ class Settings:
     in TF32, of 10 bits, as PyTorch has it; NVIDIA_TF32_OVERRIDE=0 in the environment forbids that."""
 
     compile: bool = False
-    """Compile the network with torch.compile: some minutes at the start, faster steps afterwards."""
+    """Compile network and loss with torch.compile: some minutes at the start, faster steps afterwards. On CPUs it gains
+    little."""
+
+    cuda_graphs: bool = False
+    """Launch a whole training step on a GPU at once, as a CUDA graph: faster where layers are so small that the CPU
+    cannot launch one after another fast enough. Not for data-parallel, which communicates within a step."""
 
     device: DeviceName = "auto"
     """What to compute on; auto is cuda where there is a GPU."""
@@ -129,6 +134,10 @@ class Settings:
         if self.data.image_type != "fp32" and self.precision == "fp32":
             raise ValueError(
                 f"--data.image_type is {self.data.image_type}, but --precision is fp32; give --precision bf16, too"
+            )
+        if self.cuda_graphs and self.method == "data-parallel":
+            raise ValueError(
+                "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out"
             )
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")

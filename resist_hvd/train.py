@@ -28,7 +28,7 @@ from resist_hvd.methods import registry
 from resist_hvd.seeds import derive
 from resist_hvd.training.arithmetic import compute_deterministically, compute_fast, with_precision
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
-from resist_hvd.training.checks import refuse_degenerate, remarks
+from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.claim import Claim, claimed
 from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate_on
@@ -67,6 +67,7 @@ def run_training(settings: Settings) -> None:
         # Each rank has read the files; a host may have seen an older state of a folder on a file server.
         settings = with_precision(world.broadcast_object(settings), world)
         watchdog = watched(world, settings.watchdog)
+    refuse_graphs_without_gpu(settings, world.device)
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)
     compute_fast(world.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
@@ -34,6 +36,20 @@ def refuse_degenerate(settings: Settings, architecture: Architecture, spec: Data
                 mend=f"Give a larger --data.{flag}, larger images or fewer --model.sections.",
                 everywhere=True,
             )
+
+
+def refuse_graphs_without_gpu(settings: Settings, device: torch.device) -> None:
+    """Refuse CUDA graphs where the run computes on CPUs; it does on all ranks or on none.
+
+    Raises:
+        UserError: it does.
+    """
+    if settings.cuda_graphs and device.type != "cuda":
+        raise UserError(
+            f"--cuda_graphs needs a GPU, and this run computes on a {device.type}",
+            mend="Leave out --cuda_graphs, or see by `python -m resist_hvd.doctor` why no GPU is used.",
+            everywhere=True,
+        )
 
 
 LARGE_IMAGES = 96

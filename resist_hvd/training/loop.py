@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 
 import torch
-from torch.nn import functional
+from torch import Tensor
 
 from resist_hvd.comm.signals import name_of
 from resist_hvd.data.source import TrainStream
@@ -13,8 +13,9 @@ from resist_hvd.errors import Stopped
 from resist_hvd.seeds import derive
 from resist_hvd.training.checkpoint import folder_of, save
 from resist_hvd.training.evaluate import evaluate
-from resist_hvd.training.optim import FlatSGD, learning_rate
+from resist_hvd.training.optim import learning_rate
 from resist_hvd.training.run import Run
+from resist_hvd.training.step import make_step, prepare
 from resist_hvd.training.telemetry import Round, Telemetry
 
 
@@ -56,7 +57,7 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
 
     world.position = f"round {progress.round + 1}, local training"
     losses = local.train(run.iterations_of_round())
-    trained = local.clock.lap()
+    trained = local.clock.lap() - (prepared := watch.seconds["prepare"] - seconds["prepare"])
 
     world.position = f"round {progress.round + 1}, synchronising"
     with watch.measure("synchronise"):
@@ -73,6 +74,7 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
             seconds_data=(data := watch.seconds["data"] - seconds["data"]),
             seconds_compute=trained - data,
             seconds_sync=synchronised,
+            seconds_prepare=prepared,
             seconds_trunk=watch.seconds["trunk"] - seconds["trunk"],
             seconds_blocks=watch.seconds["blocks"] - seconds["blocks"],
             bytes_sent=run.method.transport.sent - sent,
@@ -134,46 +136,33 @@ class LocalTraining:
     """One worker's local iterations on its own network and data; nothing is communicated but what the method does."""
 
     def __init__(self, run: Run) -> None:
-        subnet = run.method.subnet
         self.run = run
         self.clock = Clock(run.world.device)
         self.rate = 0.0
         # A network that is new to the compiler, or to the caches of libraries, may take its time.
         run.world.activity.unhurried = True
         self._batches: TrainStream = run.source.train()
-        self._optimizer = FlatSGD(
-            subnet.parameters_flat, subnet.gradients_flat, run.method.velocity.buffer, run.settings.optim
-        )
-        self._forward = torch.compile(subnet.network) if run.settings.compile else subnet.network
+        self._step = make_step(run)
         self._losses = torch.zeros(run.settings.local_iterations, device=run.world.device)
 
-    def train(self, iterations: int) -> torch.Tensor:
+    def train(self, iterations: int) -> Tensor:
         """Make local iterations; return each one's loss [iterations]."""
         for iteration in range(iterations):
             self._losses[iteration] = self.step()
         return self._losses[:iterations]
 
-    def step(self) -> torch.Tensor:
+    def step(self) -> Tensor:
         """Make one local iteration: a batch, forward, backward, an update. Return its loss."""
-        world = self.run.world
+        run, optim, world = self.run, self.run.settings.optim, self.run.world
         world.activity.detail = "waiting for a batch"
         world.activity.progress()
         with world.stopwatch.measure("data"):
             images, labels = next(self._batches)
         world.activity.detail = ""
+        if not self._step.is_prepared:
+            prepare(self._step, images, labels, world)
         with world.stopwatch.measure("compute"):
-            return self._train_on(images, labels)
-
-    def _train_on(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        run, optim = self.run, self.run.settings.optim
-        run.method.subnet.gradients_flat.zero_()
-        with run.autocast():
-            scores = self._forward(images)
-            loss = functional.cross_entropy(scores, labels, label_smoothing=optim.label_smoothing)
-        torch.autograd.backward(loss)
-        run.method.gradients_ready()
-        self.rate = learning_rate(optim, run.progress.samples / run.target, step=run.batch / run.target)
-        self._optimizer.step(self.rate, fresh=run.method.velocity.fresh)
-        run.method.velocity.fresh = False
-        run.progress.samples += run.batch
-        return loss.detach()
+            self.rate = learning_rate(optim, run.progress.samples / run.target, step=run.batch / run.target)
+            loss = self._step(images, labels, self.rate)
+            run.progress.samples += run.batch
+        return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,11 +110,11 @@ class FlatSGD:
         self._buffers = [momentum] if settings.momentum else []
 
     @torch.no_grad()
-    def step(self, rate: float, *, fresh: bool = False) -> None:
+    def step(self, rate: float | Tensor, *, fresh: bool = False) -> None:
         """Update the parameters at a learning rate, and leave the gradients as they are.
 
         Args:
-            rate: the learning rate.
+            rate: the learning rate; a GPU reads it from memory where it is a tensor, of type float32.
             fresh: whether momentum begins here, whatever its buffer holds.
         """
         settings = self.settings
@@ -124,7 +124,7 @@ class FlatSGD:
             [self._flat],
             [self._gradients],
             self._buffers,
-            lr=rate,
+            lr=cast(Any, rate),  # it has a form for either
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             dampening=0.0,

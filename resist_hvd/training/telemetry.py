@@ -39,7 +39,8 @@ class Round:
     """One rank's account of a round: seconds, and bytes of payload it sent in the synchronisation at its end.
 
     Of the synchronisation's seconds some are the exchange of blocks, and some the wait for the trunk's average after
-    it. Data-parallel training waits for averages in its steps: its `seconds_trunk` are of `seconds_compute`.
+    it. Data-parallel training waits for averages in its steps: its `seconds_trunk` are of `seconds_compute`. What the
+    first step of a network takes to be compiled (`seconds_prepare`) is none of these.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Round:
     seconds_blocks: float
     bytes_sent: BytesSent
     partition: Partition
+    seconds_prepare: float = 0.0
 
 
 SECONDS = ("seconds_compute", "seconds_data", "seconds_sync")
@@ -106,6 +108,8 @@ class Telemetry:
             self._pace.round_done(sum(account[name] for name in SECONDS))
             total = run.rounds()
             left = self._pace.left(total - progress.round)
+            if "seconds_prepare" in account:
+                self.display.line(f"  prepared the first step in {account['seconds_prepare']:.1f} s")
             self.display.round(
                 self._line(account),
                 done=progress.round,
@@ -134,6 +138,7 @@ class Telemetry:
                 world.stop_signal,
                 done.seconds_trunk,
                 done.seconds_blocks,
+                done.seconds_prepare,
             ]
         )
         self.stop_signal = int(everyone[:, 7].max())
@@ -144,6 +149,7 @@ class Telemetry:
                 raise diverged("The loss", where=f"rank {rank} of {world.size} on {host}, {when}")
         loss, compute, data, sync = everyone[:, :4].mean(axis=0).tolist()
         trunk, blocks = (int(total) for total in everyone[:, 4:6].sum(axis=0))
+        prepared = everyone[:, 10].max()
         return {
             "round": done.number,
             "iterations": done.iterations,
@@ -155,6 +161,7 @@ class Telemetry:
             "bytes_sent": trunk + blocks,
             "bytes_trunk": trunk,
             "bytes_blocks": blocks,
+            **({"seconds_prepare": prepared} if prepared else {}),
             "ranks": {name: everyone[:, column].round(6).tolist() for name, column in RANK_COLUMNS.items()},
         }
 

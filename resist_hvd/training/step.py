@@ -1,0 +1,194 @@
+"""The arithmetic of a local iteration: forward, backward, update; as it is, compiled, or replayed as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from resist_hvd.comm.world import World
+from resist_hvd.errors import UserError
+from resist_hvd.training.optim import FlatSGD
+from resist_hvd.training.run import Run
+
+WARM_UPS = 3
+"""Steps that precede a capture, as PyTorch's documentation has them: libraries choose algorithms and take workspace."""
+
+
+def make_step(run: Run) -> Step:
+    """Return the step by which the run's method is trained."""
+    return GraphStep(run) if run.settings.cuda_graphs else Step(run)
+
+
+class Step:
+    """Forward, backward and update of a batch.
+
+    Args:
+        run: the run whose method is trained.
+
+    Attributes:
+        is_prepared: whether the first step takes no longer than others, but for caches that fill.
+    """
+
+    def __init__(self, run: Run) -> None:
+        subnet, velocity = run.method.subnet, run.method.velocity
+        self.is_prepared = not run.settings.compile and run.world.device.type == "cpu"
+        self._method = run.method
+        self._autocast = run.autocast
+        self._loss = loss_function(run)
+        self._optimizer = FlatSGD(subnet.parameters_flat, subnet.gradients_flat, velocity.buffer, run.settings.optim)
+
+    def prepare(self, images: Tensor, labels: Tensor) -> None:
+        """Do what a network's first step would take longer for: compile, and have libraries choose their algorithms.
+
+        Nothing that is trained changes, and nothing is communicated.
+
+        Raises:
+            UserError: the network cannot be compiled.
+        """
+        with compiler_errors():
+            torch.autograd.grad(self._forward(images, labels), list(self._method.subnet.parameters()))
+
+    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Make the step at a learning rate; return the mean loss of the batch, before it."""
+        loss = self._differentiate(images, labels)
+        self._method.gradients_ready()
+        self._optimizer.step(rate, fresh=self._method.velocity.fresh)
+        self._method.velocity.fresh = False
+        return loss
+
+    def _differentiate(self, images: Tensor, labels: Tensor) -> Tensor:
+        self._method.subnet.gradients_flat.zero_()
+        loss = self._forward(images, labels)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self._autocast():
+            return self._loss(images, labels)
+
+
+class StaticStep(Step):
+    """The same step, to the bit, on tensors that stay where they are: what changes from step to step is their content.
+
+    So all of it can be recorded once. The learning rate is a tensor, batches are copied to where the first one lay, and
+    momentum restarts from a buffer of negative zeros: to add one to a number changes nothing, not even a zero's sign.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.is_prepared = False
+        self._rate = torch.zeros((), device=run.world.device)
+        self._loss_of_batch = torch.zeros((), device=run.world.device)
+        self._make = self._make_in_place
+
+    def prepare(self, images: Tensor, labels: Tensor) -> None:
+        """Give batches their place, and make a few steps whose effects are undone."""
+        self._images, self._labels = images.clone(), labels.clone()
+        state = self._method.subnet.parameters_flat, self._method.velocity.buffer
+        before = [buffer.clone() for buffer in state]
+        with compiler_errors():
+            for _ in range(WARM_UPS):
+                self._make()
+        for buffer, content in zip(state, before, strict=True):
+            buffer.copy_(content)
+
+    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Make the step at a learning rate; return the mean loss of the batch, until the next step."""
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._rate.fill_(rate)
+        velocity = self._method.velocity
+        if velocity.fresh:
+            velocity.buffer.fill_(-0.0)
+            velocity.fresh = False
+        self._make()
+        return self._loss_of_batch
+
+    def _make_in_place(self) -> None:
+        self._loss_of_batch.copy_(self._differentiate(self._images, self._labels))
+        self._optimizer.step(self._rate)
+
+
+class GraphStep(StaticStep):
+    """The static step as one CUDA graph: the CPU launches it as a whole, not a thousand kernels.
+
+    A compiled network can be part of it: it is compiled before the capture, and torch.compile's default mode makes no
+    graphs of its own. What communicates between backward pass and update cannot.
+    """
+
+    def prepare(self, images: Tensor, labels: Tensor) -> None:
+        """Warm up, and capture, both on a stream of their own: autograd's nodes remember the stream they were made on.
+
+        Raises:
+            UserError: CUDA refuses the capture.
+        """
+        training, stream = torch.cuda.current_stream(images.device), torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(training)
+        with torch.cuda.stream(stream):
+            super().prepare(images, labels)
+        training.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Threads of the loader and of Horovod go on: what they allocate meanwhile is to break no capture.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self._make()
+        except RuntimeError as error:
+            raise UserError(
+                f"CUDA cannot capture a training step as a graph: {first_line(error)}",
+                mend="Leave out --cuda_graphs.",
+            ) from error
+        self._make = graph.replay
+
+
+def prepare(step: Step, images: Tensor, labels: Tensor, world: World) -> None:
+    """Prepare a step on all ranks together, so that afterwards none waits for another that still compiles.
+
+    Raises:
+        UserError: on every rank, where one could not.
+    """
+    with world.stopwatch.measure("prepare"), world.agree("preparing the first step"):
+        step.prepare(images, labels)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+    step.is_prepared = True
+
+
+def loss_function(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the mean loss of a batch as a function of images and labels, compiled where the run asks for it.
+
+    The loss is compiled with the network, in one graph. All batches have one shape: a graph for any would be slower.
+    """
+    network, smoothing = run.method.subnet.network, run.settings.optim.label_smoothing
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(network(images), labels, label_smoothing=smoothing)
+
+    return torch.compile(loss, fullgraph=True, dynamic=False) if run.settings.compile else loss
+
+
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Tell an error of the compiler in a sentence.
+
+    Raises:
+        UserError: with what the compiler said.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise UserError(
+            f"The network cannot be compiled: {first_line(error)}",
+            mend="Install a C++ compiler and Python's headers (g++ and python3-dev), which torch.compile needs, or "
+            "leave out --compile.",
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

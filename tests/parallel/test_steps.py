@@ -1,0 +1,150 @@
+"""A step is the same compiled, or on tensors that stay where they are; and to prepare it changes and counts nothing."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from resist_hvd import stopwatch
+from resist_hvd.comm.world import World
+from resist_hvd.config import Settings
+from resist_hvd.train import begin_files, make_run, open_folder
+from resist_hvd.training import loop
+from resist_hvd.training.optim import OptimSettings
+from resist_hvd.training.run import Run
+from resist_hvd.training.step import StaticStep, Step
+
+from . import tiny
+
+EVERYTHING = OptimSettings(lr=0.1, nesterov=True, clip_norm=1.0, label_smoothing=0.1)
+CASES = [
+    pytest.param({}, id="resist"),
+    pytest.param({"min_blocks": 3, "momentum": "keep"}, id="shared-blocks-and-momentum-kept"),
+    pytest.param({"warmup_epochs": 1 / 8, "iterations": 7, "optim": EVERYTHING}, id="handed-over-and-a-short-round"),
+    pytest.param({"method": "local-sgd", "precision": "bf16"}, id="local-sgd-in-bf16"),
+    pytest.param({"method": "ensemble", "optim": OptimSettings(momentum=0.0)}, id="ensemble-without-momentum"),
+]
+
+
+def trained(settings: Settings, world: World, folder: Path) -> Run:
+    """A run at its end, or resumed to it."""
+    folder.mkdir(exist_ok=True)
+    checkpoint = open_folder(folder, settings, world)
+    run = make_run(settings, world, tiny.source(settings, rank=world.rank, size=world.size), folder, checkpoint)
+    begin_files(run, resumed=checkpoint is not None)
+    loop.train(run, tiny.Watching(run))
+    return run
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A tensor's numbers bit by bit: a zero and a negative zero are different."""
+    return tensor.view(torch.int32)
+
+
+@pytest.mark.parametrize("changes", CASES)
+def test_a_static_step_is_the_plain_one_to_the_bit(
+    changes: dict[str, Any], world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(world, evaluate_every=1, **changes)
+    plain = trained(settings, world, folder / "plain")
+    monkeypatch.setattr(loop, "make_step", StaticStep)
+    static = trained(settings, world, folder / "static")
+    assert torch.equal(bits(static.method.subnet.parameters_flat), bits(plain.method.subnet.parameters_flat))
+    assert static.method.velocity.fresh == plain.method.velocity.fresh
+    if settings.optim.momentum and not plain.method.velocity.fresh:
+        assert torch.equal(bits(static.method.velocity.buffer), bits(plain.method.velocity.buffer))
+    if world.is_first:
+        for name in ("rounds.jsonl", "eval.jsonl"):
+            assert tiny.timeless_lines(static.folder / name) == tiny.timeless_lines(plain.folder / name)
+
+
+@pytest.mark.parametrize("kind", [Step, StaticStep])
+@pytest.mark.parametrize("method", ["resist", "data-parallel"])
+def test_to_prepare_changes_nothing_that_is_trained_or_sent(
+    kind: type[Step], method: Any, world: World, folder: Path
+) -> None:
+    if (kind, method) == (StaticStep, "data-parallel"):
+        pytest.skip("a static step does not communicate")
+    run = tiny.make_run(tiny.settings(world, method=method), world, folder)
+    images, labels = next(run.source.train())
+    subnet, velocity = run.method.subnet, run.method.velocity
+    velocity.buffer.normal_()
+    velocity.fresh = False
+    before = subnet.parameters_flat.clone(), velocity.buffer.clone(), run.method.transport.sent
+    making = kind(run)
+    making.prepare(images, labels)
+    assert torch.equal(bits(subnet.parameters_flat), bits(before[0]))
+    assert torch.equal(bits(velocity.buffer), bits(before[1]))
+    assert (velocity.fresh, run.method.transport.sent, run.progress.samples) == (False, before[2], 0)
+    making(images, labels, 0.1)
+    assert not torch.equal(subnet.parameters_flat, before[0])
+
+
+def test_what_preparing_takes_is_no_rounds_time(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Time stands still, but where a step is prepared.
+    now = 0.0
+
+    def prepare(self: Step, images: Tensor, labels: Tensor) -> None:
+        nonlocal now
+        now += 30.0
+
+    for module in (loop, stopwatch):
+        monkeypatch.setattr(module, "perf_counter", lambda: now)
+    monkeypatch.setattr(Step, "prepare", prepare)
+    monkeypatch.setattr(Step, "is_prepared", property(lambda self: self.ready, lambda self, _: None), raising=False)
+    monkeypatch.setattr(Step, "ready", False, raising=False)
+    run = trained(tiny.settings(world, warmup_epochs=1 / 8), world, folder / "run")
+    assert now > 0
+    assert run.progress.seconds == 0
+    if world.is_first:
+        lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
+        assert [line["seconds_prepare"] for line in lines] == [60.0] * len(lines)
+
+
+@pytest.fixture
+def graphs(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Sizes of the graphs that are handed to the compiler, which makes nothing of them: that would take long."""
+    if world.size != 2:
+        pytest.skip("two ranks show it, and more would take long")
+    torch.compiler.reset()
+    found: list[int] = []
+
+    def compiler(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        found.append(len(module.graph.nodes))
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    yield found
+    torch.compiler.reset()
+
+
+def test_a_network_is_compiled_once_whatever_becomes_of_its_slots(
+    graphs: list[int], world: World, folder: Path
+) -> None:
+    # Two rounds of warm-up and three of ResIST, the last one shorter, all evaluated; stopped and resumed within ResIST.
+    settings = tiny.settings(
+        world,
+        iterations=9,
+        warmup_epochs=1 / 4,
+        evaluate_every=1,
+        momentum="keep",
+        precision="bf16",
+        model=replace(tiny.MODEL, sections="1,1,3"),
+    )
+    plain = trained(settings, world, folder / "plain")
+    assert not graphs
+    settings = replace(settings, compile=True, output=folder / "compiled")
+    trained(replace(settings, max_rounds=4), world, folder / "compiled")
+    # One of the whole network, another of the sub-network.
+    assert len(graphs) == 2
+    compiled = trained(replace(settings, resume=True), world, folder / "compiled")
+    assert (compiled.progress.round, len(graphs)) == (5, 2)
+    torch.testing.assert_close(
+        compiled.method.subnet.parameters_flat, plain.method.subnet.parameters_flat, rtol=1e-5, atol=1e-5
+    )
