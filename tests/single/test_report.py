@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import Markup
 
 from resist_hvd import drawing, report
 from resist_hvd.errors import UserError
 from resist_hvd.reporting import results
-from resist_hvd.reporting.figures import figures, mosaic, running_mean
-from resist_hvd.reporting.page import page
+from resist_hvd.reporting.figures import Figure, figures, mosaic, running_mean
+from resist_hvd.reporting.page import Drawn, page
 from resist_hvd.reporting.paper import papers_row
 from resist_hvd.reporting.phases import PHASES, seconds_of_ranks
 from resist_hvd.reporting.reading import read_run, read_runs
@@ -289,6 +290,20 @@ def test_runs_of_any_name_are_told_apart_everywhere(
         assert f"<h3>{escape(name)}</h3>" in html
     assert "<h1>Gr\u00fc\u00dfe &lt;b&gt;</h1>" in html
     assert "\x1b" not in printed + html
+
+
+def test_no_text_becomes_a_part_of_the_page(tmp_path: Path) -> None:
+    hostile = "\"'><script>alert(1)</script>"
+    run = read_run(write_run(tmp_path / "run", name=hostile, method=hostile))
+    run.label = hostile
+    run.missing.append(hostile)
+    picture = Drawn(Figure("name", hostile, hostile, lambda theme: None), b"<svg/>", b"<svg/>")
+    html = page(hostile, [run], [picture], hostile)
+    assert "<script" not in html
+    assert hostile[:2] not in html
+    shown = str(Markup.escape(hostile))
+    # Heading and title, subtitle, card, method, sentence, table, picture, caption, foot.
+    assert html.count(shown) == 2 + 1 + 1 + 1 + 2 + 2 + 2 + 1 + 1
 
 
 def test_legends_have_names_as_they_are(tmp_path: Path) -> None:
