@@ -21,7 +21,7 @@ from resist_hvd.data.dali_graph import Means, Source
 from resist_hvd.data.dali_memory import as_tensor
 from resist_hvd.data.dali_suspects import undecodable
 from resist_hvd.data.decoding import LARGEST_IMAGE
-from resist_hvd.data.gpu_faults import is_of_gpu, sentence
+from resist_hvd.data.gpu_faults import is_of_gpu, sentence, unexplained
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
@@ -237,7 +237,7 @@ class DaliLoader(ImageLoader):
         """Note which files of the batches under way made a pipeline fail.
 
         Raises:
-            UserError: memory or the GPU did.
+            UserError: memory or the GPU did, by what is said or most likely.
             RuntimeError: none of them did; it failed of something else.
         """
         under_way = [work.images for work in begun]
@@ -251,7 +251,7 @@ class DaliLoader(ImageLoader):
         except (RuntimeError, MemoryError) as failure:
             raise (sentence(failure, self._device) if is_of_gpu(failure) else error) from failure
         if not foreign:
-            raise error
+            raise unexplained(error, self._device) from error.__cause__
         for image in foreign:
             # Pillow decodes it; from now on it does so for every batch.
             self._foreign.note(index, image)

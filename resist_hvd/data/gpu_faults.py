@@ -63,6 +63,21 @@ def sentence(error: BaseException, device: torch.device) -> UserError:
     )
 
 
+def unexplained(error: BaseException, device: torch.device) -> BaseException:
+    """Return what is raised where DALI has failed at a batch and decodes each of its images by itself.
+
+    On a GPU that is most likely its memory: the library that decodes there reports an image as failed where it could
+    not allocate what it needs for it.
+    """
+    if device.type != "cuda":
+        return error
+    return UserError(
+        f"DALI failed at a batch, though it decodes each of its images by itself; most likely GPU memory is "
+        f"short{holders(device)} ({gist(error)})",
+        mend=f"{_SMALLER}; nvidia-smi tells who else uses this GPU.",
+    )
+
+
 def holders(device: torch.device) -> str:
     """Return who holds a GPU's memory, words that go on after a sentence; nothing where the GPU does not answer."""
     with suppress(RuntimeError):

@@ -48,8 +48,8 @@ class DaliSettings:
     """
 
     hardware_load: float = 0.65
-    """Share of the JPEGs that a GPU's hardware decoder takes, where it has one, from 0 to 1; its other units take the
-    rest."""
+    """Share of the JPEGs that a GPU's hardware decoder takes, where it has one, from 0 to 1; the cores and the GPU's
+    other units take the rest. What is best depends on both: try 0.65 to 0.95 by bench loader --hardware_load."""
 
     width_hint: int = 0
     """Width in pixels of the largest image to expect: GPU memory for decoding is taken at once, not piece by piece."""

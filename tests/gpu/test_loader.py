@@ -113,7 +113,7 @@ def test_formats_that_pillow_decodes_reach_the_gpu(kind: str, tmp_path: Path, gp
     folder = photographs.make_root(tmp_path / "data", classes=1, train=4, val=4)
     for half in ("train", "val"):
         (folder / half / "n00000000" / f"{half}_0_1.JPEG").write_bytes(photographs.foreign_files()[kind][1])
-    (on_gpu, _), (on_cpu, _) = (levels_of(folder, "dali", device, "val") for device in (gpu, CPU))
+    (on_gpu, _), (on_cpu, _) = (levels_of(folder, "dali", device, "val", batch_size=4) for device in (gpu, CPU))
     assert_alike(on_gpu, on_cpu)
 
 
@@ -146,7 +146,7 @@ def test_batches_are_what_they_are_however_late_they_are_used(root: Path, loader
         late, kept = [], []
         for step in range(200):
             images, labels = next(stream)
-            torch.cuda._sleep(3_000_000)
+            torch.cuda._sleep(20_000_000)  # some 10 ms
             late.append((images.clone(), labels.clone()))
             if step % 10 == 0:
                 kept.append((step, images, labels))

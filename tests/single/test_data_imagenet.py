@@ -399,3 +399,20 @@ def test_closing_leaves_no_thread_and_no_process(sound: Path, loader: str, opene
         assert time.monotonic() < end, left
         time.sleep(0.01)
     assert not [child for child in multiprocessing.active_children() if child.name.startswith("ForkServer")]
+
+
+def test_a_gpu_out_of_memory_beside_torchvision_is_called_that(
+    sound: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Copying:
+        """A DataLoader whose batches do not fit."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __iter__(self) -> Iterator[Any]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("resist_hvd.data.torchvision_loader.DataLoader", Copying)
+    with pytest.raises(UserError, match=r"Memory ran out.*Tried to allocate 20.00 MiB.*--data.batch_size"):
+        next(opened(sound, "torchvision").train())

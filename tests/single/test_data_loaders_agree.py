@@ -189,6 +189,15 @@ def test_files_are_read_whole_with_the_sides_of_their_images(tmp_path: Path) -> 
         assert end.tobytes() == path.read_bytes()[-2:]
 
 
+@pytest.mark.parametrize(("device", "readers"), [("cpu", 3), ("cuda", 16)])
+def test_files_are_read_by_threads_of_their_own(device: str, readers: int) -> None:
+    """Many of them for a GPU, whatever its cores: they wait for a file server."""
+    settings = DataSettings(name="imagenet", root=Path("nowhere"), decode_threads=3)
+    means = Means.of(settings, 4, torch.device(device))
+    assert (means.threads, means.for_reading().device_id) == (3, None)
+    assert reading_pipeline(means, lambda: None).num_threads == readers
+
+
 def test_batches_stay_what_they_were_while_others_are_made(root: Path) -> None:
     with source_of(root, "dali") as source:
         stream = source.train()

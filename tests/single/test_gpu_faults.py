@@ -89,6 +89,17 @@ def test_a_gist_is_short_and_without_stacks() -> None:
     assert len(gpu_faults.gist(RuntimeError("word " * 200))) == 200
 
 
+def test_a_batch_that_fails_while_its_images_do_not_is_most_likely_short_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60 * 2**30)
+    said = str(gpu_faults.unexplained(IMAGES[0], GPU))
+    for fact in ("decodes each of its images by itself", "PyTorch holds 60.0", "sample #3", "--data.batch_size"):
+        assert fact in said
+    assert gpu_faults.unexplained(IMAGES[0], CPU) is IMAGES[0]
+
+
 def test_a_gpu_that_does_not_answer_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(device: torch.device) -> tuple[int, int]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
