@@ -145,9 +145,9 @@ class Theirs(Candidate):
         lender = self._method_of_ours()
         self._length = lender.target
         self._samples, self._batch = 0, lender.batch
-        self._network = ResNet(lender.method.subnet.architecture).to(world.device)
-        if source.spec.channels > 1:
-            self._network = self._network.to(memory_format=torch.channels_last)
+        network = ResNet(lender.method.subnet.architecture).to(world.device)
+        # For images of one channel, too: steps are faster by a tenth.
+        self._network = network.to(memory_format=torch.channels_last)
         copy_parameters(lender.method.subnet.network, self._network)
         del lender
         self._batches = source.train()

@@ -106,13 +106,14 @@ class PostLocalSGDRival(Rival):
 
 
 def sgd(network: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
-    """Return PyTorch's own optimizer with a run's settings."""
+    """Return PyTorch's own optimizer, its fastest, with a run's settings."""
     return torch.optim.SGD(
         network.parameters(),
         lr=optim.lr,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
         weight_decay=optim.weight_decay,
+        fused=True,
     )
 
 
