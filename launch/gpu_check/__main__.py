@@ -40,13 +40,14 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ranks", type=_count, metavar="N", help="ranks of each world (default: 4, on few cores 2)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="train and val of ImageNet, for the loader to read")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, anew after each step")
-    parser.add_argument("--steps", type=_steps, default=STEPS, metavar="LIST", help="as in 1,2,8 or 1-5,dali")
+    parser.add_argument("--steps", type=_steps, default=STEPS, metavar="LIST", help="as in 1,2,8 or 1-5,tests")
     parser.add_argument(
         "--seconds", type=_count, default=86400, metavar="N", help="limit of all steps together (default: their own)"
     )
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep all that programs print in this folder")
     parser.add_argument("--pack", type=Path, metavar="DIR", help="as launch/setup --pack DIR, and no step")
     parser.add_argument("--offline", type=Path, metavar="DIR", help="first install by launch/setup --offline DIR")
+    parser.add_argument("--dali", action="store_true", help="have launch/setup install, or pack, NVIDIA DALI as well")
     return parser.parse_args(arguments)
 
 
@@ -69,12 +70,13 @@ def main(arguments: Sequence[str]) -> int:
     if given.images is not None and not given.images.is_dir():
         print(f"launch/gpu-check: there is no folder {given.images}; give one by --images DIR", file=sys.stderr)
         return USERS_MISTAKE
+    more = ["--dali"] if given.dali else []
     if given.pack is not None:
-        return setup("--pack", given.pack)
-    if (given.offline is not None or not PYTHON.is_file()) and (
-        status := setup(*(("--offline", given.offline) if given.offline is not None else ()))
-    ):
-        return status
+        return setup("--pack", given.pack, *more)
+    if given.offline is not None or given.dali or not PYTHON.is_file():
+        pack = ["--offline", given.offline] if given.offline is not None else []
+        if status := setup(*pack, *more):
+            return status
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # programs that hang are told to say where, and abort
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)

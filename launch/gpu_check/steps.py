@@ -47,7 +47,7 @@ STEPS = (
     Step(4, "training", "CPU and GPU train alike; one network in fp32 and bf16", 150, training.same),
     Step(5, "stop", "stopped and resumed; a rank killed", 90, training.stop),
     Step(6, "compile", "--compile: eager's losses, no recompilation", 180, training.compiled),
-    Step(7, "dali", "DALI on the GPU: pixels, damaged files, memory", 150, suites.dali),
+    Step(7, "tests", "GPU tests: DALI's pixels, damaged files, memory; graphs; clocks", 150, suites.tests),
     Step(8, "throughput", "images/s of ResNet-50 and -101, of the loader", 300, measuring.throughput),
     Step(9, "synchronise", "a synchronisation of ResNet-101", 60, measuring.synchronise),
     Step(10, "demonstration", "the embedded demonstration, at least 95 %", 90, measuring.demonstration),

@@ -26,6 +26,9 @@ LOSS, MODEL, BF16, POINTS = 1e-4, 1e-3, 0.02, 1.0
 """Largest differences: of losses and parameters between CPU and GPU; of a mean loss in bf16, relative to fp32's; and of
 accuracy in percent between two precisions of one network."""
 
+TINY_RUN = {**EXACT, "OMP_NUM_THREADS": "1"}
+"""For several tiny runs at once: with threads for all cores each, they would be in one another's way."""
+
 STOPPED = 75
 AFTER_RESUMING = 2
 SOON = 60.0
@@ -81,7 +84,7 @@ def begin(check: Check, pool: ThreadPoolExecutor, method: str) -> Runs:
 def train_one(check: Check, method: str, device: str, precision: str) -> Path:
     """Train one method for some rounds and return the run's folder."""
     own = flags(method=method, device=device, precision=precision, max_rounds=ROUNDS, evaluate_every=1)
-    return check.train(f"{method}-{device}-{precision}", *own, ranks=check.ranks, variables=EXACT)
+    return check.train(f"{method}-{device}-{precision}", *own, ranks=check.ranks, variables=TINY_RUN)
 
 
 def judge(check: Check, method: str, runs: Runs) -> None:
@@ -121,8 +124,9 @@ def both_precisions(check: Check) -> dict[str, dict[str, float]]:
     """Train a network until it tells most digits apart, and evaluate it in both precisions."""
     device = check.machine.device
     own = flags(device=device, local_iterations=8, epochs=8 * check.ranks, optim__lr=0.1, optim__schedule="cosine")
-    run = check.train("to-evaluate", *own, ranks=check.ranks)
-    return check.ask("evaluate", "evaluate", "--run", run, "--device", device, ranks=check.ranks)
+    run = check.train("to-evaluate", *own, ranks=check.ranks, variables=TINY_RUN)
+    asked = ("--run", run, "--device", device)
+    return check.ask("evaluate", "evaluate", *asked, ranks=check.ranks, variables=TINY_RUN)
 
 
 def judge_precisions(check: Check, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -155,22 +159,26 @@ def stop(check: Check) -> None:
     """Stop a run by a signal and resume it; kill a rank of another. All ends as it should."""
     if check.ranks < 2:
         raise SkippedError("it needs two ranks")
-    note_faults(check, "", resume, check)
-    note_faults(check, "", kill, check)
+    with check.at_once(check.ranks) as pool:
+        both = [pool.submit(resume, check), pool.submit(kill, check)]
+        for one in both:
+            note_faults(check, "", one.result)
 
 
 def resume(check: Check) -> None:
     """Stop a run after some rounds by USR2, resume it, and compare it with one that never stopped."""
     own = [*flags(device=check.machine.device, epochs=200, evaluate_every=0), "--checkpoint_every=0"]
     folder = check.folder / "stopped"
-    running = check.start("stopped", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=EXACT)
+    running = check.start(
+        "stopped", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=TINY_RUN
+    )
     await_rounds(check, running, folder, 3)
     running.process.send_signal(signal.SIGUSR2)
     check.await_end(running, "the stopped run", statuses=[STOPPED])
     rounds = len(lines(folder / "rounds.jsonl"))
     more = f"--max_rounds={rounds + AFTER_RESUMING}"
-    check.train("stopped", *own, more, "--resume", ranks=check.ranks, variables=EXACT)
-    check.train("unstopped", *own, more, ranks=check.ranks, variables=EXACT)
+    check.train("stopped", *own, more, "--resume", ranks=check.ranks, variables=TINY_RUN)
+    check.train("unstopped", *own, more, ranks=check.ranks, variables=TINY_RUN)
     numbers = [line["round"] for line in lines(folder / "rounds.jsonl")]
     if numbers != list(range(rounds + AFTER_RESUMING)):
         raise FailedError(f"the rounds of the resumed run are {numbers}")
@@ -186,7 +194,7 @@ def kill(check: Check) -> None:
     """Kill a rank while others wait for it; all end soon, and one says who was lost."""
     own = [*flags(device=check.machine.device, epochs=100_000, evaluate_every=0), "--checkpoint_every=0"]
     folder = check.folder / "killed"
-    running = check.start("killed", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks)
+    running = check.start("killed", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=TINY_RUN)
     await_rounds(check, running, folder, 3)
     time.sleep(2.5)  # what ranks say of themselves is up to a second old
     victim = running.rank(check.ranks - 1)
@@ -236,13 +244,13 @@ def compiled(check: Check) -> None:
     per_round = 4 * 32 * check.ranks
     own = flags(device="cuda", warmup_epochs=2 * per_round / 1437, max_rounds=6, evaluate_every=1)
     with check.at_once(check.ranks) as pool:
-        eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=EXACT)
+        eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=TINY_RUN)
         run = check.train(
             "compiled",
             *own,
             "--compile=true",
             ranks=check.ranks,
-            variables={**EXACT, "TORCH_LOGS": "recompiles"},
+            variables={**TINY_RUN, "TORCH_LOGS": "recompiles"},
         )
         apart = compare(eager.result(), run)
     said = (check.folder / "compiled.log").read_text(errors="replace")
