@@ -149,6 +149,8 @@ class RoundRecord(Record):
         bytes_blocks: of these, for single blocks.
         partition: for each worker the numbers of the blocks it trained.
         ranks: each rank's seconds; None in a file of the first version.
+        seconds_prepare: before its first step, of compiling or capturing it, the slowest worker's; of no other account.
+            None where there was nothing to prepare.
     """
 
     round: int
@@ -163,6 +165,7 @@ class RoundRecord(Record):
     bytes_blocks: int
     partition: tuple[tuple[int, ...], ...]
     ranks: RankSeconds | None = None
+    seconds_prepare: float | None = None
 
     @property
     def seconds(self) -> float:

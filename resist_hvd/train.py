@@ -120,7 +120,8 @@ def train_in(
             world.position = "exporting the model"
             export(folder, run.method, source, world, run.autocast)
             broken = every_broken_file(source, world)
-            summary = telemetry.summarise([int(b) for b in world.gather([peak_memory(world)]).ravel()], broken)
+            peaks = world.gather([peak_memory(world, graphs=settings.cuda_graphs)]).ravel()
+            summary = telemetry.summarise([int(peak) for peak in peaks], broken)
     return summary, broken
 
 
@@ -254,10 +255,17 @@ def passed_over(broken: dict[str, str]) -> str:
     return "\n".join([f"{counted(len(broken), 'image file')} passed over, being broken:", *files])
 
 
-def peak_memory(world: World) -> int:
-    """Return the most memory this worker has had, in bytes: on a GPU PyTorch's, else the process's."""
+def peak_memory(world: World, *, graphs: bool = False) -> int:
+    """Return the most memory this worker has had, in bytes: on a GPU PyTorch's, else the process's.
+
+    Args:
+        world: the workers.
+        graphs: whether CUDA graphs are used. What one works in stays its own between steps, but PyTorch counts it as
+            free then: so all that PyTorch has taken from the GPU counts.
+    """
     if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(world.device)
+        measure = torch.cuda.max_memory_reserved if graphs else torch.cuda.max_memory_allocated
+        return measure(world.device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -255,10 +255,10 @@ def compiled(check: Check) -> None:
         apart = compare(eager.result(), run)
     said = (check.folder / "compiled.log").read_text(errors="replace")
     again = len(re.findall(r"Recompiling function ", said))
-    first = lines(run / "rounds.jsonl")[0]["seconds_compute"]
-    check.finding.figures.update(vars(apart), recompilations=again, first_round_seconds=first)
+    first = lines(run / "rounds.jsonl")[0]["seconds_prepare"]
+    check.finding.figures.update(vars(apart), recompilations=again, seconds_to_compile=first)
     check.finding.words.append(
-        f"losses {apart.loss:.1e} off eager's, {again} recompilations on {check.ranks} ranks, first round {first:.0f} s"
+        f"losses {apart.loss:.1e} off eager's, {again} recompilations on {check.ranks} ranks, compiled in {first:.0f} s"
     )
     # The network of the warm-up and its heir are of one class: the second is compiled where the first was.
     if again > check.ranks:

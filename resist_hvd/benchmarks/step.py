@@ -26,6 +26,7 @@ from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings, ResNet
 from resist_hvd.seeds import derive
 from resist_hvd.training.arithmetic import with_precision
+from resist_hvd.training.checks import refuse_graphs_without_gpu
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run, method_setup
@@ -72,6 +73,9 @@ class StepSettings:
     compile: bool = False
     """Compile both networks with torch.compile."""
 
+    cuda_graphs: bool = False
+    """Replay this toolkit's step as a CUDA graph; the bare loop's kernels are launched one by one all the same."""
+
     device: DeviceName = "auto"
     """What to compute on; auto is cuda where there is a GPU."""
 
@@ -97,6 +101,7 @@ class StepSettings:
             seed=self.seed,
             precision=self.precision,
             compile=self.compile,
+            cuda_graphs=self.cuda_graphs,
             epochs=1e9,
             model=self.model,
             data=self.data,
@@ -109,6 +114,7 @@ def run(settings: StepSettings, world: World) -> float:
     with world.agree("opening the file of measurements"):
         if world.is_first:
             results.check(settings.json)
+    refuse_graphs_without_gpu(settings.training, world.device)
     training = with_precision(settings.training, world)
     with ExitStack() as opened:
         with world.agree("loading the data"):
@@ -131,7 +137,8 @@ def tell(settings: StepSettings, run: Run, seconds: dict[str, list[float]]) -> N
     world, training, batch = run.world, run.settings, settings.data.batch_size
     side, parameters = run.source.spec.image_size, run.method.subnet.parameters_flat.numel()
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
-    computed = training.precision + (", compiled" if training.compile else "")
+    chosen = {"compiled": training.compile, "by CUDA graphs": training.cuda_graphs}
+    computed = ", ".join([training.precision, *(words for words, is_so in chosen.items() if is_so)])
     show(
         f"One step of {counted(batch, 'image')} of {side} x {side}, {parameters:,} parameters: {device}, {computed}, "
         f"{counted(world.size, 'rank')}",
@@ -144,6 +151,7 @@ def tell(settings: StepSettings, run: Run, seconds: dict[str, list[float]]) -> N
         "ranks": world.size,
         "precision": training.precision,
         "compile": training.compile,
+        "cuda_graphs": training.cuda_graphs,
         "batch_size": batch,
         "image_size": side,
         "parameters": parameters,

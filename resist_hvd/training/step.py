@@ -138,7 +138,7 @@ class GraphStep(StaticStep):
                 self._make()
         except RuntimeError as error:
             raise UserError(
-                f"CUDA cannot capture a training step as a graph: {first_line(error)}",
+                f"CUDA cannot capture a training step as a graph: {gist(error)}",
                 mend="Leave out --cuda_graphs.",
             ) from error
         self._make = graph.replay
@@ -183,12 +183,13 @@ def compiler_errors() -> Iterator[None]:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise UserError(
-            f"The network cannot be compiled: {first_line(error)}",
+            f"The network cannot be compiled: {gist(getattr(error, 'inner_exception', error))}",
             mend="Install a C++ compiler and Python's headers (g++ and python3-dev), which torch.compile needs, or "
             "leave out --compile.",
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def gist(error: Exception) -> str:
+    """Return the first line of an error's message and the last: its kind, and what a tool said that was called."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ... ".join(dict.fromkeys((lines[0], lines[-1])))

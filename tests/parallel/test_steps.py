@@ -1,11 +1,14 @@
 """A step is the same compiled, or on tensors that stay where they are; and to prepare it changes and counts nothing."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,11 +17,12 @@ from torch import Tensor
 from resist_hvd import stopwatch
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
+from resist_hvd.errors import UserError
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
 from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run
-from resist_hvd.training.step import StaticStep, Step
+from resist_hvd.training.step import GraphStep, StaticStep, Step
 
 from . import tiny
 
@@ -105,6 +109,91 @@ def test_what_preparing_takes_is_no_rounds_time(world: World, folder: Path, monk
     if world.is_first:
         lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
         assert [line["seconds_prepare"] for line in lines] == [60.0] * len(lines)
+
+
+CAPTURE = inspect.signature(torch.cuda.graph)
+
+
+class FakeGraph:
+    """Stands for a CUDA graph where there is no CUDA: a capture has no effects, and a replay makes the step."""
+
+    captured: ClassVar[list["FakeGraph"]] = []
+
+    def replay(self) -> None:
+        self.step._make_in_place()
+
+    @contextmanager
+    def capture(self, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        CAPTURE.bind(self, stream=stream, capture_error_mode=capture_error_mode)
+        subnet, velocity = self.step._method.subnet, self.step._method.velocity
+        buffers = [subnet.parameters_flat, subnet.gradients_flat, velocity.buffer]
+        before = [buffer.clone() for buffer in buffers]
+        yield
+        for buffer, content in zip(buffers, before, strict=True):
+            buffer.copy_(content)
+        FakeGraph.captured.append(self)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[GraphStep]:
+    """The steps that are captured, on what stands for CUDA; they are to be made by `loop.make_step`."""
+    made: list[GraphStep] = []
+
+    def make_step(run: Run) -> GraphStep:
+        made.append(GraphStep(run))
+        FakeGraph.step = made[-1]
+        return made[-1]
+
+    monkeypatch.setattr(loop, "make_step", make_step)
+    FakeGraph.captured.clear()
+    standing_in = {"CUDAGraph": FakeGraph, "graph": FakeGraph.capture, "stream": lambda _: nullcontext()}
+    for name, value in {**standing_in, "Stream": Mock(), "current_stream": Mock()}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return made
+
+
+def test_each_network_is_captured_once(steps: list[GraphStep], world: World, folder: Path) -> None:
+    settings = tiny.settings(world, iterations=7, warmup_epochs=1 / 8, evaluate_every=1, optim=EVERYTHING)
+    captured = trained(settings, world, folder / "captured")
+    assert len(steps) == len(FakeGraph.captured) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_step", Step)
+        plain = trained(settings, world, folder / "plain")
+    assert torch.equal(bits(captured.method.subnet.parameters_flat), bits(plain.method.subnet.parameters_flat))
+
+
+def test_a_capture_that_fails_is_told_by_all(
+    steps: list[GraphStep], world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def refused(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError(
+            "CUDA error: operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA"
+        )
+
+    if world.is_first:
+        monkeypatch.setattr(torch.cuda, "graph", refused)
+    with pytest.raises(UserError, match="not permitted when stream is capturing") as caught:
+        trained(tiny.settings(world), world, folder / "run")
+    assert "rank 0" in caught.value.where or world.size == 1
+    assert "--cuda_graphs" in caught.value.mend
+
+
+def test_what_keeps_a_network_from_being_compiled_is_told(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailedError(RuntimeError):
+        __module__ = "torch._dynamo.exc"
+        inner_exception = RuntimeError("C++ compile error\n\ng++ -c\nno Python.h\n")
+
+    def fails(*_: Any) -> Tensor:
+        raise FailedError
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    with pytest.raises(UserError, match=r"cannot be compiled: C\+\+ compile error ... no Python.h") as caught:
+        trained(tiny.settings(world, compile=True), world, folder / "run")
+    assert "--compile" in caught.value.mend
 
 
 @pytest.fixture

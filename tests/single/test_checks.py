@@ -13,7 +13,7 @@ from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
 from resist_hvd.models import Architecture, ModelSettings, ResNet
-from resist_hvd.training.checks import refuse_degenerate, remarks
+from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.run import Run
 
 MODEL = ModelSettings(sections="1,1,9,1", width_factor=1 / 8)
@@ -50,6 +50,15 @@ def test_the_last_sections_side_is_what_the_network_makes_of_it(stem: Any, secti
     network.head.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2]))
     network(torch.zeros(2, 3, image_size, image_size))
     assert sides == [architecture.last_side(image_size)]
+
+
+def test_graphs_are_refused_on_a_cpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    with pytest.raises(UserError, match="--cuda_graphs needs a GPU") as caught:
+        refuse_graphs_without_gpu(Settings(cuda_graphs=True), cpu)
+    assert caught.value.everywhere
+    refuse_graphs_without_gpu(Settings(cuda_graphs=True), gpu)
+    refuse_graphs_without_gpu(Settings(), cpu)
 
 
 def test_one_value_a_channel_is_refused_with_its_numbers() -> None:

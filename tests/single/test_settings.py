@@ -44,6 +44,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"data": DataSettings(name="imagenet", root=Path("x"), image_type="bf16")},
         "--data.image_type is bf16, but --precision is fp32; give --precision bf16, too",
     ),
+    (
+        {"cuda_graphs": True, "method": "data-parallel"},
+        "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out",
+    ),
 ]
 
 
