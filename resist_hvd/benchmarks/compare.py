@@ -52,6 +52,7 @@ def run(settings: CompareSettings, world: World) -> float:
             seed=settings.seed,
             device=world.device,
             share=world.once_a_host,
+            cores=world.cores,
         )
     with world.agree("opening the file of measurements"):
         if world.is_first:

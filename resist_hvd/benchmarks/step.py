@@ -180,6 +180,7 @@ def load(settings: StepSettings, world: World) -> DataSource:
         seed=settings.seed,
         device=world.device,
         share=world.once_a_host,
+        cores=world.cores,
     )
 
 

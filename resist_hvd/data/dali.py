@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, types
-from torch import Tensor
 
 from resist_hvd.data import dali_graph
 from resist_hvd.data.broken import USUAL_ENDS, BrokenFiles
@@ -25,6 +24,7 @@ from resist_hvd.data.gpu_faults import is_of_gpu, sentence, unexplained
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
 from resist_hvd.data.settings import DataSettings
+from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
 from resist_hvd.data.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError
 from resist_hvd.data.windows import Draws, middle_windows, random_windows
@@ -134,7 +134,8 @@ class DaliLoader(ImageLoader):
                         break
                     pixels = as_tensor(images, self._type, self._device)
                     pipeline.schedule_run()
-                    yield self._batch(pixels, index.labels[begun.popleft().images])
+                    labels = torch.from_numpy(index.labels[begun.popleft().images])
+                    yield pixels.permute(0, 3, 1, 2), to_device(labels, self._device)
             except StopIteration:
                 return
             except (RuntimeError, MemoryError) as error:
@@ -220,12 +221,6 @@ class DaliLoader(ImageLoader):
     def _stream(self) -> Any:
         """The stream that waits for the images, so that nobody else need; this thread's current one."""
         return torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-
-    def _batch(self, pixels: Tensor, labels: NDArray[np.int64]) -> Batch:
-        on_host = torch.from_numpy(labels)
-        if self._device.type == "cuda":
-            on_host = on_host.pin_memory()
-        return pixels.permute(0, 3, 1, 2), on_host.to(self._device, non_blocking=True)
 
     def _any_broken_off(self, index: ImageIndex, work: Work, ends: NDArray[np.uint8]) -> bool:
         """Note the files of a batch that end unusually and are indeed broken; return whether there are any."""

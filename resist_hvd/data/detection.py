@@ -20,6 +20,7 @@ from torch import Tensor
 from resist_hvd.data.imagenet import MEAN, STD, dali_is_installed
 from resist_hvd.data.order import EpochOrder
 from resist_hvd.data.settings import LoaderName, own_cores
+from resist_hvd.data.side_stream import made_beside, making_stream, to_device
 from resist_hvd.data.source import DataSpec, Shard
 from resist_hvd.data.squares import PillowSquares, SquareDecoder, SquareFormat
 from resist_hvd.data.stream import Position, check_one_batch
@@ -131,7 +132,7 @@ class Targets:
 
     def of_images(self, chosen: NDArray[np.int64]) -> "Targets":
         """The targets of some images [B], by their numbers."""
-        rows = torch.from_numpy(chosen).to(self.labels.device)
+        rows = to_device(torch.from_numpy(chosen), self.labels.device)
         return Targets(boxes=self.boxes[rows], labels=self.labels[rows], difficult=self.difficult[rows])
 
 
@@ -268,6 +269,7 @@ class _Half:
         self.images = images
         self._decoder = decoder
         self._targets = Targets.of(images, size=size, places=places).to(device)
+        self._device = device
 
     def batches(self, choices: Iterator[NDArray[np.int64]]) -> Iterator[DetectionBatch]:
         """Yield a batch for each choice of images; the decoder asks for choices ahead of time."""
@@ -278,7 +280,7 @@ class _Half:
                 asked.append(chosen)
                 yield chosen
 
-        for images in self._decoder.batches(self.images.paths, noted()):
+        for images in made_beside(self._decoder.batches(self.images.paths, noted()), making_stream(self._device)):
             yield DetectionBatch(images=images, targets=self._targets.of_images(asked.pop(0)))
 
 

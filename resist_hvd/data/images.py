@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
 
 _PIXELS_A_STEP = 100_000
@@ -135,11 +136,7 @@ class BatchMaker:
 
     def _to_device(self, numbers: NDArray[np.int64]) -> Tensor:
         """All of a batch's numbers in one transfer, which a GPU does not wait for."""
-        on_host = torch.from_numpy(numbers)
-        device = self._images.padded.device
-        if device.type == "cuda":
-            return on_host.pin_memory().to(device, non_blocking=True)
-        return on_host.to(device)
+        return to_device(torch.from_numpy(numbers), self._images.padded.device)
 
     def _crops(self, corners: Tensor) -> Tensor:
         """Crops [B, size, size, C] from the numbers of their first pixels in the store [B]."""

@@ -92,6 +92,13 @@ def made_beside(items: Iterator[T], stream: MakingStream) -> Iterator[T]:
         yield take()
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host's memory on a device; nobody waits for a copy to a GPU but its current stream."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def _tensors(item: object) -> Iterator[Tensor]:
     if isinstance(item, Tensor):
         yield item

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from resist_hvd.data.broken import read_trusted
+from resist_hvd.data.side_stream import to_device
 from resist_hvd.errors import UserError
 
 Choices = Iterator[NDArray[np.int64]]
@@ -72,8 +73,7 @@ class PillowSquares(SquareDecoder):
                     choices, lambda chosen: self._begin(pool, paths, chosen), self._format.prefetch
                 ):
                     pixels = torch.from_numpy(np.stack([square.result() for square in squares]))
-                    if self._device.type == "cuda":
-                        pixels = pixels.pin_memory().to(self._device, non_blocking=True)
+                    pixels = to_device(pixels, self._device)
                     yield (pixels.permute(0, 3, 1, 2).float() - mean) * scale
             finally:
                 pool.shutdown(cancel_futures=True)
