@@ -22,7 +22,7 @@ from resist_hvd.data.dali_suspects import undecodable
 from resist_hvd.data.decoding import LARGEST_IMAGE
 from resist_hvd.data.gpu_faults import is_of_gpu, sentence, unexplained
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
+from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
@@ -120,7 +120,6 @@ class DaliLoader(ImageLoader):
         A pipeline in which a file broke off is of no use any more. Since none has a state that matters, another one
         takes up the work that was under way, without the broken files.
         """
-        work_on(self._device)
         waiting: deque[Work] = deque()
         while True:
             begun: deque[Work] = deque()

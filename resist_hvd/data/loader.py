@@ -51,14 +51,11 @@ class TrainingPlan:
         return samples_drawn + self.shard.size * self.batch_size
 
 
-def work_on(device: torch.device) -> None:
-    """Have this thread use a GPU: each begins with the first one, where pinned memory would cost every worker more."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-
-
 class ImageLoader(ABC):
-    """Decodes the files of an `ImageIndex` into batches as `DataSettings` ask for, on one device."""
+    """Decodes the files of an `ImageIndex` into batches as `DataSettings` ask for, on one device.
+
+    Where that is a GPU, batches are made in the current stream of the thread that asks for them.
+    """
 
     name: str
 

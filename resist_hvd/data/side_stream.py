@@ -58,6 +58,8 @@ class SideStream(MakingStream):
 
     def making(self) -> AbstractContextManager[object]:
         """Have this thread work on the stream's device and in the stream."""
+        # A thread begins with the first GPU. Were it to go back there afterwards, every worker would take memory of it.
+        torch.cuda.set_device(self._stream.device)
         return torch.cuda.stream(self._stream)
 
     def made(self, item: T) -> Callable[[], T]:

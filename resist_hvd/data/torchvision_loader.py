@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 from resist_hvd.data.broken import BrokenFiles, read_trusted
 from resist_hvd.data.gpu_faults import is_of_gpu, sentence
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan, work_on
+from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan
 from resist_hvd.data.loader_processes import Tether, forked_from_a_server, starting_processes
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
@@ -192,7 +192,6 @@ class TorchvisionLoader(ImageLoader):
         return self._batches(index, batches, range(len(batches)))
 
     def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
-        work_on(self._device)
         settings = self._recipe.settings
         processes = settings.threads
         try:

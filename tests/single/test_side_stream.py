@@ -45,12 +45,17 @@ class Gpu:
 
         @contextmanager
         def stream(chosen: Any) -> Iterator[None]:
+            assert self._current.device == chosen.device, "the stream is entered on its own device"
             before, self._current.stream = self.current(), chosen
             try:
                 yield
             finally:
                 self._current.stream = before
 
+        def set_device(device: torch.device) -> None:
+            self._current.device = device
+
+        monkeypatch.setattr(torch.cuda, "set_device", set_device)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "stream", stream)
