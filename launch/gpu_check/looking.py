@@ -12,8 +12,8 @@ EXACT_ENOUGH = 1e-6
 OLDEST_DRIVER = {"13": 580, "12": 525}
 """The first driver for each CUDA."""
 
-CORES_A_RANK = 4
-"""Cores that a rank on a GPU keeps busy: Python, Horovod's thread, NCCL's, and one that decodes images."""
+WAYS = ("nccl", "host", "bound", "uneven")
+"""Those of `programs.transport`."""
 
 
 def facts(check: Check) -> None:
@@ -25,6 +25,8 @@ def facts(check: Check) -> None:
         memory = f"{gpu.memory / 2**30:.0f} GiB"
         finding.lines.append(f"{gpu.name}, {memory}, compute capability {gpu.capability}, {gpu.uuid}")
     engines = f"{machine.jpeg_engines} x {machine.jpeg_cores} cores" if machine.jpeg_engines > 0 else "none"
+    if machine.jpeg_engines < 0:
+        engines = "unknown, without nvJPEG"
     finding.lines.append(
         f"Python {machine.python}, DALI {machine.dali or 'not installed'}, pytest {machine.pytest or 'not installed'}, "
         f"NCCL in Horovod: {'yes' if machine.horovod_nccl else 'no'}, JPEG engines: {engines}, C compiler: "
@@ -74,18 +76,17 @@ def ranks(check: Check) -> None:
     machine, finding = check.machine, check.finding
     if check.ranks < 2:
         raise SkippedError("it needs two ranks")
-    ways = ("nccl", "host", "bound", "uneven") if machine.gpus else ("host",)
-    for count in sorted({2, check.ranks}):
-        for way in ways:
-            lack = machine.why_no_nccl(count) if way == "nccl" else ""
-            if lack:
-                finding.lines.append(f"{count} ranks, {way}: skipped, {lack}")
-                continue
-            try:
-                travel(check, count, way)
-            except FailedError as failure:
-                finding.faults.append(f"{count} ranks, {way}: {failure}")
-                finding.tail = finding.tail or failure.tail
+    worlds = [(2, "nccl"), (2, "host"), *((check.ranks, way) for way in WAYS)] if machine.gpus else [(2, "host")]
+    for count, way in dict.fromkeys(worlds):
+        lack = machine.why_no_nccl(count) if way == "nccl" else ""
+        if lack:
+            finding.lines.append(f"{count} ranks, {way}: skipped, {lack}")
+            continue
+        try:
+            travel(check, count, way)
+        except FailedError as failure:
+            finding.faults.append(f"{count} ranks, {way}: {failure}")
+            finding.tail = finding.tail or failure.tail
     measured = [found for found in finding.figures.values() if "worst" in found]
     if measured:
         worst = max(found["worst"] for found in measured)
@@ -100,11 +101,9 @@ def travel(check: Check, count: int, way: str) -> None:
     Raises:
         FailedError: they arrived otherwise than they must, or went another way.
     """
-    machine = check.machine
-    variables = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"} if way == "nccl" and machine.shares_gpus(count) else {}
-    name = f"{count}-{way}"
+    machine, name = check.machine, f"{count}-{way}"
     own = ("--way", way, "--device", machine.device, "--gpus", str(len(machine.gpus) or 1))
-    found = check.ask(name, "transport", *own, ranks=count, variables=variables)
+    found = check.ask(name, "transport", *own, ranks=count, variables=machine.sharing(count))
     check.finding.figures[name] = found
     by = "NCCL" if found["by_nccl"] else "host memory" if machine.gpus else "MPI"
     times = ", ".join(f"{int(numbers):,}: {ms} ms" for numbers, ms in found["milliseconds"].items())
@@ -113,15 +112,8 @@ def travel(check: Check, count: int, way: str) -> None:
         if machine.gpus
         else f"{count} ranks by MPI: {found['worst']:.1e} off; {times}"
     )
-    expected = expected_way(machine, count, way)
+    expected = way in ("nccl", "bound") and not machine.why_no_nccl(count)
     if found["by_nccl"] != expected:
         raise FailedError(f"averages went by {by}")
     if not found["worst"] <= EXACT_ENOUGH:
         raise FailedError(f"what arrived is {found['worst']:.1e} off, {EXACT_ENOUGH:.0e} allowed")
-
-
-def expected_way(machine: Machine, count: int, way: str) -> bool:
-    """Return whether averages go by NCCL where ranks are left to decide, or told."""
-    if way == "bound":
-        return machine.horovod_nccl and not machine.shares_gpus(count)
-    return way == "nccl"

@@ -104,3 +104,8 @@ class Machine:
             version = ".".join(map(str, self.nccl))
             return f"{ranks} ranks share {len(self.gpus)} GPU, which NCCL {version} refuses (2.30 and later can)"
         return ""
+
+    def sharing(self, ranks: int) -> dict[str, str]:
+        """Return the variables with which NCCL averages among so many ranks on this machine's GPUs, if it can."""
+        shares = self.shares_gpus(ranks) and not self.why_no_nccl(ranks)
+        return {"NCCL_MULTI_RANK_GPU_ENABLE": "1"} if shares else {}

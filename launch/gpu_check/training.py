@@ -58,6 +58,11 @@ def flags(**changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
+def variables(check: Check) -> dict[str, str]:
+    """Return what tiny runs find in their environment: float32 in full, and NCCL even where ranks share a GPU."""
+    return {**TINY_RUN, **check.machine.sharing(check.ranks)}
+
+
 # -- the same training -------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +89,7 @@ def begin(check: Check, pool: ThreadPoolExecutor, method: str) -> Runs:
 def train_one(check: Check, method: str, device: str, precision: str) -> Path:
     """Train one method for some rounds and return the run's folder."""
     own = flags(method=method, device=device, precision=precision, max_rounds=ROUNDS, evaluate_every=1)
-    return check.train(f"{method}-{device}-{precision}", *own, ranks=check.ranks, variables=TINY_RUN)
+    return check.train(f"{method}-{device}-{precision}", *own, ranks=check.ranks, variables=variables(check))
 
 
 def judge(check: Check, method: str, runs: Runs) -> None:
@@ -124,9 +129,9 @@ def both_precisions(check: Check) -> dict[str, dict[str, float]]:
     """Train a network until it tells most digits apart, and evaluate it in both precisions."""
     device = check.machine.device
     own = flags(device=device, local_iterations=8, epochs=8 * check.ranks, optim__lr=0.1, optim__schedule="cosine")
-    run = check.train("to-evaluate", *own, ranks=check.ranks, variables=TINY_RUN)
+    run = check.train("to-evaluate", *own, ranks=check.ranks, variables=variables(check))
     asked = ("--run", run, "--device", device)
-    return check.ask("evaluate", "evaluate", *asked, ranks=check.ranks, variables=TINY_RUN)
+    return check.ask("evaluate", "evaluate", *asked, ranks=check.ranks, variables=variables(check))
 
 
 def judge_precisions(check: Check, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -170,15 +175,15 @@ def resume(check: Check) -> None:
     own = [*flags(device=check.machine.device, epochs=200, evaluate_every=0), "--checkpoint_every=0"]
     folder = check.folder / "stopped"
     running = check.start(
-        "stopped", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=TINY_RUN
+        "stopped", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=variables(check)
     )
     await_rounds(check, running, folder, 3)
     running.process.send_signal(signal.SIGUSR2)
     check.await_end(running, "the stopped run", statuses=[STOPPED])
     rounds = len(lines(folder / "rounds.jsonl"))
     more = f"--max_rounds={rounds + AFTER_RESUMING}"
-    check.train("stopped", *own, more, "--resume", ranks=check.ranks, variables=TINY_RUN)
-    check.train("unstopped", *own, more, ranks=check.ranks, variables=TINY_RUN)
+    check.train("stopped", *own, more, "--resume", ranks=check.ranks, variables=variables(check))
+    check.train("unstopped", *own, more, ranks=check.ranks, variables=variables(check))
     numbers = [line["round"] for line in lines(folder / "rounds.jsonl")]
     if numbers != list(range(rounds + AFTER_RESUMING)):
         raise FailedError(f"the rounds of the resumed run are {numbers}")
@@ -194,7 +199,9 @@ def kill(check: Check) -> None:
     """Kill a rank while others wait for it; all end soon, and one says who was lost."""
     own = [*flags(device=check.machine.device, epochs=100_000, evaluate_every=0), "--checkpoint_every=0"]
     folder = check.folder / "killed"
-    running = check.start("killed", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=TINY_RUN)
+    running = check.start(
+        "killed", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=variables(check)
+    )
     await_rounds(check, running, folder, 3)
     time.sleep(2.5)  # what ranks say of themselves is up to a second old
     victim = running.rank(check.ranks - 1)
@@ -244,8 +251,8 @@ def compiled(check: Check) -> None:
     per_round = 4 * 32 * check.ranks
     own = flags(device="cuda", warmup_epochs=2 * per_round / 1437, max_rounds=6, evaluate_every=1)
     with check.at_once(check.ranks) as pool:
-        eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=TINY_RUN)
-        logging = {**TINY_RUN, "TORCH_LOGS": "recompiles"}
+        eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=variables(check))
+        logging = {**variables(check), "TORCH_LOGS": "recompiles"}
         run = check.train("compiled", *own, "--compile=true", ranks=check.ranks, variables=logging)
         apart = compare(eager.result(), run)
     said = (check.folder / "compiled.log").read_text(errors="replace")

@@ -18,6 +18,12 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 CPUS_ARE_MEANT = "give --device cpu if CPUs are meant"
 
+SHARING = "NCCL_MULTI_RANK_GPU_ENABLE"
+"""The variable that lets several ranks of NCCL use one GPU, where it is 1."""
+
+SHARING_NCCL = (2, 30)
+"""The first NCCL that knows it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -27,11 +33,13 @@ class Choice:
         gpu: the GPU's own number in all the world (UUID), empty for a CPU: a number among those a rank sees says
             nothing, since each rank may see others.
         nccl: whether this rank's Horovod averages GPU memory.
+        may_share: whether its NCCL was told to share a GPU with other ranks.
     """
 
     host: str
     gpu: str
     nccl: bool
+    may_share: bool = False
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:
@@ -115,11 +123,22 @@ def check_alike(choices: Sequence[Choice]) -> None:
 
 
 def shares_gpus(choices: Sequence[Choice]) -> bool:
-    """Return whether any GPU is used by several ranks, which NCCL refuses."""
+    """Return whether any GPU is used by several ranks, which NCCL refuses unless it is told to."""
     used = [(choice.host, choice.gpu) for choice in choices if choice.gpu]
     return len(set(used)) < len(used)
 
 
 def averages_on_gpus(choices: Sequence[Choice]) -> bool:
     """Return whether Horovod averages GPU memory by NCCL: one answer for all ranks, who must call it alike."""
-    return all(choice.gpu and choice.nccl for choice in choices) and not shares_gpus(choices)
+    accepted = not shares_gpus(choices) or all(choice.may_share for choice in choices)
+    return accepted and all(choice.gpu and choice.nccl for choice in choices)
+
+
+def nccl_may_share(environment: Mapping[str, str]) -> bool:
+    """Return whether NCCL was told to let several ranks use one GPU, and knows how."""
+    if environment.get(SHARING) != "1" or torch.version.cuda is None:
+        return False
+    from torch.cuda import nccl
+
+    version: tuple[int, ...] = nccl.version()[:2]  # type: ignore[no-untyped-call]
+    return version >= SHARING_NCCL

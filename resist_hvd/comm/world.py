@@ -21,6 +21,7 @@ from resist_hvd.comm.devices import (
     check_alike,
     choose_device,
     gpu_identity,
+    nccl_may_share,
     record_event,
     shares_gpus,
 )
@@ -169,7 +170,12 @@ class World:
 
         with self.agree("choosing a device"):
             self.device = choose_device(wanted, self.local_rank)
-            own = Choice(host=self.host, gpu=gpu_identity(self.device), nccl=bool(hvd.nccl_built()))
+            own = Choice(
+                host=self.host,
+                gpu=gpu_identity(self.device),
+                nccl=bool(hvd.nccl_built()),
+                may_share=self.device.type == "cuda" and nccl_may_share(os.environ),
+            )
         choices = self.gather_objects(own)
         with self.agree("choosing a device"):
             check_alike(choices)

@@ -280,6 +280,13 @@ def test_nccl_shares_a_gpu_from_2_30_on() -> None:
     assert "without NCCL" in replace(SOUND, horovod_nccl=False).why_no_nccl(1)
 
 
+def test_nccl_is_told_to_share_only_where_it_has_to_and_can() -> None:
+    told = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+    assert SOUND.sharing(2) == told
+    assert SOUND.sharing(1) == replace(SOUND, gpus=2 * (H100,)).sharing(2) == {}
+    assert replace(SOUND, nccl=(2, 28, 9)).sharing(2) == replace(SOUND, gpus=()).sharing(2) == {}
+
+
 def test_a_machine_survives_json() -> None:
     assert Machine.of(json.loads(json.dumps(SOUND.to_json()))) == SOUND
 
@@ -305,28 +312,29 @@ def test_wrong_averages_are_a_failure(check: Make) -> None:
 WAY = """
 way = flag("--way")
 shared = os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") == "1"
-answer(by_nccl=way == {by!r} and shared, gpus=["GPU-1"], worst={worst}, milliseconds={{"1000": 1.0}})
+answer(by_nccl=way in {by!r} and shared, gpus=["GPU-1"], worst={worst}, milliseconds={{"1000": 1.0}})
 """
 
 
 def test_every_way_is_gone_with_two_and_all_ranks(check: Make) -> None:
-    own = replace(check(WAY.format(by="nccl", worst=1e-8)), ranks=4)
+    own = replace(check(WAY.format(by=("nccl", "bound"), worst=1e-8)), ranks=4)
     looking.ranks(own)
     assert own.finding.faults == []
-    ways = {f"{count}-{way}" for count in (2, 4) for way in ("nccl", "host", "bound", "uneven")}
-    assert set(own.finding.figures) == ways
-    assert own.finding.words == ["8 worlds, averages at most 1.0e-08 off"]
+    assert set(own.finding.figures) == {"2-nccl", "2-host", "4-nccl", "4-host", "4-bound", "4-uneven"}
+    assert own.finding.words == ["6 worlds, averages at most 1.0e-08 off"]
 
 
 def test_an_older_nccl_is_skipped_by_name(check: Make) -> None:
-    own = check(WAY.format(by="nccl", worst=0.0), replace(SOUND, nccl=(2, 28, 9)))
+    own = check(WAY.format(by=(), worst=0.0), replace(SOUND, nccl=(2, 28, 9)))
     looking.ranks(own)
     assert own.finding.faults == []
     assert "2 ranks, nccl: skipped" in own.finding.lines[0]
 
 
-@pytest.mark.parametrize(("by", "worst", "fault"), [("host", 0.0, "averages went by"), ("nccl", 1e-3, "1.0e-03 off")])
-def test_another_way_and_other_numbers_are_failures(by: str, worst: float, fault: str, check: Make) -> None:
+@pytest.mark.parametrize(
+    ("by", "worst", "fault"), [("host", 0.0, "averages went by"), (("nccl", "bound"), 1e-3, "1.0e-03 off")]
+)
+def test_another_way_and_other_numbers_are_failures(by: Any, worst: float, fault: str, check: Make) -> None:
     own = check(WAY.format(by=by, worst=worst))
     looking.ranks(own)
     assert fault in own.finding.faults[0]

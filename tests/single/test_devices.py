@@ -64,9 +64,9 @@ def test_the_driver_s_version(tmp_path: Path) -> None:
     assert devices.driver_version(file) == "550.54.15"
 
 
-def choices(*gpus: str, nccl: bool = True) -> list[Choice]:
+def choices(*gpus: str, nccl: bool = True, may_share: bool = False) -> list[Choice]:
     """Two ranks a host."""
-    return [Choice(host=f"n{rank // 2}", gpu=gpu, nccl=nccl) for rank, gpu in enumerate(gpus)]
+    return [Choice(host=f"n{rank // 2}", gpu=gpu, nccl=nccl, may_share=may_share) for rank, gpu in enumerate(gpus)]
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,25 @@ def choices(*gpus: str, nccl: bool = True) -> list[Choice]:
         (choices("GPU-a", "GPU-b", nccl=False), False, False),
         ([*choices("GPU-a"), Choice(host="n1", gpu="GPU-b", nccl=False)], False, False),
         (choices("", ""), False, False),
+        (choices("GPU-a", "GPU-a", may_share=True), True, True),
+        (choices("GPU-a", "GPU-a", nccl=False, may_share=True), True, False),
+        ([*choices("GPU-a", may_share=True), *choices("GPU-a")], True, False),  # one rank was not told
     ],
 )
 def test_one_decision_for_all_ranks(made: list[Choice], shared: bool, on_gpus: bool) -> None:
     assert (shares_gpus(made), averages_on_gpus(made)) == (shared, on_gpus)
+
+
+@pytest.mark.parametrize(
+    ("told", "version", "may"), [("1", (2, 30, 7), True), ("1", (2, 28, 9), False), ("0", (2, 30, 7), False)]
+)
+def test_nccl_may_share_a_gpu_where_it_is_told_to_and_knows_how(
+    told: str, version: tuple[int, ...], may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: version)
+    assert devices.nccl_may_share({"NCCL_MULTI_RANK_GPU_ENABLE": told}) is may
+    assert not devices.nccl_may_share({})
 
 
 def test_ranks_without_a_gpu_beside_others_are_named() -> None:

@@ -1,8 +1,8 @@
 """Averages and exchanges of a world's ranks, on one way of travel, compared with what they must come to.
 
-Ways: `nccl` (GPU memory, by NCCL; several ranks may share a GPU), `host` (through pinned host memory), `bound` (each
-rank sees one GPU alone, as under SLURM's --gpus-per-task=1), `uneven` (rank 0 has a Horovod without NCCL, so that all
-take host memory). On CPUs all ways are one.
+Ways: `nccl` (as ranks decide, who should decide for NCCL), `host` (through pinned host memory), `bound` (each rank sees
+one GPU alone, as under SLURM's --gpus-per-task=1), `uneven` (rank 0 has a Horovod without NCCL, so that all take host
+memory). On CPUs all ways are one.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def join(way: str, device: str, gpus: int) -> World:
         hvd.nccl_built = lambda: 0
     world = World.join(device)
     failure.watch(world)
-    # The toolkit itself never has NCCL average among ranks that share a GPU.
-    return replace(world, averages_on_gpus=way == "nccl") if way in ("nccl", "host") else world
+    return replace(world, averages_on_gpus=False) if way == "host" else world
 
 
 def bind(gpus: int) -> None:
