@@ -26,7 +26,7 @@ class BareLoop:
     def __init__(self, network: nn.Module, source: DataSource, settings: Settings, device: torch.device) -> None:
         network = network.to(memory_format=torch.channels_last)
         self._network = network
-        self._forward = torch.compile(network) if settings.compile else network
+        self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False) if settings.compile else self._loss_of
         self._settings = settings
         self._device = device
         self._batches = source.train()
@@ -49,13 +49,16 @@ class BareLoop:
         optim = self._settings.optim
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            scores = self._forward(images)
-            loss = functional.cross_entropy(scores, labels, label_smoothing=optim.label_smoothing)
+            loss = self._loss(images, labels)
         torch.autograd.backward(loss)
         if optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._network.parameters(), optim.clip_norm)
         self._optimizer.step()
         return loss
+
+    def _loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self._settings.optim.label_smoothing
+        return functional.cross_entropy(self._network(images), labels, label_smoothing=smoothing)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._settings.precision == "fp32":
@@ -89,12 +92,13 @@ class GraphedLoop(BareLoop):
         self._static = static_images, static_labels = images.clone(), labels.clone()
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
+        # On one stream, which autograd's nodes remember; what a loader's threads allocate meanwhile breaks no capture.
         with torch.cuda.stream(beside):
             for _ in range(self.WARM_UP):
                 self._train_on(static_images, static_labels)
         torch.cuda.current_stream().wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
             self._train_on(static_images, static_labels)
         return self._graph
