@@ -14,7 +14,7 @@ import torch
 
 from resist_hvd import data
 from resist_hvd.benchmarks import results
-from resist_hvd.benchmarks.bare import BareLoop
+from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.table import paired_ratio, show
 from resist_hvd.comm.devices import DeviceName
@@ -74,7 +74,7 @@ class StepSettings:
     """Compile both networks with torch.compile."""
 
     cuda_graphs: bool = False
-    """Replay this toolkit's step as a CUDA graph; the bare loop's kernels are launched one by one all the same."""
+    """Replay both loops' steps as CUDA graphs."""
 
     device: DeviceName = "auto"
     """What to compute on; auto is cuda where there is a GPU."""
@@ -194,7 +194,8 @@ def bare(run: Run, source: DataSource) -> BareLoop:
     """Return a bare loop on a network of the same shape as a run's sub-network, with weights of its own."""
     subnet, device = run.method.subnet, run.world.device
     counts = [len(subnet.network.blocks(section)) for section in range(len(subnet.architecture.sections))]
-    return BareLoop(ResNet(subnet.architecture, counts).to(device), source, run.settings, device)
+    kind = GraphedLoop if run.settings.cuda_graphs else BareLoop
+    return kind(ResNet(subnet.architecture, counts).to(device), source, run.settings, device)
 
 
 def time_steps(step: Callable[[], Any], steps: int, world: World) -> float:
