@@ -30,6 +30,7 @@ from resist_hvd.training.arithmetic import compute_deterministically, compute_fa
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
 from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.claim import Claim, claimed
+from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate_on
 from resist_hvd.training.export import export
@@ -68,6 +69,9 @@ def run_training(settings: Settings) -> None:
         settings = with_precision(world.broadcast_object(settings), world)
         watchdog = watched(world, settings.watchdog)
     refuse_graphs_without_gpu(settings, world.device)
+    if settings.compile:
+        with world.agree("looking for a compiler"):
+            check_compiler(world.device)
     if world.device.type == "cpu":
         compute_deterministically(compiled=settings.compile)
     compute_fast(world.device)

@@ -27,6 +27,7 @@ from resist_hvd.models import ModelSettings, ResNet
 from resist_hvd.seeds import derive
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.checks import refuse_graphs_without_gpu
+from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run, method_setup
@@ -116,6 +117,9 @@ def run(settings: StepSettings, world: World) -> float:
             results.check(settings.json)
     refuse_graphs_without_gpu(settings.training, world.device)
     training = with_precision(settings.training, world)
+    if settings.compile:
+        with world.agree("looking for a compiler"):
+            check_compiler(world.device)
     with ExitStack() as opened:
         with world.agree("loading the data"):
             one, other = (opened.enter_context(load(settings, world)) for _ in range(2))

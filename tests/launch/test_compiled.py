@@ -14,6 +14,15 @@ from .. import plain_network
 from . import runs
 
 
+def test_a_run_that_cannot_compile_is_refused_at_its_start(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = runs.run("--compile", "--output", folder, launcher="none", ranks=1, CXX="/nowhere/c++")
+    assert ended.status == 2, ended
+    assert "--compile needs" in ended.err
+    assert "/nowhere/c++" in ended.err
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 def test_compiled_and_in_bfloat16(tmp_path: Path) -> None:
     # Blocks that begin as the identity would still be much alike: one that is taken for another might not be noticed.
