@@ -3,12 +3,14 @@
 import argparse
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
-from provision import environment, horovod_wheel
+from provision import environment, horovod_wheel, pack
 from provision.environment import LAUNCH, LOG_FOLDER, ROOT, VENV
 from provision.installation import PATCH, Installation
+from provision.machine import release
 from provision.stamp import DEFAULT, Choice, Stamp, files_digest, read_stamp
 from provision.steps import Log, StepFailedError, Steps, exclusive
 
@@ -36,7 +38,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cuda",
         choices=["auto", "yes", "no"],
-        help="build Horovod with NCCL operations (default: auto, where a CUDA toolkit and a GPU are found)",
+        help="build Horovod with NCCL operations (default: auto, where a GPU is found; where that fails, without them)",
     )
     parser.add_argument(
         "--cuda-arch",
@@ -47,7 +49,41 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dali", action="store_true", help="install NVIDIA DALI as well")
     parser.add_argument("--dev", action="store_true", help="install what tests and linters need as well")
     parser.add_argument("--fresh", action="store_true", help="make .venv anew, even if it is in order")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--offline",
+        metavar="DIR",
+        type=Path,
+        help="install from a pack, without a network, beside the PyTorch and torchvision that the Python has",
+    )
+    parser.add_argument(
+        "--pack",
+        metavar="DIR",
+        type=Path,
+        help="install nothing, but make a pack for --offline in this folder: with --dali, --dev what these install, "
+        "with --cuda yes a compiler for CUDA",
+    )
+    parser.add_argument(
+        "--for-python",
+        metavar="X.Y",
+        type=_version,
+        default=pack.PYTHON,
+        help="the version of Python that a pack is for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--for-torch",
+        metavar="X.Y",
+        type=_version,
+        default=pack.TORCH,
+        help="the oldest PyTorch that a pack is for (default: %(default)s, the oldest that will do)",
+    )
+    flags = parser.parse_args(arguments)
+    if flags.pack and flags.offline:
+        parser.error("--pack makes a pack and --offline installs from one: give one of them")
+    if flags.pack and release(flags.for_torch) < release(pack.TORCH):
+        parser.error(f"--for-torch {flags.for_torch} is older than {pack.TORCH}, the oldest that will do")
+    if flags.pack and release(flags.for_python) < (3, 11):
+        parser.error(f"--for-python {flags.for_python} is older than 3.11, the oldest that will do")
+    return flags
 
 
 def main(arguments: list[str]) -> None:
@@ -57,17 +93,23 @@ def main(arguments: list[str]) -> None:
         SystemExit: a flag is wrong or a step failed, and a message has said how.
     """
     flags = parse_flags(arguments)
-    asked = Choice(flags.mpi, flags.cuda, flags.cuda_arch, flags.dali, flags.dev)
+    offline = str(flags.offline.absolute()) if flags.offline else ""
+    asked = Choice(flags.mpi, flags.cuda, flags.cuda_arch, flags.dali, flags.dev, offline)
     own_programs = str(VENV / "bin")
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(folder for folder in path if folder != own_programs)
     with exclusive(ROOT):
+        if flags.pack:
+            pack.make_pack(flags.pack.absolute(), asked, flags.for_python, flags.for_torch)
+            return
         last = read_stamp(STAMP_FILE)
         if last is not None and not _runs(last):
             last = None
         # Another Python on the PATH than last time is no reason to begin anew.
-        python = last.python if last is not None and flags.python is None else _this_python()
-        wanted = Stamp(_files_digest(), str(VENV), python, asked.over(last.choice if last else DEFAULT))
+        choice = asked.over(last.choice if last else DEFAULT)
+        this = environment.own_interpreter() if choice.offline else environment.base_interpreter()
+        python = last.python if last is not None and flags.python is None else f"{platform.python_version()} {this}"
+        wanted = Stamp(_files_digest(), str(VENV), python, choice)
         # The flags that depend on the machine make it look again.
         looks_again = flags.mpi or flags.cuda or flags.cuda_arch is not None or flags.fresh
         if last == wanted and not looks_again and _in_order():
@@ -87,7 +129,8 @@ def install(wanted: Stamp, *, keep_venv: bool) -> None:
         SystemExit: a step failed, and a message has said how.
     """
     STAMP_FILE.unlink(missing_ok=True)
-    installation = Installation(wanted.choice, keep_venv=keep_venv)
+    python = Path(wanted.python.partition(" ")[2])
+    installation = Installation(wanted.choice, keep_venv=keep_venv, python=python)
     steps = Steps(total=6, log_folder=LOG_FOLDER)
     steps.do("tools", installation.tools)
     steps.do("environment", installation.environment)
@@ -106,15 +149,17 @@ def _architectures(text: str) -> str:
     return ",".join(sorted(set(numbers), key=int))
 
 
+def _version(text: str) -> str:
+    if not re.fullmatch(r"\d+\.\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version such as 3.12")
+    return text
+
+
 def _files_digest() -> str:
     """Return the digest of everything in the project that an installation follows."""
     return files_digest(
         [*LAUNCH.glob("requirements*.txt"), PATCH, ROOT / "pyproject.toml", *Path(__file__).parent.glob("*.py")]
     )
-
-
-def _this_python() -> str:
-    return f"{platform.python_version()} {environment.base_interpreter()}"
 
 
 def _runs(stamp: Stamp) -> bool:

@@ -1,12 +1,15 @@
 """The virtual environment: made, filled with the locked packages, bound to one MPI, and checked."""
 
 import importlib.util
-import json
 import os
 import shutil
 import sys
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from provision.machine import Machine, ask
 from provision.steps import Log, StepFailedError, clean_environment
 from provision.toolchain import SiteMpi
 
@@ -30,6 +33,24 @@ MPI4PY_MEND = (
 CHECK_MEND = "Run launch/setup --fresh, which makes .venv anew; a wheel of Horovod in the cache is used again."
 
 
+@dataclass(frozen=True)
+class Supply:
+    """Where packages come from.
+
+    Attributes:
+        wheels: a folder with all that is needed; None for the registry.
+    """
+
+    wheels: Path | None = None
+
+    def flags(self) -> list[str | Path]:
+        """Return the flags of `uv pip install` that have it look nowhere else."""
+        return ["--offline", "--no-index", "--find-links", self.wheels] if self.wheels else []
+
+
+REGISTRY = Supply()
+
+
 def interpreter() -> Path:
     """Return the virtual environment's Python."""
     return VENV / "bin/python"
@@ -38,6 +59,11 @@ def interpreter() -> Path:
 def base_interpreter() -> Path:
     """Return the Python that runs this, or where it is a virtual environment's, the one it was made from."""
     return Path(getattr(sys, "_base_executable", sys.executable)).absolute()
+
+
+def own_interpreter() -> Path:
+    """Return the Python that runs this, with the packages it sees, unless it is the virtual environment made here."""
+    return base_interpreter() if Path(sys.prefix).resolve() == VENV.resolve() else Path(sys.executable).absolute()
 
 
 def clear_venv() -> None:
@@ -79,6 +105,36 @@ def make_venv(log: Log) -> None:
         log.run([*command, "-r", LAUNCH / "requirements-uv.txt"], mend=REGISTRY_MEND, env=clean_environment())
 
 
+def make_machine_venv(log: Log, machine: Machine, wheels: Path) -> None:
+    """Make an empty virtual environment that sees a machine's own PyTorch, with uv from its wheel.
+
+    Args:
+        log: the step's log.
+        machine: whose PyTorch is to be seen.
+        wheels: where uv's wheel is.
+
+    Raises:
+        StepFailedError: this Python cannot make one.
+    """
+    if not interpreter().is_file():
+        # What a virtual environment was made from may have another PyTorch than it.
+        system = [] if machine.is_virtual else ["--system-site-packages"]
+        log.run([machine.python, "-m", "venv", "--without-pip", *system, VENV], mend=VENV_MEND, env=clean_environment())
+    seen = log.read([interpreter(), "-I", "-c", "import sys; print(sys.path)"], mend=VENV_MEND)
+    hidden = [folder for folder in machine.folders if repr(folder) not in seen]
+    site = next((VENV / "lib").glob("python*/site-packages"))
+    # Packages of a virtual environment, or of a user, are not the system's: they are named.
+    (site / "machine.pth").write_text("".join(f"{folder}\n" for folder in hidden))
+    uv = VENV / "bin/uv"
+    wheel = next(iter(wheels.glob("uv-*.whl")), None)
+    if wheel is None:
+        raise StepFailedError(f"no wheel of uv is in {wheels}", mend=CHECK_MEND)
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".data/scripts/uv"))
+        uv.write_bytes(archive.read(name))
+    uv.chmod(0o755)
+
+
 def uv_install(log: Log, *arguments: str | Path, mend: str = REGISTRY_MEND, **variables: str) -> None:
     """Install into the virtual environment by uv, with further variables in its environment."""
     own = VENV / "bin/uv"
@@ -87,10 +143,30 @@ def uv_install(log: Log, *arguments: str | Path, mend: str = REGISTRY_MEND, **va
     log.run(command, mend=mend, env=clean_environment() | variables)
 
 
-def install_packages(log: Log, names: list[str]) -> None:
+def install_packages(log: Log, names: list[str], supply: Supply = REGISTRY) -> None:
     """Install the locked packages of the given requirements files."""
     files = [part for name in names for part in ("-r", LAUNCH / name)]
-    uv_install(log, "--require-hashes", *files)
+    # What a pack lacks, PyTorch among it, the machine has: nothing is to be resolved.
+    flags = ["--no-deps", *supply.flags()] if supply.wheels else []
+    uv_install(log, "--require-hashes", *flags, *files)
+
+
+def install_nvcc(log: Log, folder: Path, supply: Supply) -> Path:
+    """Install the locked compiler for CUDA into a folder of its own, and return the toolkit's folder in it."""
+    flags = ("--require-hashes", "--no-deps", "--target", folder, *supply.flags())
+    uv_install(log, *flags, "-r", LAUNCH / "requirements-nvcc.txt")
+    compilers = sorted(folder.glob("nvidia/cu*/bin/nvcc"))
+    if not compilers:
+        raise StepFailedError(
+            f"the packages of requirements-nvcc.txt brought no nvcc into {folder}", mend=REGISTRY_MEND
+        )
+    home = compilers[0].parents[1]
+    # The packages are laid out for programs that run; who builds looks for these names.
+    if not (home / "lib64").exists():
+        (home / "lib64").symlink_to("lib")
+    for library in (home / "lib").glob("libcudart.so.*"):
+        (home / "lib/libcudart.so").symlink_to(library.name)
+    return home
 
 
 def build_mpi4py(log: Log, mpi: SiteMpi) -> None:
@@ -113,13 +189,9 @@ def bind_site_mpi(mpi: SiteMpi) -> None:
         link.symlink_to(mpi.library)
 
 
-def probe(log: Log, question: str, *, mend: str = CHECK_MEND) -> dict[str, object]:
+def probe(log: Log, question: str, *words: str, mend: str = CHECK_MEND) -> dict[str, Any]:
     """Ask the virtual environment's Python one of the questions in `probe.py`."""
-    script = Path(__file__).with_name("probe.py")
-    answer: dict[str, object] = json.loads(
-        log.read([interpreter(), "-I", script, question], mend=mend, env=os.environ).splitlines()[-1]
-    )
-    return answer
+    return ask([interpreter(), "-I"], log, question, *words, mend=mend, env=os.environ)
 
 
 def check(log: Log, *, nccl: bool) -> str:

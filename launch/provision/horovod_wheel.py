@@ -5,15 +5,18 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from provision.cuda import Cuda, Nccl
+from provision.environment import REGISTRY, Supply, install_nvcc
+from provision.parts import COPY_MEND
 from provision.patching import PatchError, apply_patch
 from provision.steps import Log, StepFailedError, clean_environment
-from provision.toolchain import Cuda, SiteMpi
+from provision.toolchain import SiteMpi
 
 VERSION = "0.28.1"
+SDIST = f"horovod-{VERSION}.tar.gz"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 FEATURES = {
     "HOROVOD_WITH_PYTORCH": "1",
@@ -68,12 +71,14 @@ class BuildInputs:
         patch: the unified diff to apply to the source.
         site_mpi: the MPI whose compiler wrapper is on the PATH, None for the registry's.
         cuda: what to build NCCL operations with, None for a build without.
+        supply: where the source and the locked compiler for CUDA come from.
     """
 
     python: Path
     patch: Path
     site_mpi: SiteMpi | None
     cuda: Cuda | None
+    supply: Supply = REGISTRY
 
 
 def recipe_digest(patch: bytes) -> str:
@@ -126,7 +131,8 @@ def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
         work = Path(folder)
-        source = _unpack(_fetch_sdist(inputs.python, work, log), work)
+        sdist = fetch_sdist(inputs.python, work, log) if inputs.supply.wheels is None else _packed(inputs.supply.wheels)
+        source = _unpack(sdist, work)
         try:
             changed = apply_patch(inputs.patch.read_bytes().decode(), source)
         except PatchError as error:
@@ -134,7 +140,9 @@ def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
                 str(error), mend=f"Take {inputs.patch.name} from a fresh copy of the project."
             ) from None
         log.note(f"patched: {', '.join(changed)}")
-        environment = _build_environment(inputs, work)
+        environment = _build_environment(inputs)
+        if inputs.cuda is not None:
+            environment |= _cuda_environment(inputs.cuda, inputs.supply, work, log)
         command: list[str | Path] = [
             inputs.python,
             "-m",
@@ -158,25 +166,27 @@ def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
     return wheel
 
 
-def _fetch_sdist(python: Path, work: Path, log: Log) -> Path:
+def fetch_sdist(python: Path, work: Path, log: Log) -> Path:
     """Download Horovod's source. Pip asks it for its metadata, but verifies the hash before it runs anything of it."""
-    pinned = work / "horovod.txt"
-    pinned.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
-    command: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "download",
-        "--require-hashes",
-        "--no-binary",
-        ":all:",
-        "--no-deps",
-    ]
-    command += ["--no-build-isolation", "--disable-pip-version-check", "--dest", work, "--requirement", pinned]
-    log.run(command, env=clean_environment(), mend=FETCH_MEND)
-    sdist = next(iter(work.glob("horovod-*.tar.gz")), None)
-    if sdist is None:
+    with tempfile.NamedTemporaryFile("w", prefix="horovod-", suffix=".txt") as pinned:
+        pinned.write(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
+        pinned.flush()
+        command: list[str | Path] = [python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "--no-binary", ":all:", "--no-build-isolation"]
+        command += ["--dest", work, "--requirement", pinned.name]
+        log.run(command, env=clean_environment(), mend=FETCH_MEND)
+    sdist = work / SDIST
+    if not sdist.is_file():
         raise StepFailedError("pip has downloaded no source archive of Horovod", mend=FETCH_MEND)
+    verify_sha256(sdist, SDIST_SHA256)
+    return sdist
+
+
+def _packed(wheels: Path) -> Path:
+    """Return Horovod's source in the folder of what a pack held."""
+    sdist = wheels / SDIST
+    if not sdist.is_file():
+        raise StepFailedError(f"the pack has no {SDIST}", mend=COPY_MEND)
     verify_sha256(sdist, SDIST_SHA256)
     return sdist
 
@@ -188,16 +198,36 @@ def _unpack(sdist: Path, work: Path) -> Path:
     return work / f"horovod-{VERSION}"
 
 
-def _nccl_home(work: Path, nccl: Path) -> Path:
+def _nccl_home(work: Path, nccl: Nccl) -> Path:
     """Return a folder laid out as a linker expects; NCCL's wheel has `libnccl.so.2`, but no name without a number."""
     home = work / "nccl"
-    (home / "lib").mkdir(parents=True)
-    (home / "include").symlink_to(nccl / "include")
-    (home / "lib/libnccl.so").symlink_to(nccl / "lib/libnccl.so.2")
+    for folder in ("lib", "include"):
+        (home / folder).mkdir(parents=True)
+    for header in nccl.headers.glob("nccl*"):
+        (home / "include" / header.name).symlink_to(header)
+    (home / "lib/libnccl.so").symlink_to(nccl.library)
     return home
 
 
-def _build_environment(inputs: BuildInputs, work: Path) -> Mapping[str, str]:
+def _cuda_environment(cuda: Cuda, supply: Supply, work: Path, log: Log) -> dict[str, str]:
+    """Return the variables of a build with NCCL operations, having fetched the locked compiler if it is chosen."""
+    home = cuda.home or install_nvcc(log, work / "cuda", supply)
+    variables = {
+        "CUDA_HOME": str(home),
+        "HOROVOD_CUDA_HOME": str(home),
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+        "HOROVOD_NCCL_LINK": "SHARED",
+        "HOROVOD_NCCL_HOME": str(_nccl_home(work, cuda.nccl)),
+        "HOROVOD_BUILD_CUDA_CC_LIST": ",".join(cuda.architectures),
+    }
+    if cuda.headers is not None:
+        # Searched last: what the toolkit itself lacks of the headers that PyTorch's own ask for.
+        own = os.environ.get("CPLUS_INCLUDE_PATH")
+        variables["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, (own, str(cuda.headers))))
+    return variables
+
+
+def _build_environment(inputs: BuildInputs) -> dict[str, str]:
     environment = clean_environment() | FEATURES
     jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(_parallel_jobs())
     environment |= {
@@ -214,16 +244,6 @@ def _build_environment(inputs: BuildInputs, work: Path) -> Mapping[str, str]:
         if inputs.site_mpi.is_cray:
             # There is no mpicxx to be asked for flags: the compilers themselves know MPI.
             environment["CC"], environment["CXX"] = inputs.site_mpi.compilers
-    if inputs.cuda is not None:
-        cuda = inputs.cuda
-        environment |= {
-            "CUDA_HOME": str(cuda.home),
-            "HOROVOD_CUDA_HOME": str(cuda.home),
-            "HOROVOD_GPU_OPERATIONS": "NCCL",
-            "HOROVOD_NCCL_LINK": "SHARED",
-            "HOROVOD_NCCL_HOME": str(_nccl_home(work, cuda.nccl)),
-            "HOROVOD_BUILD_CUDA_CC_LIST": ",".join(cuda.architectures),
-        }
     return environment
 
 

@@ -1,18 +1,26 @@
 """The steps of an installation, each a method that returns the few words printed beside its time."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
-from provision import environment, horovod_wheel, toolchain
-from provision.environment import LAUNCH, ROOT
+from provision import cuda, environment, horovod_wheel, toolchain
+from provision.cuda import Cuda, Decision, Gpus, Nccl, PyTorch
+from provision.environment import LAUNCH, REGISTRY, ROOT, VENV, Supply
 from provision.horovod_wheel import BuildInputs, WheelKey
+from provision.offline import OpenedPack, open_pack
 from provision.stamp import Choice
 from provision.steps import Log, StepFailedError
 from provision.toolchain import SiteMpi
 
 PATCH = LAUNCH / f"horovod-{horovod_wheel.VERSION}.patch"
+NVCC = LAUNCH / "requirements-nvcc.txt"
+WHEELS = VENV / "setup-wheels"
 PROJECT_MEND = (
     "The log says what is wrong with pyproject.toml or the package; compare with a fresh copy of the project."
 )
+CRAY_MEND = "mpi4py is built from its source there: run launch/setup --mpi system where there is a network."
+AGAIN = "`launch/setup --cuda auto` tries again"
 
 
 class Installation:
@@ -21,18 +29,23 @@ class Installation:
     Args:
         choice: what to install, with nothing left open.
         keep_venv: whether to add to the virtual environment that is there, rather than to begin anew.
+        python: the interpreter to make the virtual environment from.
     """
 
-    def __init__(self, choice: Choice, *, keep_venv: bool) -> None:
+    def __init__(self, choice: Choice, *, keep_venv: bool, python: Path) -> None:
         self._choice = choice
         self._keep_venv = keep_venv
+        self._python = python
         self._no_compiler: StepFailedError | None = None
         self._site_mpi: SiteMpi | None = None
+        self._pack: OpenedPack | None = None
+        self._supply = REGISTRY
+        self._gpus = Gpus(present=False)
         self._nccl = False
 
     def tools(self, log: Log) -> str:
-        """Find the compiler, and the site's MPI if it is chosen, before anything large is fetched."""
-        python = environment.interpreter() if self._keep_venv else environment.base_interpreter()
+        """Look at the machine, and at the pack if one is given, before anything large is fetched."""
+        python = environment.interpreter() if self._keep_venv else self._python
         question: list[str | Path] = [
             python,
             "-c",
@@ -40,6 +53,9 @@ class Installation:
         ]
         version, include = log.read(question, mend="Choose another Python by --python PATH.").split(maxsplit=1)
         words = [f"Python {version}"]
+        if self._choice.offline:
+            self._pack = open_pack(log, Path(self._choice.offline), self._python, self._choice)
+            words.append(f"its own PyTorch {self._pack.machine.torch}")
         try:
             words.append(toolchain.find_compiler(log, Path(include.strip())))
         except StepFailedError as failure:
@@ -49,23 +65,36 @@ class Installation:
             words.append("no C++ compiler, but a wheel of Horovod from an earlier build")
         if self._choice.mpi == "system":
             self._site_mpi = toolchain.find_site_mpi(log)
+            if self._site_mpi.is_cray and self._pack is not None:
+                raise StepFailedError("a pack cannot be installed with a Cray's MPI", mend=CRAY_MEND)
             words.append(f"{self._site_mpi.name} at {self._site_mpi.library}")
+        self._gpus = cuda.find_gpus(log)
+        torch_cuda = self._pack.machine.cuda if self._pack else cuda.locked_version(NVCC)
+        if torch_cuda and (remark := cuda.driver_remark(self._gpus, torch_cuda)):
+            words.append(remark)
         return ", ".join(words)
 
     def environment(self, log: Log) -> str:
         """Make the virtual environment, or keep the one that is there."""
         if not self._keep_venv:
             environment.clear_venv()
-        environment.make_venv(log)
+        if self._pack is None:
+            environment.make_venv(log)
+        else:
+            shutil.rmtree(WHEELS, ignore_errors=True)
+            count = self._pack.unpack(WHEELS)
+            log.note(f"{count} files of the pack are in {WHEELS}")
+            self._supply = Supply(WHEELS)
+            environment.make_machine_venv(log, self._pack.machine, WHEELS)
         return f"{'kept' if self._keep_venv else 'made'} {environment.VENV}"
 
     def packages(self, log: Log) -> str:
         """Install the locked packages."""
-        names = ["requirements.txt"]
+        names = ["requirements.txt"] if self._pack is None else ["requirements-without-torch.txt"]
         names += ["requirements-mpi.txt"] if self._site_mpi is None else []
         names += ["requirements-dali.txt"] if self._choice.dali else []
         names += ["requirements-dev.txt"] if self._choice.dev else []
-        environment.install_packages(log, names)
+        environment.install_packages(log, names, self._supply)
         if self._site_mpi is not None:
             environment.bind_site_mpi(self._site_mpi)
             if self._site_mpi.is_cray:
@@ -73,17 +102,37 @@ class Installation:
         return f"as locked in {', '.join(names)}"
 
     def horovod(self, log: Log) -> str:
-        """Install Horovod's wheel, from the cache or built now."""
+        """Install Horovod's wheel, from the cache or built now, with NCCL operations where there is a GPU."""
         facts = environment.probe(log, "facts")
-        architectures = tuple(filter(None, (self._choice.cuda_arch or "").split(",")))
-        torch_cuda = str(facts["torch_cuda"]) if facts["torch_cuda"] else None
-        nccl = Path(str(facts["nccl"])) if facts["nccl"] else None
-        cuda = toolchain.choose_cuda(log, self._choice.cuda or "auto", architectures, torch_cuda, nccl)
+        has_nvcc = self._pack is None or "nvcc" in self._pack.groups
+        decision = cuda.decide(
+            log,
+            self._choice.cuda or "auto",
+            tuple(filter(None, (self._choice.cuda_arch or "").split(","))),
+            self._gpus,
+            _pytorch(facts),
+            cuda.locked_version(NVCC) if has_nvcc else None,
+        )
+        try:
+            words = self._horovod_for(log, facts, decision.cuda)
+        except StepFailedError as failure:
+            if decision.cuda is None or self._choice.cuda == "yes":
+                raise
+            log.note(f"{failure}\nonce more, without NCCL operations")
+            decision = Decision(None, f"with them, {failure.seen}; {log.path} tells why, and {AGAIN}")
+            words = self._horovod_for(log, facts, None)
+        self._nccl = decision.cuda is not None
+        if self._nccl:
+            return f"{words}, with NCCL operations"
+        return f"{words}, without NCCL operations: {decision.lack}" if self._gpus.present else words
+
+    def _horovod_for(self, log: Log, facts: dict[str, Any], chosen: Cuda | None) -> str:
+        """Install the wheel for a CUDA toolkit, or for none, and return where it is from."""
         site = self._site_mpi
         key = WheelKey(
             torch=str(facts["torch"]),
             mpi=f"{site.name} {site.library}" if site else f"openmpi-{facts['openmpi']}",
-            cuda=horovod_wheel.cuda_tag(cuda),
+            cuda=horovod_wheel.cuda_tag(chosen),
             abi=str(facts["abi"]),
             libc=str(facts["libc"]),
             recipe=horovod_wheel.recipe_digest(PATCH.read_bytes()),
@@ -93,18 +142,29 @@ class Installation:
         if wheel is None:
             if self._no_compiler is not None:
                 raise self._no_compiler
-            inputs = BuildInputs(environment.interpreter(), PATCH, site, cuda)
+            inputs = BuildInputs(environment.interpreter(), PATCH, site, chosen, self._supply)
             wheel = horovod_wheel.build_wheel(key, inputs, log)
         mend = f"Remove the folder {wheel.parent} and run launch/setup again: it builds Horovod anew."
-        environment.uv_install(log, "--no-deps", "--reinstall-package", "horovod", wheel, mend=mend)
-        self._nccl = cuda is not None
+        flags = ("--no-deps", "--reinstall-package", "horovod", *self._supply.flags())
+        environment.uv_install(log, *flags, wheel, mend=mend)
+        if chosen is not None and not environment.probe(log, "nccl", mend=mend)["horovod_nccl"]:
+            raise StepFailedError("the wheel of Horovod has no NCCL operations", mend=mend)
         return words
 
     def project(self, log: Log) -> str:
         """Install this project, editable: the files in its folder are what runs."""
-        environment.uv_install(log, "--no-deps", "--no-build-isolation", "--editable", ROOT, mend=PROJECT_MEND)
+        flags = ("--no-deps", "--no-build-isolation", *self._supply.flags())
+        environment.uv_install(log, *flags, "--editable", ROOT, mend=PROJECT_MEND)
+        shutil.rmtree(WHEELS, ignore_errors=True)
         return "editable"
 
     def check(self, log: Log) -> str:
         """Import everything once."""
         return environment.check(log, nccl=self._nccl)
+
+
+def _pytorch(facts: dict[str, Any]) -> PyTorch:
+    """Return what the virtual environment's PyTorch is, from the answers of `probe.py`."""
+    found = facts["nccl"] and facts["nccl_headers"]
+    nccl = Nccl(Path(facts["nccl_headers"]), Path(facts["nccl"])) if found else None
+    return PyTorch(facts["torch_cuda"], nccl, Path(facts["cuda_headers"]) if facts["cuda_headers"] else None)

@@ -17,6 +17,7 @@ class Choice:
         cuda_arch: compute capabilities, separated by commas; empty for those of the GPUs found.
         dali: whether NVIDIA DALI is installed.
         dev: whether the tools for tests and linting are installed.
+        offline: folder of the pack that is installed from, empty for the registry.
     """
 
     mpi: str | None = None
@@ -24,6 +25,7 @@ class Choice:
     cuda_arch: str | None = None
     dali: bool = False
     dev: bool = False
+    offline: str = ""
 
     def over(self, last: "Choice") -> "Choice":
         """Return this choice where it says something, and otherwise the last one; extras are only ever added."""
@@ -33,6 +35,7 @@ class Choice:
             cuda_arch=last.cuda_arch if self.cuda_arch is None else self.cuda_arch,
             dali=self.dali or last.dali,
             dev=self.dev or last.dev,
+            offline=self.offline or last.offline,
         )
 
 
@@ -50,7 +53,10 @@ class Stamp:
 
     def allows_adding(self, wanted: "Stamp") -> bool:
         """Return whether the new installation can be made by adding to this one, rather than anew."""
-        return (self.venv, self.python, self.choice.mpi) == (wanted.venv, wanted.python, wanted.choice.mpi)
+        return self._foundation() == wanted._foundation()
+
+    def _foundation(self) -> tuple[str, str, str | None, bool]:
+        return self.venv, self.python, self.choice.mpi, bool(self.choice.offline)
 
     def write(self, file: Path) -> None:
         """Write the stamp, as the last act of an installation."""

@@ -92,10 +92,12 @@ class Steps:
     Attributes:
         total: how many there will be.
         log_folder: where their logs go.
+        prefix: what the names of the logs begin with.
     """
 
     total: int
     log_folder: Path
+    prefix: str = ""
     done: int = field(default=0, init=False)
 
     def do(self, name: str, action: Callable[[Log], str]) -> None:
@@ -105,7 +107,7 @@ class Steps:
             SystemExit: the step failed, and a message has said how.
         """
         self.done += 1
-        log = Log(self.log_folder / f"{self.done}-{name.split()[0].lower()}.log")
+        log = Log(self.log_folder / f"{self.prefix}{self.done}-{name.split()[0].lower()}.log")
         print(f"[{self.done}/{self.total}] {name} ... ", end="", flush=True)
         started = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""What a machine has for building: a C++ compiler, an MPI of its own, a CUDA toolkit and GPUs."""
+"""Compilers and MPI of a machine, as a build needs them."""
 
 import os
 import re
@@ -40,23 +40,6 @@ class SiteMpi:
     soname: str
     compilers: tuple[str, str] = ("mpicc", "mpicxx")
     is_cray: bool = False
-
-
-@dataclass(frozen=True)
-class Cuda:
-    """What NCCL operations are built with.
-
-    Attributes:
-        home: the CUDA toolkit's folder.
-        version: the toolkit's version, such as "13.0".
-        architectures: the compute capabilities to build for, as plain integers such as "90".
-        nccl: the folder of the NCCL that PyTorch brings, with `include` and `lib`.
-    """
-
-    home: Path
-    version: str
-    architectures: tuple[str, ...]
-    nccl: Path
 
 
 def find_compiler(log: Log, python_include: Path) -> str:
@@ -117,73 +100,3 @@ def _mpi_name(log: Log) -> str:
     version = re.search(r"\d+(\.\d+)+", text)
     vendor = "openmpi" if "Open MPI" in text or "OpenRTE" in text else "intelmpi" if "Intel" in text else "mpich"
     return f"{vendor}-{version[0] if version else 'unknown'}"
-
-
-def find_cuda_home() -> Path | None:
-    """Return the folder of a CUDA toolkit: CUDA_HOME's, the one of the nvcc on the PATH, or /usr/local/cuda."""
-    compiler = shutil.which("nvcc")
-    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    beside = Path(compiler).resolve().parent.parent if compiler else None
-    for home in (*(Path(name) for name in named if name), beside, Path("/usr/local/cuda")):
-        # An nvcc alone may be a script that calls a toolkit elsewhere; the headers tell the toolkit.
-        if home and (home / "bin/nvcc").is_file() and (home / "include/cuda_runtime.h").is_file():
-            return home.resolve()
-    return None
-
-
-def gpu_architectures(log: Log) -> tuple[str, ...]:
-    """Return the compute capabilities of this machine's NVIDIA GPUs, none where there is no GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    try:
-        text = log.read(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], mend="")
-    except StepFailedError:
-        return ()
-    return tuple(sorted({f"{major}{minor}" for major, minor in re.findall(r"(\d+)\.(\d+)", text)}))
-
-
-def choose_cuda(
-    log: Log, wanted: str, architectures: tuple[str, ...], torch_cuda: str | None, nccl: Path | None
-) -> Cuda | None:
-    """Return what to build NCCL operations with, or None for a build without.
-
-    Args:
-        log: the step's log.
-        wanted: "yes", "no", or "auto" for yes where a fitting toolkit and a GPU are there.
-        architectures: what to build for; empty for the GPUs of this machine.
-        torch_cuda: the CUDA version PyTorch was built for, None for a PyTorch without.
-        nccl: the folder of PyTorch's NCCL, None where it has brought none.
-
-    Raises:
-        StepFailedError: `wanted` is "yes", and something is missing.
-    """
-    if wanted == "no":
-        return None
-    home = find_cuda_home()
-    architectures = architectures or gpu_architectures(log)
-    version = _toolkit_version(log, home) if home else ""
-    if torch_cuda is None or nccl is None:
-        lack = "this PyTorch is built without CUDA, or has brought no NCCL"
-    elif home is None:
-        lack = "no CUDA toolkit was found by CUDA_HOME, by nvcc on the PATH, or at /usr/local/cuda"
-    elif version.partition(".")[0] != torch_cuda.partition(".")[0]:
-        lack = f"the CUDA toolkit at {home} is version {version}, and this PyTorch is built for {torch_cuda}"
-    elif not architectures:
-        lack = "no GPU was found to build for"
-    else:
-        return Cuda(home, version, architectures, nccl)
-    log.note(f"no NCCL operations: {lack}")
-    if wanted == "auto":
-        return None
-    major = (torch_cuda or "").partition(".")[0]
-    raise StepFailedError(
-        lack,
-        mend=f"Give a toolkit of CUDA {major} by CUDA_HOME=FOLDER, and where this machine has no GPU the compute "
-        "capabilities to build for, as in --cuda-arch 80,90; or build without NCCL operations by --cuda no.",
-    )
-
-
-def _toolkit_version(log: Log, home: Path) -> str:
-    text = log.read([home / "bin/nvcc", "--version"], mend=f"The CUDA toolkit at {home} is broken; see --cuda no.")
-    release = re.search(r"release (\d+\.\d+)", text)
-    return release[1] if release else "unknown"
