@@ -121,6 +121,10 @@ def test_quickstart_runs_in_the_image_as_its_own_user(builder: Builder, containe
     launched = inside("horovodrun", "-np", "8", "python", "-m", "resist_hvd.train", "--max_rounds", "2")
     assert "resist on 8 workers (cpu, " in launched, launched
     assert inside("python", "-m", "resist_hvd.doctor", "--quick")
+    # Built on a bare Debian, without a GPU or a toolkit; and with what --compile needs at hand.
+    assert int(inside("python", "-c", "import horovod.torch as hvd; print(hvd.nccl_built())")) > 20000
+    check = "import torch; from resist_hvd.training.compiling import check_compiler as c; "
+    assert not inside("python", "-c", f"{check}c(torch.device('cpu')); c(torch.device('cuda'))")
 
 
 @pytest.mark.slow
@@ -132,6 +136,8 @@ def test_image_says_who_runs_and_how_it_starts(builder: Builder, container: str)
     # A run watches its own ranks; a check from outside would start Python and MPI beside them.
     assert not configuration.get("Healthcheck")
     assert configuration["Cmd"] == ["launch/run", "-np", "4"]
+    # Without `video`, a GPU's decoder of JPEG files stays outside.
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in configuration["Env"]
     # What is not named in .dockerignore stays outside.
     found = builder.run("run", "--isolation", "chroot", container, "--", "ls", "-A", "/opt/resist_hvd").split()
     allowed = {".venv", "LICENSE", "README.md", "launch", "pyproject.toml", "resist_hvd", "runs", "slurm"}

@@ -18,8 +18,8 @@ def test_a_run_that_cannot_compile_is_refused_at_its_start(tmp_path: Path) -> No
     folder = tmp_path / "run"
     ended = runs.run("--compile", "--output", folder, launcher="none", ranks=1, CXX="/nowhere/c++")
     assert ended.status == 2, ended
-    assert "--compile needs" in ended.err
-    assert "/nowhere/c++" in ended.err
+    assert "--compile needs" in ended.stderr
+    assert "/nowhere/c++" in ended.stderr
     assert not folder.exists()
 
 
