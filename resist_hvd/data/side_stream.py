@@ -7,6 +7,7 @@ another one, a batch is waited for by the GPU alone, and only by what is done wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -15,6 +16,10 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+IN_USE = 4
+"""Batches whose use may be under way on a GPU before the next one is made: enough that the GPU never waits for its
+process, and a bound for what they take where the process hurries on, as with CUDA graphs."""
 
 
 class MakingStream(ABC):
@@ -55,6 +60,7 @@ class SideStream(MakingStream):
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._uses: deque[torch.cuda.Event] = deque()
 
     def making(self) -> AbstractContextManager[object]:
         """Have this thread work on the stream's device and in the stream."""
@@ -63,12 +69,18 @@ class SideStream(MakingStream):
         return torch.cuda.stream(self._stream)
 
     def made(self, item: T) -> Callable[[], T]:
-        """Record an event for the user's stream to wait for."""
+        """Record an event for the user's stream to wait for; wait until few enough items are in use."""
+        while len(self._uses) > IN_USE:
+            self._uses.popleft().synchronize()
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record(self._stream)
 
         def take() -> T:
             user = torch.cuda.current_stream(self._stream.device)
+            # What is in the user's stream so far is the use of the items before this one.
+            use = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            use.record(user)
+            self._uses.append(use)
             user.wait_event(ready)
             for tensor in _tensors(item):
                 # Once let go, its memory serves the next batch only after what the user's stream does with it by then.

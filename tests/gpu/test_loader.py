@@ -19,6 +19,7 @@ from PIL import Image
 
 from resist_hvd.data import DataSettings, DataSource, Shard, load
 from resist_hvd.data.imagenet import STD
+from resist_hvd.data.side_stream import IN_USE
 
 from .. import photographs
 
@@ -158,6 +159,23 @@ def test_batches_are_what_they_are_however_late_they_are_used(root: Path, loader
     for step, images, labels in kept:
         assert torch.equal(images, late[step][0])
         assert torch.equal(labels, late[step][1])
+
+
+def test_a_process_ahead_of_its_gpu_does_not_fill_it_with_batches(root: Path, loader: str, gpu: torch.device) -> None:
+    with source_of(root, loader, gpu) as source:
+        stream = source.train()
+        images, _ = next(stream)
+        size = images.numel() * images.element_size()
+        torch.cuda.synchronize(gpu)
+        torch.cuda.reset_peak_memory_stats(gpu)
+        # Not what is "allocated": memory that is let go counts as active until the streams that use it are done.
+        before = torch.cuda.memory_stats(gpu)["active_bytes.all.current"]
+        for _ in range(60):
+            images, _ = next(stream)
+            torch.cuda._sleep(50_000_000)  # some 25 ms, in which many batches could be made
+            images.mean()
+        torch.cuda.synchronize(gpu)
+    assert torch.cuda.memory_stats(gpu)["active_bytes.all.peak"] - before < (IN_USE + 8) * size
 
 
 def test_memory_is_flat(root: Path, loader: str, gpu: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from resist_hvd.data.ahead import Ahead
-from resist_hvd.data.side_stream import MakingStream, SameStream, SideStream, made_beside, making_stream
+from resist_hvd.data.side_stream import IN_USE, MakingStream, SameStream, SideStream, made_beside, making_stream
 
 CPU = torch.device("cpu")
 
@@ -25,21 +26,28 @@ class Gpu:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         gpu = self
+        recorded: Counter[str] = Counter()
 
         class Stream:
             def __init__(self, device: torch.device | None = None) -> None:
                 self.device = device
 
             def wait_event(self, event: Any) -> None:
-                gpu.log.append(f"{gpu.name(self)} waits for {event.number}")
+                gpu.log.append(f"{gpu.name(self)} waits for {event.label}")
 
         class Event:
-            made = 0
+            def __init__(self, blocking: bool = False) -> None:
+                self.blocking = blocking
 
             def record(self, stream: Any) -> None:
-                Event.made += 1
-                self.number = Event.made
-                gpu.log.append(f"{gpu.name(stream)} records {self.number}")
+                name = gpu.name(stream)
+                self.label = f"{name}-{recorded[name]}"
+                recorded[name] += 1
+                gpu.log.append(f"{name} records {self.label}")
+
+            def synchronize(self) -> None:
+                assert self.blocking, "a thread that waits leaves its core to others"
+                gpu.log.append(f"the process waits for {self.label}")
 
         self._default: Any = Stream()
 
@@ -102,8 +110,9 @@ def expected(count: int) -> list[str]:
         for number in range(count)
         for line in (
             f"batch {number} made in side",
-            f"side records {number + 1}",
-            f"training waits for {number + 1}",
+            f"side records side-{number}",
+            f"training records training-{number}",
+            f"training waits for side-{number}",
             f"images {number} is used by training",
             f"labels {number} is used by training",
         )
@@ -124,8 +133,22 @@ def test_so_it_is_where_batches_are_made_in_a_thread(gpu: Gpu) -> None:
     for ours in (("batch", "side"), ("training", "images", "labels")):
         kept = [line for line in gpu.log if line.startswith(ours)]
         assert kept == [line for line in expected(3) if line.startswith(ours)]
-    for number in range(1, 4):
-        assert gpu.log.index(f"side records {number}") < gpu.log.index(f"training waits for {number}")
+    for number in range(3):
+        assert gpu.log.index(f"side records side-{number}") < gpu.log.index(f"training waits for side-{number}")
+
+
+def test_no_more_than_a_few_batches_are_in_use(gpu: Gpu) -> None:
+    """A process that hurries on ahead of its GPU would fill its memory with batches."""
+    made = made_beside(batches(gpu, 10), SideStream(torch.device("cuda", 0)))
+    assert len(list(made)) == 10
+    for number in range(10):
+        waited = f"the process waits for training-{number}"
+        if number + IN_USE + 1 >= 10:
+            assert waited not in gpu.log
+            continue
+        # Before the batch after those that may be in use is handed over.
+        assert gpu.log.index(waited) < gpu.log.index(f"side records side-{number + IN_USE + 1}")
+        assert gpu.log.index(waited) > gpu.log.index(f"side records side-{number + IN_USE}")
 
 
 def test_a_batch_that_nobody_takes_is_waited_for_by_nobody(gpu: Gpu) -> None:
