@@ -33,7 +33,7 @@ def test_killed_rank_takes_the_others_with_it(rank: int, tiny: list[str], copy_o
     before = runs.contents(checkpoint)
     with runs.started(*tiny, *ENDLESS, "--resume", "--output", copy_of_cut) as running:
         running.wait_for(r"round +4/")
-        time.sleep(2.5)  # what ranks say of themselves is up to a second old
+        time.sleep(1.5)  # what ranks say of themselves is up to a second old
         running.signalled()
         os.kill(running.rank(rank), signal.SIGKILL)
         ended = running.end()
@@ -217,26 +217,4 @@ def test_loss_that_is_not_finite_ends_all_ranks(tiny: list[str], copy_of_cut: Pa
     place = f"[rank 0 of 2 on {runs.HOST}, round 3, local iteration 2]"
     assert ended.mistake == f"The loss is not finite any more: {LOWER.format(place)}{going_on(copy_of_cut)}"
     assert ended.status == 2
-    assert runs.contents(checkpoint) == before
-
-
-def test_loss_on_the_test_set_that_is_not_finite_ends_the_run(
-    tiny: list[str], copy_of_cut: Path, checkpoint: Path
-) -> None:
-    before = runs.contents(checkpoint)
-    flags = [*HOT, "--local_iterations=1", "--evaluate_every=1"]
-    ended = runs.run(*tiny, *flags, "--resume", "--output", copy_of_cut, launcher="none")
-    seen = "The loss on the test set is not finite any more"
-    assert ended.mistake == f"{seen}: {LOWER.format('[all ranks, after round 3]')}{going_on(copy_of_cut)}"
-    assert "NaN" not in (copy_of_cut / "eval.jsonl").read_text()
-    assert runs.contents(checkpoint) == before
-
-
-def test_parameters_that_are_not_finite_are_never_saved(tiny: list[str], copy_of_cut: Path, checkpoint: Path) -> None:
-    before = runs.contents(checkpoint)
-    flags = [*HOT, "--optim.lr=1e45", "--local_iterations=1", "--evaluate_every=0"]
-    ended = runs.run(*tiny, *flags, "--resume", "--output", copy_of_cut, launcher="none")
-    place = f"[rank 0 of 1 on {runs.HOST}, writing the checkpoint of round 3]"
-    assert ended.mistake == f"A parameter is not finite any more: {LOWER.format(place)}{going_on(copy_of_cut)}"
-    assert [path.name for path in (copy_of_cut / "checkpoints").glob("round-*")] == ["round-000002"]
     assert runs.contents(checkpoint) == before

@@ -75,13 +75,3 @@ def test_a_broken_file_that_one_rank_meets_ends_all(root: Path, loader: str, tmp
     assert ended.mistake.startswith(f"The image file is empty [{broken}, rank ")
     assert "local training, waiting for a batch]. Put a sound copy in its place, or pass over" in ended.mistake
     assert ended.status != 0
-
-
-def test_a_missing_folder_is_told_by_all_ranks_together(tmp_path: Path) -> None:
-    missing = tmp_path / "missing"
-    ended = runs.run(*flags(missing, "auto", tmp_path / "run"))
-    assert ended.mistake == (
-        f"There is no such folder [{missing}, all 2 ranks, loading the data]. "
-        "Give the folder that holds train and test or val with --data.root."
-    )
-    assert ended.status == 2

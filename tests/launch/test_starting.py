@@ -16,7 +16,7 @@ STOPS_ITSELF = """
 import os, signal
 from resist_hvd.comm import starting
 
-starting.SHORTEST = 4.0
+starting.SHORTEST = 2.0
 starting.NOTE = 1.0
 if os.environ["OMPI_COMM_WORLD_RANK"] == "{rank}":
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -29,13 +29,13 @@ def test_a_rank_that_is_stopped_before_mpi_is_up_is_named(
 ) -> None:
     record = tmp_path / "outcome"
     record.touch()
-    flags = [*tiny, "--watchdog=3", "--output", tmp_path / "run"]
+    flags = [*tiny, "--watchdog=2", "--output", tmp_path / "run"]
     stops = program(STOPS_ITSELF.format(rank=rank))
     ended = runs.run(*flags, program=stops, RESIST_HVD_OUTCOME=str(record))
     assert ended.status == LOST, ended
     assert "Traceback" not in ended.stderr
     assert re.fullmatch(
-        rf"MPI did not come up on all ranks within 4 s \[rank {1 - rank} on {runs.HOST}, starting MPI\]\. "
+        rf"MPI did not come up on all ranks within 2 s \[rank {1 - rank} on {runs.HOST}, starting MPI\]\. "
         rf"On {runs.HOST} rank {rank} \(process \d+\) is stopped by a signal\. Start again .*",
         ended.messages[-1],
     ), ended

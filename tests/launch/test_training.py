@@ -1,7 +1,6 @@
 """Runs that go well, of every method and under every launcher: what they leave in their folder, and how they go on."""
 
 import json
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -192,10 +191,10 @@ def test_worker_of_resist_has_fewer_parameters_than_the_network(whole: Path) -> 
 # The same again, and going on
 
 
-def test_same_command_gives_the_same_model_bit_for_bit(cut: Path, tiny: list[str], tmp_path: Path) -> None:
-    again = runs.run(*tiny, "--max_rounds=2", "--output", tmp_path / "again")
-    assert again.status == 0, again
-    assert_same_model(cut, tmp_path / "again")
+def test_same_settings_give_the_same_parameters_bit_for_bit(cut: Path, whole: Path) -> None:
+    one, other = (runs.contents(folder / "checkpoints/round-000002") for folder in (cut, whole))
+    assert {name for name in one | other if one.get(name) != other.get(name)} == {"manifest.json"}
+    assert {"trunk.safetensors", "blocks-0000.safetensors"} < set(one)
 
 
 def test_resumed_run_ends_as_the_one_that_never_stopped(copy_of_cut: Path, whole: Path, tiny: list[str]) -> None:
@@ -222,21 +221,6 @@ def test_resumed_run_ends_as_the_one_that_never_stopped(copy_of_cut: Path, whole
     assert sum(line.startswith("round ") for line in first.splitlines()) == 2
 
 
-def test_damaged_checkpoint_is_passed_over_for_the_one_before(whole: Path, tiny: list[str], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(whole, tmp_path / "run"))
-    good = runs.contents(folder / "checkpoints/round-000002")
-    runs.flip_byte(folder / "checkpoints/round-000004/trunk.safetensors")
-    (folder / "model.safetensors").unlink()
-    ended = runs.run(*tiny, "--resume", "--output", folder)
-    assert ended.status == 0, ended
-    damage = "The checkpoint is damaged: trunk.safetensors is not what was written (its SHA-256 differs)"
-    assert f"Passed over: {damage} [{folder}/checkpoints/round-000004]" in ended.stderr
-    assert "Resuming from" in ended.stdout
-    assert [entry["round"] for entry in read_lines(folder / "rounds.jsonl")] == [0, 1, 2, 3]
-    assert runs.contents(folder / "checkpoints/round-000002") == good
-    assert_same_model(folder, whole)
-
-
 def test_resume_on_more_workers_deals_blocks_anew_and_says_so(copy_of_cut: Path, tiny: list[str]) -> None:
     ended = runs.run(*tiny, "--resume", "--output", copy_of_cut, ranks=3)
     assert ended.status == 0, ended
@@ -259,16 +243,6 @@ def test_one_worker_needs_no_launcher_and_resumes_from_nothing(tiny: list[str], 
     assert entry["partition"] == [list(range(BLOCKS))]
     assert entry["bytes_sent"] == 0
     assert ResNet.load(tmp_path / "new")
-
-
-def test_folder_that_holds_a_run_is_not_written_over(copy_of_cut: Path, tiny: list[str]) -> None:
-    before = runs.contents(copy_of_cut)
-    ended = runs.run(*tiny, "--output", copy_of_cut, launcher="none")
-    assert ended.mistake == (
-        f"The folder already holds a run [{copy_of_cut}, rank 0 of 1 on {runs.HOST}, opening the run's folder]. "
-        "Give --resume to go on with it, or another --output."
-    )
-    assert runs.contents(copy_of_cut) == before
 
 
 def test_folder_is_all_that_a_resume_needs(whole: Path, copy_of_cut: Path) -> None:

@@ -78,7 +78,7 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
     folder = tmp_path / "run"
     with runs.started(*tiny, *ENDLESS, "--watchdog=4", "--output", folder, ranks=ranks) as running:
         running.wait_for(r"round +4/")
-        time.sleep(2.5)  # what ranks say of themselves is up to a second old
+        time.sleep(1.5)  # what ranks say of themselves is up to a second old
         running.signalled()
         os.kill(running.rank(rank), signal.SIGSTOP)
         ended = running.end()
@@ -104,7 +104,7 @@ def test_told_to_stop_while_a_rank_is_silent_it_names_that_rank_and_stops_once_i
     folder = tmp_path / "run"
     with runs.started(*tiny, *ENDLESS, "--watchdog=100", "--output", folder, ranks=3) as running:
         running.wait_for(r"round +4/")
-        time.sleep(2.5)
+        time.sleep(1.5)
         os.kill(running.rank(1), signal.SIGSTOP)
         time.sleep(5)
         os.kill(running.rank(0), signal.SIGTERM)  # as Open MPI's launcher does once it has lost a host

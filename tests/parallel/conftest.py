@@ -37,6 +37,12 @@ class Ranks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        elsewhere = [
+            item
+            for item in items
+            if (sizes := item.get_closest_marker("world_sizes")) is not None and self.world.size not in sizes.args
+        ]
+        items[:] = [item for item in items if item not in elsewhere]
         for item in items:
             marker = item.get_closest_marker("world_size")
             if marker is not None and self.world.size < marker.args[0]:

@@ -22,13 +22,15 @@ from resist_hvd.training.optim import OptimSettings
 
 from . import tiny
 
+pytestmark = pytest.mark.world_sizes(1, 2, 4)
+
 SETTINGS = CompareSettings(
     local_iterations=2,
     rounds=2,
     repeats=1,
     min_blocks=3,
     model=ModelSettings(sections="1,1,6,1", width_factor=1 / 16),
-    data=DataSettings(batch_size=8, image_size=16),
+    data=DataSettings(batch_size=8, image_size=16, calibration_images=64),
     optim=OptimSettings(lr=0.05),
 )
 

@@ -15,6 +15,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.training import checkpoint
 from resist_hvd.training.checkpoint import find_newest, save
 from resist_hvd.training.loop import train
+from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run
 
 from . import tiny
@@ -50,6 +51,34 @@ def test_a_loss_that_is_not_finite(method: Any, world: World, folder: Path) -> N
         assert newest is not None
         assert (newest.progress.round, passed_over) == (2, [])
         assert len((folder / "rounds.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("lr", "evaluate_every", "seen", "place"),
+    [
+        (1e30, 1, "The loss on the test set is not finite", "[all ranks, after round 1]"),
+        (1e45, 0, "A parameter is not finite", "writing the checkpoint of round 1]"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_neither_reported_nor_saved(
+    lr: float, evaluate_every: int, seen: str, place: str, world: World, folder: Path
+) -> None:
+    settings = tiny.settings(
+        world,
+        local_iterations=1,
+        evaluate_every=evaluate_every,
+        checkpoint_every=1,
+        optim=OptimSettings(lr=lr, schedule="constant"),
+    )
+    run = tiny.make_run(settings, world, folder)
+    save(run)
+    message = everyone_raises(world, run)
+    assert message.startswith(seen)
+    assert place in message
+    assert "--optim.lr" in message
+    world.barrier()
+    assert [entry.name for entry in sorted((folder / "checkpoints").iterdir())] == ["latest", "round-000000"]
+    assert not (folder / "eval.jsonl").exists() or "NaN" not in (folder / "eval.jsonl").read_text()
 
 
 @contextmanager

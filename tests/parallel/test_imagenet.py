@@ -98,6 +98,17 @@ def test_every_image_once_an_epoch_over_all_ranks(root: Path, loader: str, world
         assert [seen.count(label) for label in range(CLASSES)] == [IMAGES] * CLASSES
 
 
+def test_a_missing_folder_is_told_by_all_ranks_together(world: World, folder: Path) -> None:
+    settings = settings_of(folder / "missing", "torchvision", world)
+    shard = Shard(rank=world.rank, size=world.size)
+    with pytest.raises(UserError, match="There is no such folder") as caught, world.agree("loading the data"):
+        load(settings.data, shard=shard, seed=1, device=world.device, share=world.once_a_host)
+    assert caught.value.everywhere
+    ranks = f"all {world.size} ranks" if world.size > 1 else f"rank 0 of 1 on {world.host}"
+    assert caught.value.where == f"{folder / 'missing'}, {ranks}, loading the data"
+    assert "--data.root" in caught.value.mend
+
+
 @pytest.mark.parametrize("momentum", ["restart", "keep"])
 def test_resuming_in_the_midst_of_an_epoch_is_exact(
     momentum: Any, root: Path, loader: str, world: World, folder: Path

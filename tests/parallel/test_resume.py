@@ -69,6 +69,11 @@ def assert_same_run(one: Run, other: Run, world: World) -> None:
             assert tiny.timeless_lines(one.folder / name) == tiny.timeless_lines(other.folder / name)
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """What a run's folder holds, by the files' paths."""
+    return {str(path.relative_to(folder)): path.read_bytes().hex() for path in folder.rglob("*") if path.is_file()}
+
+
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
@@ -125,7 +130,7 @@ def test_the_checkpoint_before_a_damaged_one(world: World, folder: Path, capsys:
     resumed = finished(replace(settings, output=folder / "cut", resume=True), world)
     if world.is_first:
         said = capsys.readouterr()
-        assert "round-000002" in said.err
+        assert f"trunk.safetensors is not what was written (its SHA-256 differs) [{newest}]" in said.err
         assert "round-000001 after round 1" in said.out
     assert_same_run(whole, resumed, world)
 
@@ -140,9 +145,12 @@ def test_finishing_twice_changes_nothing(world: World, folder: Path) -> None:
 def test_a_folder_with_a_run_is_not_begun_anew(world: World, folder: Path) -> None:
     settings = replace(settings_of({}, world), output=folder, max_rounds=1)
     finished(settings, world)
+    before = contents(folder)
     with pytest.raises(UserError, match=r"already holds a run.*--resume") as caught:
         run_of(settings, world)
     assert caught.value.everywhere
+    assert str(folder) in caught.value.where
+    assert contents(folder) == before
 
 
 def test_nothing_to_resume_from(world: World, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,8 +162,12 @@ def test_nothing_to_resume_from(world: World, folder: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"method": "local-sgd"}, "another method"),
+        ({"method": "local-sgd"}, "another method .* method resist, not local-sgd"),
         ({"model": replace(tiny.MODEL, sections="1,1,7,1")}, "another model"),
+        (
+            {"model": replace(tiny.MODEL, block="bottleneck", width_factor=1 / 8)},
+            "block basic, not bottleneck; width 4, not 8",
+        ),
         ({"model": replace(tiny.MODEL, final_norm=False)}, "final_norm"),
     ],
 )
@@ -164,10 +176,12 @@ def test_a_checkpoint_of_something_else_is_refused(
 ) -> None:
     settings = replace(settings_of({}, world), output=folder, max_rounds=1)
     finished(settings, world)
+    before = contents(folder)
     with pytest.raises(UserError, match=words) as caught:
         run_of(replace(settings, resume=True, **changes), world)
     assert caught.value.everywhere
-    assert "--resume --output" in str(caught.value)
+    assert f"--resume --output {folder}" in str(caught.value)
+    assert contents(folder) == before
 
 
 def resume_on(world: World, settings: Settings, there: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Method, str]:
@@ -285,11 +299,6 @@ def test_an_ensemble_keeps_its_members(world: World, alone: World, folder: Path)
     assert caught.value.everywhere
 
 
-def timeless(folder: Path) -> dict[str, str]:
-    """What a run's folder holds, by the files' paths."""
-    return {str(path.relative_to(folder)): path.read_bytes().hex() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("how", ["another disk", "a link that leads nowhere"])
 def test_checkpoints_that_cannot_be_seen_leave_the_run_as_it_is(how: str, world: World, folder: Path) -> None:
     settings = replace(settings_of({}, world), output=folder / "run", max_rounds=3)
@@ -298,7 +307,7 @@ def test_checkpoints_that_cannot_be_seen_leave_the_run_as_it_is(how: str, world:
     if world.is_first:
         link.rename(folder / "disk")
         link.symlink_to(folder / ("disk" if how == "another disk" else "away"))
-        before = timeless(folder / "run")
+        before = contents(folder / "run")
     world.barrier()
     settings = replace(settings, resume=True, max_rounds=4)
     if how == "another disk":
@@ -308,7 +317,7 @@ def test_checkpoints_that_cannot_be_seen_leave_the_run_as_it_is(how: str, world:
         run_of(settings, world)
     assert caught.value.everywhere
     if world.is_first:
-        assert timeless(folder / "run") == before
+        assert contents(folder / "run") == before
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew_beside_what_it_left(world: World, folder: Path) -> None:

@@ -15,6 +15,8 @@ from resist_hvd.comm.lifeline import Line, Meeting
 from resist_hvd.comm.watchdog import Watchdog, watched
 from resist_hvd.comm.world import World
 
+pytestmark = pytest.mark.world_sizes(1, 2, 4)
+
 LIMIT = 1.5
 
 
