@@ -16,7 +16,7 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 @dataclass
 class Result:
-    """What the tests of one suite came to in one world.
+    """Results of one suite's tests in one world.
 
     Attributes:
         title: the suite, and for the parallel one the number of ranks.

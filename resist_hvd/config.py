@@ -81,7 +81,7 @@ class Settings:
     cannot launch one after another fast enough. Not for data-parallel, which communicates within a step."""
 
     device: DeviceName = "auto"
-    """What to compute on; auto is cuda where there is a GPU."""
+    """Device to compute on; auto is cuda where there is a GPU."""
 
     evaluate_every: int = 0
     """Rounds between evaluations of the global model; 0 evaluates at the end only."""
@@ -90,7 +90,7 @@ class Settings:
     """Rounds between checkpoints; 0 writes one at the end only."""
 
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """Number of the newest checkpoints that stay."""
 
     trace: bool = False
     """Write what every rank did in the first five rounds into trace.json, for Perfetto or chrome://tracing."""

@@ -1,4 +1,4 @@
-"""How pictures look, those of plans and those of reports: colours, themes, and where matplotlib comes in."""
+"""Style of the pictures of plans and reports: colours, themes; and the place where matplotlib comes in."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _ENCODED_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 
 
 def is_image_name(name: str | bytes) -> bool:
-    """Whether a file of this name is taken for an image: it is not hidden and has one of `SUFFIXES`."""
+    """Return whether a file of this name is taken for an image: it is not hidden and has one of `SUFFIXES`."""
     if isinstance(name, bytes):
         return not name.startswith(b".") and name.lower().endswith(_ENCODED_SUFFIXES)
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)

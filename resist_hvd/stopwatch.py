@@ -1,4 +1,4 @@
-"""Where a worker's seconds go: summed by phase all the time, and one by one while a trace is kept."""
+"""A worker's seconds: summed by phase all the time, and one by one while a trace is kept."""
 
 from __future__ import annotations
 

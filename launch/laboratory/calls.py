@@ -116,7 +116,7 @@ def _is_open(number: int) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller wants to have run.
+    """Program that a caller asks a host to run.
 
     Attributes:
         command: the program and its arguments.
@@ -159,7 +159,7 @@ class Request:
 
 @dataclass(eq=False)
 class _Caller:
-    """Who has called, and what runs for him.
+    """A caller's connection, and the program that runs for it.
 
     Attributes:
         text: what has come of a line that is not complete.

@@ -1,4 +1,4 @@
-"""What can go wrong in a lab, in a sentence; and commands whose failure becomes one."""
+"""Errors of a lab that users see as a sentence, and commands whose failure becomes one."""
 
 import os
 import shlex

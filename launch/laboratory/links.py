@@ -18,7 +18,7 @@ HEADERS = 14 + 20 + 32
 """Bytes that Ethernet, IPv4 and TCP (with time stamps) add to a segment: what a packet counts besides payload."""
 
 BURST_SECONDS = 0.002
-"""How long a link may run above its speed: what it sends at once is that many seconds' worth."""
+"""Seconds' worth of bytes that a link may send at once, above its speed."""
 
 PATIENCE = 10.0
 """Seconds within which a mended link must carry packets."""
@@ -103,7 +103,7 @@ def connect(switch_pid: int, name: str, *, up: bool) -> None:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the kernel counted on a host's link since the lab was made, in bytes and packets."""
+    """Kernel's counts of a host's link since the lab was made, in bytes and packets."""
 
     sent_bytes: int
     sent_packets: int

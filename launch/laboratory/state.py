@@ -1,4 +1,4 @@
-"""What is known of a lab from outside: one folder in /run, and whether the processes it speaks of still live.
+"""A lab's state as seen from outside: one folder in /run, and whether the processes it speaks of still live.
 
 The folder is all that a lab leaves on the machine's file systems; everything else lives in namespaces, which the kernel
 removes with the last process in them.
@@ -62,7 +62,7 @@ class Lab:
 
     @property
     def folder(self) -> Path:
-        """Where its state and its hosts' sockets are."""
+        """Folder of its state and its hosts' sockets."""
         return folder_of(self.name)
 
     @property

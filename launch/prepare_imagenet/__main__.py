@@ -1,4 +1,4 @@
-"""What launch/prepare-imagenet does: find the download's parts, sort both halves, count."""
+"""Program behind launch/prepare-imagenet: find the download's parts, sort both halves, count."""
 
 import argparse
 import errno
@@ -22,10 +22,10 @@ USUAL_PLACES: Mapping[str, tuple[str, ...]] = {
     "labels": ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt", "val.txt"),
     "synsets": ("meta.mat", "LOC_synset_mapping.txt", "synset_words.txt", "synsets.txt"),
 }
-"""Where a download's parts usually lie, the first that is there counts."""
+"""Usual places of a download's parts; the first that is there counts."""
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What file systems without locks say."""
+"""Errors of file systems without locks."""
 
 STAMP = ".prepare-imagenet.json"
 
@@ -195,7 +195,7 @@ def _where_else(folder: Path | None) -> str:
 
 
 def _count_in_training_classes(parts: Mapping[str, Path]) -> bool:
-    """Whether the numbers of a file of labels may count the training classes, which must be in place to be read."""
+    """Return whether the numbers of a file of labels may count the training classes, which must be in place."""
     return "labels" in parts and not {"synsets", "devkit"} & set(parts)
 
 

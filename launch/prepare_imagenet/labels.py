@@ -1,4 +1,4 @@
-"""Which class each validation image is of, from any of the files in which this is published."""
+"""Classes of the validation images, read from any of the files in which they are published."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ _MEND_SYNSETS = "Give the development kit's meta.mat, or a list of wnids in the 
 
 @dataclass(frozen=True, kw_only=True)
 class Synsets:
-    """Which wnid a number stands for.
+    """Wnids by the numbers that stand for them.
 
     Attributes:
         by_id: of the development kit's numbers, which begin at 1 and are in no order that can be told from the wnids.

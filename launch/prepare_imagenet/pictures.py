@@ -22,11 +22,11 @@ WNID = re.compile(r"n\d{8}")
 """A class's name: its number in WordNet."""
 
 ARCHIVE_ERRORS = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
-"""What is raised of an archive that was cut short or changed, packed or not."""
+"""Errors of reading an archive that was cut short or changed, packed or not."""
 
 _CLASS_AT_END = re.compile(r"_(n\d{8})")
 _ANYWHERE = "/unpacked"
-"""Where the data filter takes an archive to be unpacked; nothing is."""
+"""Folder that the data filter takes an archive to be unpacked into; nothing is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class Tally:
-    """What has been done to a half: images put into place, and those that were there before."""
+    """Work done on a half: images put into place, and those that were there before."""
 
     placed: int = 0
     present: int = 0

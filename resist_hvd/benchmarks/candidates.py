@@ -1,4 +1,4 @@
-"""What `bench compare` compares: our methods through our loop, and PyTorch's own, all on one network and its images."""
+"""Candidates of `bench compare`: our methods through our loop, and PyTorch's own, on one network and its images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ THEIRS: dict[str, type[rivals.Rival]] = {
     "pytorch-post-local-sgd": rivals.PostLocalSGDRival,
 }
 PROBES = 3
-"""How often a PyTorch loop's arithmetic is measured without communication, by which its own is told from it."""
+"""Number of times that a PyTorch loop's arithmetic is measured alone, by which communication is told from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class CompareSettings:
     """
 
     candidates: str = ",".join((*OURS, *THEIRS))
-    """What to compare, with commas between."""
+    """Names of the candidates, with commas between."""
 
     local_iterations: int = 10
     """l, the local iterations of a round."""
@@ -51,7 +51,7 @@ class CompareSettings:
     """Timed rounds of each measurement, after one that is not; each begins anew from the same weights and images."""
 
     repeats: int = 3
-    """How often each is measured, in turn."""
+    """Number of times that each is measured, in turn."""
 
     min_blocks: int = 5
     """m, the fewest partitionable blocks a sub-network has."""
@@ -66,7 +66,7 @@ class CompareSettings:
     """The network interface for PyTorch's collectives; Open MPI's is chosen by its own options."""
 
     device: DeviceName = "auto"
-    """What to compute on; auto is cuda where there is a GPU."""
+    """Device to compute on; auto is cuda where there is a GPU."""
 
     json: Path | None = None
     """Write every measurement into this file as JSON."""

@@ -22,7 +22,7 @@ from resist_hvd.units import counted, scaled
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What a candidate took in one repeat.
+    """A candidate's seconds, bytes, memory and accuracy in one repeat.
 
     Attributes:
         seconds_step: of the slowest rank, the round's end included.

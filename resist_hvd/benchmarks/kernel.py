@@ -1,4 +1,4 @@
-"""What the kernel says of this process and of its network, so that a program's own counts need not be believed."""
+"""The kernel's counts of this process and of its network, so that a program's own need not be believed."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ class SyncSettings:
     """m, the fewest partitionable blocks a sub-network has."""
 
     repeats: int = 20
-    """How often each is measured, in turn."""
+    """Number of times that each is measured, in turn."""
 
     seed: int = 1
     """Partitions and weights come from it."""
 
     device: DeviceName = "auto"
-    """What to compute on; auto is cuda where there is a GPU."""
+    """Device to compute on; auto is cuda where there is a GPU."""
 
     model: ModelSettings = field(default_factory=lambda: ModelSettings(final_norm=False))
 

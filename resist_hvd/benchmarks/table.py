@@ -1,4 +1,4 @@
-"""What all benchmarks print: a row a candidate, with medians, spreads, and ratios to the first row."""
+"""Tables that all benchmarks print: a row a candidate, with medians, spreads, and ratios to the first row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all ranks' views together say: what is sound, what could be better, and what must be mended. Pure functions."""
+"""Findings from all ranks' views: what is sound, what could be better, what must be mended. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ T = TypeVar("T", bound=Hashable)
 
 MIB, GIB = 2**20, 2**30
 SHARED_MEMORY = 32 * MIB
-"""What a rank needs in /dev/shm, in bytes: Open MPI's and NCCL's buffers for ranks of the same host."""
+"""Bytes that a rank needs in /dev/shm: Open MPI's and NCCL's buffers for ranks of the same host."""
 LOCKED_MEMORY = 64 * MIB
-"""What a process must be able to lock for InfiniBand, in bytes."""
+"""Bytes that a process must be able to lock for InfiniBand."""
 MEMORY = 2 * GIB
-"""What a rank should find available, in bytes: PyTorch and its libraries take about half of it."""
+"""Bytes of memory that a rank should find available: PyTorch and its libraries take about half of it."""
 DISK_LEAST, DISK_WELL = 256 * MIB, 10 * GIB
-"""What must be free at the run's folder, and what leaves room for checkpoints of a large network, in bytes."""
+"""Bytes that must be free at the run's folder, and those that leave room for checkpoints of a large network."""
 CLOCK_LEAST, CLOCK_WELL = 30.0, 1.0
 """Seconds that clocks may be apart."""
 ROUNDING = 1e-6
@@ -110,7 +110,7 @@ def hosts_of(views: Sequence[View]) -> dict[str, list[View]]:
 
 
 def ranks(views: Sequence[View]) -> Finding:
-    """How many there are, and where."""
+    """Check that every host has as many ranks as the others."""
     hosts = hosts_of(views)
     counts = sorted({len(there) for there in hosts.values()})
     noun = "rank" if len(views) == 1 else "ranks"
@@ -126,7 +126,7 @@ def ranks(views: Sequence[View]) -> Finding:
 
 
 def cores(views: Sequence[View]) -> Finding:
-    """Whether ranks and their threads have a core each, and whether any core is left out."""
+    """Check that ranks and their threads have a core each, and that no core is left out."""
     hosts = hosts_of(views)
     for look in (tied_to_the_same, too_few, left_out):
         for host, there in hosts.items():
@@ -185,7 +185,7 @@ def limits(there: Sequence[View]) -> str:
 
 
 def memory(views: Sequence[View]) -> Finding:
-    """Whether ranks find enough of it."""
+    """Check that ranks find enough memory."""
     shares = {host: min(memory_shares([v.resources for v in there])) for host, there in hosts_of(views).items()}
     host = min(shares, key=lambda name: shares[name])
     there = hosts_of(views)[host]
@@ -236,7 +236,7 @@ def pytorch(views: Sequence[View]) -> Finding:
 
 
 def gpus(views: Sequence[View]) -> Finding:
-    """Whether GPUs that are there can be used, and are not shared."""
+    """Check that GPUs that are there can be used, and are not shared."""
     hidden = [view.host for view in views if view.gpus_seen and not view.gpus]
     if hidden:
         drivers = ", ".join(sorted({view.driver for view in views if view.gpus_seen}))
@@ -265,7 +265,7 @@ def gpus(views: Sequence[View]) -> Finding:
 
 
 def precision(views: Sequence[View]) -> Finding:
-    """Which precision --precision auto stands for, and whether a few ranks decide it for all."""
+    """Check what --precision auto stands for, and whether a few ranks decide it for all."""
     without = sorted({view.host for view in views if not view.bf16})
     if not without:
         return Finding("precision", "every rank computes bfloat16: --precision auto is bf16")
@@ -314,7 +314,7 @@ def shared_memory(views: Sequence[View]) -> Finding:
 
 
 def locked_memory(views: Sequence[View]) -> Finding:
-    """Whether processes may lock what InfiniBand needs."""
+    """Check that processes may lock the memory that InfiniBand needs."""
     least = min(views, key=lambda view: view.locked_memory if view.locked_memory >= 0 else float("inf"))
     limit = "no limit" if least.locked_memory < 0 else f"at most {least.locked_memory / MIB:,.0f} MiB on {least.host}"
     poor = [v.host for v in views if v.infiniband and 0 <= v.locked_memory < LOCKED_MEMORY]
@@ -325,7 +325,7 @@ def locked_memory(views: Sequence[View]) -> Finding:
 
 
 def output(views: Sequence[View]) -> Finding:
-    """Whether the run's folder can be written, is one folder for all, and has room."""
+    """Check that the run's folder can be written, is one folder for all, and has room."""
     wrong = by_value([view for view in views if view.output_error], lambda view: view.output_error)
     free = min(view.output_free for view in views)
     if wrong:
@@ -369,7 +369,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def clock(clocks: Mapping[str, float]) -> list[Finding]:
-    """Whether clocks agree: what different hosts write down must be comparable."""
+    """Check that clocks agree: what different hosts write down must be comparable."""
     if len(clocks) < 2:
         return []
     host = max(clocks, key=lambda name: abs(clocks[name]))

@@ -1,4 +1,4 @@
-"""What one rank sees of its host, its libraries, and the run's folder."""
+"""One rank's view of its host, its libraries, and the run's folder."""
 
 from __future__ import annotations
 

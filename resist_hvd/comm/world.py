@@ -39,7 +39,7 @@ from resist_hvd.stopwatch import Stopwatch
 T = TypeVar("T")
 
 Report = tuple[str, str, str]
-"""What a UserError says: what was seen, where, and what to do."""
+"""Content of a UserError: what was seen, where, and what to do."""
 
 
 def report_of(error: UserError) -> Report:

@@ -17,7 +17,7 @@ _READERS: dict[DataName, str] = {
     "cifar100": "torchvision_sets",
     "svhn": "torchvision_sets",
 }
-"""Which module's `read` reads a built-in or published set into memory. They are imported only when asked for: the
+"""Modules whose `read` reads a built-in or published set into memory. They are imported only when asked for: the
 libraries that they bring along take seconds to load, and not every machine has all of them."""
 
 

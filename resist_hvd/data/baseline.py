@@ -1,4 +1,4 @@
-"""What a benchmark compares this project's ImageNet loader with: DALI and torchvision, used as their own guides do."""
+"""Loaders that a benchmark compares this project's with: DALI and torchvision, used as their own guides do."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -42,7 +42,7 @@ class BrokenFiles:
         self._numbers: dict[Path, set[int]] = {}
         self._sound: set[bytes] = set()
         self.found: dict[str, str] = {}
-        """What is wrong with each, by its path."""
+        """Faults by the paths of the files that have them."""
 
     def note(self, index: ImageIndex, image: int, fault: str) -> None:
         """Note that an image's file is broken.
@@ -73,7 +73,7 @@ class BrokenFiles:
             )
 
     def is_sound(self, index: ImageIndex, image: int) -> bool:
-        """Whether an image file can be decoded to its end; one that cannot is noted."""
+        """Return whether an image file can be decoded to its end; note one that cannot."""
         path = index.encoded_path(image)
         if path in self._sound:
             return True

@@ -33,7 +33,7 @@ NO_OBJECT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings:
-    """Which objects of Pascal VOC to train and test on.
+    """Settings of object detection on Pascal VOC: images, classes, batches.
 
     Raises:
         ValueError: a value that is wrong by itself.
@@ -43,7 +43,7 @@ class DetectionSettings:
     """The folder VOCdevkit, or the one that holds it."""
 
     classes: tuple[str, ...] = CLASSES
-    """What is to be found; objects of other classes are left out. Any names that annotations have."""
+    """Classes to be found; objects of others are left out. Any names that annotations have."""
 
     train: tuple[str, ...] = ("2007-trainval", "2012-trainval")
     """The lists to train on, each the year of a folder VOC... and the name of a list in its ImageSets/Main."""
@@ -52,7 +52,7 @@ class DetectionSettings:
     """The lists to test on, named likewise."""
 
     train_on_difficult: bool = False
-    """Whether objects that are marked difficult are targets of training. In testing they always come, marked."""
+    """Train on objects that are marked difficult, too. In testing they always come, marked."""
 
     ignore_exif: bool = False
     """Take boxes to be for the pixels as they are stored, where EXIF says that an image is to be turned when shown and
@@ -74,7 +74,7 @@ class DetectionSettings:
     """Each channel's standard deviation, likewise."""
 
     loader: LoaderName = "auto"
-    """What decodes: dali (NVIDIA DALI), torchvision (Pillow in threads), or auto: dali where it is installed."""
+    """Decoder: dali (NVIDIA DALI), torchvision (Pillow in threads), or auto: dali where it is installed."""
 
     decode_threads: int | None = None
     """Threads that decode. Default: one for each core that this process may run on."""

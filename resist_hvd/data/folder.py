@@ -36,7 +36,7 @@ class _Unusable:
 
     @property
     def mend(self) -> str:
-        """What to do about it."""
+        """Sentence that says what to do about it."""
         return _GIVE_A_COPY if self.broken else _GIVE_A_SIZE
 
 

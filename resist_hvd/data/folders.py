@@ -17,7 +17,7 @@ FOLDER = "/"
 """Counted for a folder that was passed over, in place of a file's ending."""
 
 LeftOut = Counter[str]
-"""How many entries were passed over, by the ending of their names in lower case, or `FOLDER`."""
+"""Numbers of entries that were passed over, by the ending of their names in lower case, or `FOLDER`."""
 
 _MEND_FLAT = "Sort them into class folders; for ImageNet's validation images launch/prepare-imagenet does it."
 _MEND_NO_CLASSES = "Put each class's images into a folder of the class's name there."
@@ -63,7 +63,7 @@ def class_folders(folder: Path) -> tuple[tuple[str, ...], LeftOut]:
 
 
 def has_class_folders(folder: Path) -> bool:
-    """Whether a folder is there and holds class folders."""
+    """Return whether a folder is there and holds class folders."""
     try:
         return bool(class_folders(folder)[0])
     except UserError:
@@ -96,7 +96,7 @@ def image_files(folder: Path) -> tuple[list[bytes], LeftOut]:
 
 
 def in_words(left_out: LeftOut) -> str:
-    """What was passed over: "3 folders, 12 files (.txt 8, .db 3, without an ending 1)"."""
+    """Entries that were passed over, in words: "3 folders, 12 files (.txt 8, .db 3, without an ending 1)"."""
     folders = left_out[FOLDER]
     endings = sorted((item for item in left_out.items() if item[0] != FOLDER), key=lambda item: (-item[1], item[0]))
     files = sum(count for _, count in endings)
@@ -121,7 +121,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[bytes]]:
-    """What is in the folder, without hidden entries.
+    """Entries of the folder, without hidden ones.
 
     Raises:
         UserError: it is not there, no folder, or cannot be read.

@@ -77,7 +77,7 @@ def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenF
 
 
 def dali_is_installed() -> bool:
-    """Whether NVIDIA DALI can be imported."""
+    """Return whether NVIDIA DALI can be imported."""
     return all(importlib.util.find_spec(name) is not None for name in ("nvidia", "nvidia.dali"))
 
 
@@ -172,7 +172,7 @@ class StreamedSource(DataSource):
         return made_beside(batches, making_stream(self._device))
 
     def broken_files(self) -> dict[str, str]:
-        """What is wrong with each file that this worker passed over, by its path."""
+        """Faults of the files that this worker passed over, by their paths."""
         return dict(self._broken.found)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What decodes image files into batches, and what it is told to decode.
+"""Interface of loaders, which decode image files into batches, and the plan of what they decode.
 
 A loader keeps no position and draws nothing at random: what a batch is made of is a function of the number of its first
 sample (`TrainingPlan`). So any loader can begin anywhere, and all make the same batches but for roundings in decoding.
@@ -18,12 +18,12 @@ from resist_hvd.data.source import Batch, Shard
 from resist_hvd.data.windows import WORDS_PER_WINDOW, Draws
 
 BATCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What `DataSettings.image_type` names."""
+"""Types of batches by the names of `DataSettings.image_type`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Which images one worker trains on, and what is drawn at random for each: a function of the sample's number.
+    """One worker's training images, and what is drawn at random for each: a function of the sample's number.
 
     Attributes:
         order: which image each sample is.
@@ -47,7 +47,7 @@ class TrainingPlan:
         return self.order.images(first, self.batch_size), draws
 
     def after(self, samples_drawn: int) -> int:
-        """How many samples all workers have drawn one batch later."""
+        """Number of samples that all workers have drawn one batch later."""
         return samples_drawn + self.shard.size * self.batch_size
 
 

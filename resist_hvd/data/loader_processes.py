@@ -21,7 +21,7 @@ from types import ModuleType, TracebackType
 from typing import Self
 
 _FOR_RANKS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-"""What launchers, terminals and users send to tell a run to stop."""
+"""Signals by which launchers, terminals and users tell a run to stop."""
 
 
 def forked_from_a_server(preload: str) -> ForkServerContext:
@@ -76,7 +76,7 @@ class Tether:
 
     @property
     def end(self) -> "TetheredEnd":
-        """What each process is to call as it begins."""
+        """Callable that each process is to call as it begins."""
         return TetheredEnd(self._reader)
 
 

@@ -58,7 +58,7 @@ def fixed_choice(size: int, count: int) -> NDArray[np.int64]:
 
 
 class EpochOrder:
-    """Which of `size` images each sample is: one random permutation for each epoch, laid end to end."""
+    """Order of the samples among `size` images: one random permutation for each epoch, laid end to end."""
 
     def __init__(self, size: int, seed: int) -> None:
         if size < 1:

@@ -16,7 +16,7 @@ from resist_hvd.data.stream import NumberedStream, check_one_batch
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """What a reader of a data set returns: its images, its classes, and whether its images may be mirrored.
+    """A data set as a reader returns it: its images, its classes, and whether its images may be mirrored.
 
     Attributes:
         remarks: sentences for the user on what was left out.
@@ -117,7 +117,7 @@ class ResidentSource(DataSource):
         return self._share(self._train_maker, self._calibration_images, shard)
 
     def broken_files(self) -> dict[str, str]:
-        """What is wrong with each file that was passed over, by its path."""
+        """Faults of the files that were passed over, by their paths."""
         return dict(self._broken)
 
     def _extra_test(self, name: str, maker: BatchMaker, size: int) -> ExtraTest:

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of any data set: endless training batches, a test set, a calibration set.
+"""Interface of all data sets: endless training batches, a test set, a calibration set.
 
 The training loop and the evaluation know these four classes and nothing of where images come from. A source reads
 no rank from anywhere: it is told its `Shard` when it is made.
@@ -20,7 +20,7 @@ C > 1; they are float32 unless the settings ask for another type. Labels are int
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Which worker's share of the data: worker `rank` of `size` workers."""
+    """A worker's share of the data: that of worker `rank` of `size` workers."""
 
     rank: int
     size: int
@@ -34,7 +34,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What a model must know of a data set, and what a report says of it; sizes count images over all workers.
+    """Facts of a data set, for the model and for reports; sizes count images over all workers.
 
     Batches are normalised by `mean` and `std`, each channel's, of pixel values from 0 to 255.
     """
@@ -109,7 +109,7 @@ class DataSource(ABC):
     spec: DataSpec
     extra_tests: tuple[ExtraTest, ...] = ()
     loader_name: str = ""
-    """What decodes its images as they are needed; empty where they lie in memory."""
+    """Name of the loader that decodes its images as they are needed; empty where they lie in memory."""
     remarks: tuple[str, ...] = ()
 
     @abstractmethod
@@ -128,7 +128,7 @@ class DataSource(ABC):
         """The same of the calibration set: a fixed choice of training images, without augmentation."""
 
     def broken_files(self) -> dict[str, str]:
-        """What is wrong with each file that this worker passed over because it was broken, by the file's path."""
+        """Faults of the files that this worker passed over because they were broken, by their paths."""
         return {}
 
     def close(self) -> None:

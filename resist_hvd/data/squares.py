@@ -24,7 +24,7 @@ Choices = Iterator[NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class SquareFormat:
-    """What images become.
+    """Size, normalisation and batches of decoded squares.
 
     Attributes:
         size: height and width in pixels.

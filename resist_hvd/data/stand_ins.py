@@ -20,7 +20,7 @@ from resist_hvd.data.index import ImageIndex
 
 _FOREIGN_SUFFIXES = (b".gif", b".tif", b".tiff", b".ppm", b".pgm", b".pbm", b".pnm")
 _FOREIGN_STARTS = (b"GIF8", b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
-"""How GIF, TIFF and PNM files begin. DALI knows no GIF, does not follow a TIFF's orientation, rounds some palettes
+"""First bytes of GIF, TIFF and PNM files. DALI knows no GIF, ignores a TIFF's orientation, rounds some palettes
 otherwise, and does not scale the values of a PNM file that go to another number than 255."""
 
 
@@ -76,7 +76,7 @@ class ForeignFiles:
         self._noted: set[bytes] = set()
 
     def knows(self, index: ImageIndex, image: int) -> bool:
-        """Whether an image has a stand-in."""
+        """Return whether an image has a stand-in."""
         path = index.encoded_path(image)
         return path.lower().endswith(_FOREIGN_SUFFIXES) or path in self._noted
 

@@ -9,7 +9,7 @@ from resist_hvd.errors import UserError
 
 
 class Position:
-    """How far a worker's stream has come, for streams whose batches are functions of the seed and the position alone.
+    """Position of a worker's stream whose batches are functions of the seed and the position alone.
 
     Since nothing depends on the number of workers or on the batch size but who draws a sample, another number of
     workers goes on with the same order of images, none left out and none repeated within the epoch.

@@ -27,15 +27,15 @@ Made = tuple[Tensor, Tensor, dict[int, str]]
 """A batch from a process: images, labels, and what is wrong with each file that it found broken."""
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
-"""How much red, green and blue add to what an image without saturation shows (ITU-R BT.601)."""
+"""Weights of red, green and blue in what an image without saturation shows (ITU-R BT.601)."""
 
 MIDDLE_GREY = 128.0
-"""What contrast is changed about."""
+"""Grey value that a change of contrast leaves alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How images become batches.
+    """Settings by which images become batches.
 
     Attributes:
         mean, std: of each channel, in 0 to 255.
@@ -235,5 +235,5 @@ class TorchvisionLoader(ImageLoader):
 
 
 def unchanged(made: Any) -> Any:
-    """What DataLoader does to a batch that is one already."""
+    """Return a batch as it is: DataLoader has nothing to collate."""
     return made

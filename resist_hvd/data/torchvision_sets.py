@@ -32,7 +32,7 @@ _SILENCE_LIMIT = 30.0
 _IMAGE_SIZE = 32
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What file systems without locks say."""
+"""Errors of file systems without locks."""
 
 
 def read(settings: DataSettings) -> ImageSet:

@@ -42,7 +42,7 @@ class ImageTree:
     remarks: tuple[str, ...]
 
     def digest(self) -> str:
-        """How many images there are, and a digest of their classes, labels and files' names."""
+        """Numbers of images, and a digest of their classes, labels and files' names, in words."""
         digest = hashlib.sha256()
         for index in (self.train, self.test, *self.extra.values()):
             for part in (

@@ -33,7 +33,7 @@ _ORIENTATION = 0x0112
 """EXIF's tag of how a picture is to be turned when it is shown; 1 is not at all, 5 to 8 are turned onto their sides."""
 
 _WORDS = {"": False, "unspecified": False, "false": False, "no": False, "true": True, "yes": True}
-"""What tools write in place of 0 and 1."""
+"""Words that tools write in place of 0 and 1."""
 
 _ENCODINGS = {"ansi": "cp1252", "unicode": "cp1252", "utf-16": "cp1252", "gb2312": "gb18030", "gbk": "gb18030"}
 """Encodings' names that tools declare, and what text is in that is neither UTF-8 nor, by its bytes, UTF-16."""
@@ -42,7 +42,7 @@ _MEND_FILE = "Unpack its archive anew, or put the file right."
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What an annotation file says of its image.
+    """An annotation file's account of its image.
 
     Attributes:
         width, height: of the image, in pixels.
@@ -83,7 +83,7 @@ class AnnotatedImages:
         return len(self.paths)
 
     def objects_of(self, image: int) -> slice:
-        """Where in `boxes`, `labels` and `difficult` an image's objects are."""
+        """Return the part of `boxes`, `labels` and `difficult` that is an image's objects."""
         return slice(int(self.ends[image - 1]) if image else 0, int(self.ends[image]))
 
     @property

@@ -1,4 +1,4 @@
-"""Which part of an image is cut out: at random for training, the middle for testing. Pure functions.
+"""Windows that are cut out of images: at random for training, the middle for testing. Pure functions.
 
 Every loader takes its windows from the numbers drawn here, so all of them cut out the same. The rules are those of
 torchvision's `RandomResizedCrop`, `Resize` and `CenterCrop`, with which ImageNet's published results were obtained.
@@ -23,7 +23,7 @@ WORDS_PER_WINDOW = 2 * TRIES + 8
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What was drawn at random for each of B images, before anything is known of their sizes.
+    """Random draws for each of B images, before anything is known of their sizes.
 
     Attributes:
         widths_squared, heights_squared: float64 [B, TRIES], each try's squared width and squared height as a multiple
@@ -87,7 +87,7 @@ def random_windows(draws: Draws, heights: NDArray[np.int64], widths: NDArray[np.
 def middle_windows(
     size: int, shorter_side: int, sides: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How testing scales images and where it cuts out their middle.
+    """Return the sizes that testing scales images to, and the corners of the middle that it cuts out.
 
     Args:
         size: height and width of the middle, in pixels.

@@ -1,4 +1,4 @@
-"""What a training method is to the loop that drives it."""
+"""Interface of training methods to the loop that drives them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NamedPieces = dict[str, list[Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every method is made from.
+    """Settings and surroundings that every method is made from.
 
     Attributes:
         seed: the run's; initial weights and partitions come from it.
@@ -76,10 +76,10 @@ class Method(ABC):
     scales: Sequence[float]
 
     trains_scaled = False
-    """Whether those scales are not in the evaluated network alone, but in that which is trained."""
+    """True where those scales are not in the evaluated network alone, but in that which is trained."""
 
     members_apart = False
-    """Whether each worker's network is evaluated by itself, on all images, and predictions are pooled."""
+    """True where each worker's network is evaluated by itself, on all images, and predictions are pooled."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -1,4 +1,4 @@
-"""What methods have in common that keep the whole network on every worker."""
+"""Base of the methods that keep the whole network on every worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network looks like, in numbers: its sections, its blocks, and which of them can be partitioned."""
+"""A network's shape in numbers: its sections, its blocks, and which of them can be partitioned."""
 
 from __future__ import annotations
 

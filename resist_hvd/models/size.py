@@ -1,4 +1,4 @@
-"""How large each part of a network is, in numbers, from its architecture alone: nothing is built, PyTorch not loaded.
+"""Sizes of a network's parts, from its architecture alone: nothing is built, and PyTorch is not loaded.
 
 The parts are those of `resnet.ResNet`, in its order: the stem, the blocks, the head.
 """
@@ -13,7 +13,7 @@ from resist_hvd.models.architecture import EXPANSION, Architecture
 
 @dataclass(frozen=True)
 class Size:
-    """What a part of a network is made of, and what one image costs in it.
+    """A part of a network: its parameters, and what one image costs in it.
 
     Attributes:
         parameters: how many it has.

@@ -1,1 +1,1 @@
-"""What a run will cost, worked out before it is paid for; nothing here needs PyTorch, MPI or the network itself."""
+"""Forecasts of what a run will cost; nothing here needs PyTorch, MPI or the network itself."""

@@ -39,7 +39,7 @@ accuracy against 50; with more, it falls further."""
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a run by one method on so many workers costs.
+    """Cost of a run by one method on so many workers.
 
     Attributes:
         round: what a round of it costs.
@@ -72,7 +72,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What to take on so many workers.
+    """Advice for so many workers.
 
     Attributes:
         depth: blocks a worker, k.

@@ -1,4 +1,4 @@
-"""What a plan is made for: the network, the images, the machines."""
+"""Settings of a plan: the network, the images, the machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resist_hvd.protocol.cost import Machine, Network, Work
 
 
 class Images(NamedTuple):
-    """What a plan must know of a data set."""
+    """Facts of a data set that a plan needs."""
 
     channels: int
     size: int

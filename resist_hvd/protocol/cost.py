@@ -1,4 +1,4 @@
-"""What a round costs, for ResIST and for what it is compared with: bytes, arithmetic, memory and seconds.
+"""Cost of a round, by ResIST and by what it is compared with: bytes, arithmetic, memory and seconds.
 
 A round is the same work for every method: S workers make l steps of a batch each (for GPipe, l steps of S batches that
 all workers make together). Bytes are counted in two conventions.
@@ -40,7 +40,7 @@ class Part(Protocol):
 
     @property
     def parameters(self) -> int:
-        """How many it has."""
+        """Number of parameters."""
 
     @property
     def flops(self) -> int:
@@ -83,7 +83,7 @@ class Network:
 
     @cached_property
     def trunk(self) -> Load:
-        """What ResIST's workers share."""
+        """Load of the trunk, which ResIST's workers share."""
         dealt = {place for deck in self.decks for place in deck}
         return _load(part for place, part in enumerate(self.parts) if place not in dealt)
 
@@ -132,7 +132,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a worker computes on, and what joins them.
+    """A worker's compute rate, and the network that joins workers.
 
     Attributes:
         flops: arithmetic that a worker does in a second of training.
@@ -151,7 +151,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a round costs.
+    """Cost of one round.
 
     Attributes:
         bytes_sent: payload handed over to be sent, summed over ranks: our convention. For ResIST the expectation over
@@ -187,7 +187,7 @@ class Cost:
 
     @property
     def bound(self) -> str:
-        """Which part is the largest: compute, bandwidth or latency."""
+        """Name of the largest part: compute, bandwidth or latency."""
         parts = {
             "compute": self.seconds_compute,
             "bandwidth": self.seconds_bandwidth,

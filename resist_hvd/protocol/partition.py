@@ -1,4 +1,4 @@
-"""Which worker holds which block this round.
+"""Partitions: the blocks that each worker holds in a round.
 
 A *partition* is dealt like cards. N partitionable blocks, S workers, minimum depth m: every worker gets the same depth
 ``k = max(ceil(N / S), min(m, N))``, so ``S * k`` cards are dealt. Each block has ``S * k // N`` copies, and the first

@@ -1,1 +1,1 @@
-"""What runs did, read from their folders, as a page, pictures and a table; nothing here needs PyTorch or MPI."""
+"""Reports of runs, from their folders, as a page, pictures and a table; nothing here needs PyTorch or MPI."""

@@ -1,4 +1,4 @@
-"""What the paper reports of the runs that it made: the row to set beside one of ours.
+"""Results that the paper reports: the row to set beside one of ours.
 
 Dun, Wolfe, Jermaine, Kyrillidis: "ResIST: Layer-Wise Decomposition of ResNets for Distributed Training", UAI 2022:
 Tables 1, 2 and 4, and its supplement A.2 and A.4. All on V100s.

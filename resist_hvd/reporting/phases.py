@@ -1,4 +1,4 @@
-"""Where each rank's time went: computing, waiting for data, for the slowest rank, for blocks, for the trunk."""
+"""Each rank's time by phase: computing, waiting for data, for the slowest rank, for blocks, for the trunk."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Line = TypeVar("Line", RoundRecord, EvaluationRecord)
 
 @dataclass
 class RunRecord:
-    """What is known of a run.
+    """A run as its folder tells of it.
 
     Attributes:
         folder: where it was read.
@@ -66,7 +66,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """True if the run came to its end."""
         return self.summary is not None
 
     @property

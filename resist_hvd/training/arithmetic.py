@@ -1,4 +1,4 @@
-"""How a run computes: in which precision, and by which of PyTorch's algorithms."""
+"""Arithmetic of a run: its precision, and the algorithms of PyTorch's that it takes."""
 
 from __future__ import annotations
 

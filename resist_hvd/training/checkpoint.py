@@ -41,7 +41,7 @@ from resist_hvd.units import counted
 FORMAT = 1
 
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
-"""What the operating system says of a file that is missing or broken; all else may be mended, as permissions may."""
+"""Errors of a file that is missing or broken; all others may be mended, as permissions may."""
 
 
 class DamagedError(UserError):
@@ -179,7 +179,7 @@ class Checkpoint:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stood."""
+        """The run's progress when it was written."""
         return Progress(**self.manifest["progress"])
 
     def read(self, names: NamedPieces, *, files: str = "") -> None:

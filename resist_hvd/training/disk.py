@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from resist_hvd.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the operating system says where there is no room: on the disk, in a quota, in what a file may grow to."""
+"""Errors where there is no room: on the disk, in a quota, in what a file may grow to."""
 
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-"""What a file system says of `fsync` that it does not have; what was written is as safe there as it can be."""
+"""Errors of file systems without `fsync`; what was written is as safe there as it can be."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line a round, or on a terminal a bar that fills."""
+"""Display of a run to a person: a line a round, or on a terminal a bar that fills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said when training has diverged: its numbers are not finite any more."""
+"""The error that says that training has diverged: its numbers are not finite any more."""
 
 from __future__ import annotations
 

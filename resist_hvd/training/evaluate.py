@@ -36,7 +36,7 @@ partitioned blocks are lent anew; if calibration images have more, some wait in 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the global network does on the test set.
+    """Result of the global network on the test set.
 
     Attributes:
         accuracy: share of images whose class has the highest score, in percent.

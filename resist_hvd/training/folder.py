@@ -57,7 +57,7 @@ RESULTS = (
     "model.safetensors",
     "members",
 )
-"""What a run leaves in its folder beside its checkpoints and its settings."""
+"""Names of a run's results in its folder, beside its checkpoints and its settings."""
 
 
 def set_aside(folder: Path) -> Path | None:

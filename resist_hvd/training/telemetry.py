@@ -1,4 +1,4 @@
-"""What a run tells: a line a round on the console, and the files of its folder.
+"""A run's account: a line a round on the console, and the files of its folder.
 
 Rounds are counted from 1 wherever a person reads them: on the console, in TensorBoard, in reports, in messages. A line
 of `rounds.jsonl` is of round number `round`, counted from 0. Where something is so after rounds (`eval.jsonl`,
@@ -58,10 +58,10 @@ class Round:
 
 
 SECONDS = ("seconds_compute", "seconds_data", "seconds_sync")
-"""What the seconds of a round are made of."""
+"""Parts of a round's seconds."""
 
 RANK_COLUMNS = {"seconds_compute": 1, "seconds_data": 2, "seconds_sync": 3, "seconds_trunk": 8, "seconds_blocks": 9}
-"""What a round's line says of each rank, and where the gathered accounts have it."""
+"""Entries of a round's line for each rank, and their columns in the gathered accounts."""
 
 
 class Telemetry:
