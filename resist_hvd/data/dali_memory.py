@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-from nvidia.dali.plugin.pytorch import feed_ndarray
-from nvidia.dali.plugin.pytorch.torch_utils import to_torch_type
+from nvidia.dali.plugin.pytorch import feed_ndarray, to_torch_type
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
