@@ -72,10 +72,11 @@ class Step:
 
 
 class StaticStep(Step):
-    """The same step, to the bit, on tensors that stay where they are: what changes from step to step is their content.
+    """The same step on tensors that stay where they are: what changes from step to step is their content.
 
     So all of it can be recorded once. The learning rate is a tensor, batches are copied to where the first one lay, and
     momentum restarts from a buffer of negative zeros: to add one to a number changes nothing, not even a zero's sign.
+    It is the plain step to the bit, but that a GPU's rate is rounded to float32.
     """
 
     def __init__(self, run: Run) -> None:

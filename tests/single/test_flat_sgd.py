@@ -91,6 +91,23 @@ def test_momentum_is_the_buffer_that_was_given() -> None:
     torch.testing.assert_close(both.momentum, velocities)
 
 
+@pytest.mark.parametrize("changes", CASES)
+def test_a_rate_in_memory_and_negative_zeros_for_momentum_are_the_same_to_the_bit(changes: dict[str, Any]) -> None:
+    settings = OptimSettings(**{"weight_decay": 0.0, **changes})
+    # Zeros of both signs, for parameters and for gradients.
+    flat = torch.cat([draw(0), torch.tensor([0.0, -0.0]).repeat(20)])
+    gradients = torch.cat([torch.tensor([0.0, 0.0, -0.0, -0.0]).repeat(12), draw(1)])[: len(flat)]
+    found = []
+    for static in (False, True):
+        parameters, momentum = flat.clone(), torch.full_like(flat, -0.0 if static else torch.nan)
+        ours = FlatSGD(parameters, gradients.clone(), momentum, settings)
+        for step, rate in enumerate(rates()):
+            ours.step(torch.tensor(rate) if static else rate, fresh=step == 0 and not static)
+        found.append((parameters, momentum if settings.momentum else parameters))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
 def test_a_gradient_is_clipped_by_the_norm_of_all_of_it() -> None:
     both = Both(clip_norm=2.0, momentum=0.0, weight_decay=0.0)
     before, gradient = both.flat.clone(), draw(1)
