@@ -147,10 +147,10 @@ class RoundRecord(Record):
         bytes_sent: payload of that synchronisation, like all bytes here summed over workers.
         bytes_trunk: of these, by collectives among all workers.
         bytes_blocks: of these, for single blocks.
-        partition: for each worker the numbers of the blocks it trained.
-        ranks: each rank's seconds; None in a file of the first version.
         seconds_prepare: before its first step, of compiling or capturing it, the slowest worker's; of no other account.
             None where there was nothing to prepare.
+        partition: for each worker the numbers of the blocks it trained.
+        ranks: each rank's seconds; None in a file of the first version.
     """
 
     round: int
@@ -163,9 +163,9 @@ class RoundRecord(Record):
     bytes_sent: int
     bytes_trunk: int
     bytes_blocks: int
+    seconds_prepare: float | None = None
     partition: tuple[tuple[int, ...], ...]
     ranks: RankSeconds | None = None
-    seconds_prepare: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -193,7 +193,7 @@ class RoundRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """The performance of the global network on a test set.
+    """Result of the global network on a test set.
 
     Attributes:
         accuracy: share of images whose class has the highest score, in percent.

@@ -13,7 +13,6 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,7 +24,9 @@ from resist_hvd.config import Settings, parse
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
+from resist_hvd.records import Evaluation, Summary
 from resist_hvd.seeds import derive
+from resist_hvd.training.account import extra_test, summary_of
 from resist_hvd.training.arithmetic import compute_deterministically, compute_fast, with_precision
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
 from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
@@ -35,10 +36,10 @@ from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate_on
 from resist_hvd.training.export import export
 from resist_hvd.training.folder import make_folder, set_aside
+from resist_hvd.training.journal import Journal, keep_lines_before
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Progress, Run, method_setup
 from resist_hvd.training.starts import tell, write_settings, write_start
-from resist_hvd.training.telemetry import Telemetry, keep_lines_before
 from resist_hvd.units import counted
 
 
@@ -79,19 +80,17 @@ def run_training(settings: Settings) -> None:
         folder = make_folder(settings.output, f"{settings.data.name}-{settings.method}", world)
         with claimed(folder, world) as claim:
             stacks.go_to(folder)
-            summary, broken = train_in(folder, claim, settings, world)
+            summary = train_in(folder, claim, settings, world)
         world.position = "ending"
         world.barrier()  # from here on, nobody is waited for but to end
     if world.is_first:
         console.out(farewell(summary, folder))
-        if broken:
-            console.out(passed_over(broken))
+        if summary.broken_files:
+            console.out(passed_over(summary.broken_files))
 
 
-def train_in(
-    folder: Path, claim: Claim | None, settings: Settings, world: World
-) -> tuple[dict[str, object], dict[str, str]]:
-    """Train in a folder that is claimed; return the run's summary, and what is wrong with files passed over.
+def train_in(folder: Path, claim: Claim | None, settings: Settings, world: World) -> Summary:
+    """Train in a folder that is claimed; return the run's summary.
 
     Raises:
         UserError: something that the user can mend is in the way.
@@ -111,22 +110,26 @@ def train_in(
         run = make_run(settings, world, source, folder, checkpoint)
         run.claim = claim
         begin_files(run, resumed=checkpoint is not None)
-        with Telemetry(run) as telemetry:
+        with Journal(run) as journal:
             if world.is_first:
                 console.out(headline(run))
                 for remark in (*remarks(run), *source.remarks):
                     console.out(remark)
-            with telemetry.display:
-                train(run, telemetry)
+            with journal.display:
+                train(run, journal)
+            further: dict[str, Evaluation] = {}
             if source.extra_tests:
                 world.position = "evaluating on further test sets"
-                telemetry.evaluated_extra(evaluate_on(source.extra_tests, run.method, source, world, run.autocast))
+                further = evaluate_on(source.extra_tests, run.method, source, world, run.autocast)
+                for name, found in further.items():
+                    journal.extra_test(extra_test(run, name, found))
             world.position = "exporting the model"
             export(folder, run.method, source, world, run.autocast)
-            broken = every_broken_file(source, world)
             peaks = world.gather([peak_memory(world, graphs=settings.cuda_graphs)]).ravel()
-            summary = telemetry.summarise([int(peak) for peak in peaks], broken)
-    return summary, broken
+            broken = every_broken_file(source, world)
+            summary = summary_of(run, [int(peak) for peak in peaks], broken, further)
+            journal.summary(summary)
+    return summary
 
 
 def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | None:
@@ -239,11 +242,11 @@ def headline(run: Run) -> str:
     )
 
 
-def farewell(summary: dict[str, Any], folder: Path) -> str:
+def farewell(summary: Summary, folder: Path) -> str:
     """Return what has been reached, in a line."""
     return (
-        f"accuracy {summary['accuracy']:.2f} % after {counted(summary['rounds'], 'round')}: "
-        f"{summary['seconds']:.1f} s of training, {summary['bytes_sent'] / 1e6:,.1f} MB sent; "
+        f"accuracy {summary.accuracy:.2f} % after {counted(summary.rounds, 'round')}: "
+        f"{summary.seconds:.1f} s of training, {summary.bytes_sent / 1e6:,.1f} MB sent; "
         f"model in {folder / 'model.safetensors'}"
     )
 

@@ -1,1 +1,1 @@
-"""The training loop and what serves it: optimizer, evaluation, checkpoints, telemetry, export."""
+"""The training loop and what serves it: optimizer, evaluation, checkpoints, account, journal, export."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.models import Architecture
 from resist_hvd.models.resnet import Norm
+from resist_hvd.records import Evaluation
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Mean and variance [channels] of each batch norm of a stage, in order."""
@@ -32,21 +32,6 @@ Statistics = list[tuple[Tensor, Tensor]]
 ACTIVATIONS_AT_ONCE = 2 * 2**30
 """Bytes of activations that a worker has on its device at a time. If test images have more, some walk afterwards, and
 partitioned blocks are lent anew; if calibration images have more, some wait in host memory."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result of the global network on the test set.
-
-    Attributes:
-        accuracy: share of images whose class has the highest score, in percent.
-        loss: mean cross-entropy.
-        images: how many there were, without files that were passed over.
-    """
-
-    accuracy: float
-    loss: float
-    images: int
 
 
 def evaluate(method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> Evaluation:

@@ -11,15 +11,16 @@ from resist_hvd.comm.signals import name_of
 from resist_hvd.data.source import TrainStream
 from resist_hvd.errors import Stopped
 from resist_hvd.seeds import derive
+from resist_hvd.training.account import Round, add_evaluation, add_round
 from resist_hvd.training.checkpoint import folder_of, save
 from resist_hvd.training.evaluate import evaluate
+from resist_hvd.training.journal import Journal
 from resist_hvd.training.optim import learning_rate
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import make_step, prepare
-from resist_hvd.training.telemetry import Round, Telemetry
 
 
-def train(run: Run, telemetry: Telemetry) -> None:
+def train(run: Run, journal: Journal) -> None:
     """Train to the end: rounds of local training, each ended by a synchronisation.
 
     Raises:
@@ -29,26 +30,26 @@ def train(run: Run, telemetry: Telemetry) -> None:
     local = LocalTraining(run)
     with world.stoppable():
         if evaluation_is_missing(run):
-            evaluate_run(run, telemetry)
+            evaluate_run(run, journal)
             if run.finished:
                 save(run)
         while not run.finished:
-            train_round(run, local, telemetry)
+            journal.round(add_round(run, train_round(run, local)))
             if (heir := run.method.successor(run.progress.samples)) is not None:
                 run.method = heir
                 local = LocalTraining(run)
             # Told to stop, a run has little time; what it leaves out is made good when it is resumed.
-            if is_due(settings.evaluate_every, run) and not telemetry.stop_signal:
-                evaluate_run(run, telemetry)
-            if is_due(settings.checkpoint_every, run) or telemetry.stop_signal:
+            if is_due(settings.evaluate_every, run) and not run.stop_signal:
+                evaluate_run(run, journal)
+            if is_due(settings.checkpoint_every, run) or run.stop_signal:
                 with world.stopwatch.measure("checkpoint"):
                     save(run)
-            if telemetry.stop_signal:
-                raise Stopped(stop_sentence(run, telemetry.stop_signal))
+            if run.stop_signal:
+                raise Stopped(stop_sentence(run, run.stop_signal))
 
 
-def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
-    """Make one round: local training, a synchronisation, and its account."""
+def train_round(run: Run, local: LocalTraining) -> Round:
+    """Make one round, local training and a synchronisation; return this rank's account of it."""
     progress, world = run.progress, run.world
     watch = world.stopwatch
     partition, sent, seconds = run.method.partition, run.method.transport.sent, watch.seconds.copy()
@@ -65,29 +66,27 @@ def train_round(run: Run, local: LocalTraining, telemetry: Telemetry) -> None:
     synchronised = local.clock.lap()
     world.activity.round_took(trained + synchronised)
 
-    telemetry.record(
-        Round(
-            number=progress.round,
-            iterations=len(losses),
-            losses=losses,
-            lr=local.rate,
-            seconds_data=(data := watch.seconds["data"] - seconds["data"]),
-            seconds_compute=trained - data,
-            seconds_sync=synchronised,
-            seconds_prepare=prepared,
-            seconds_trunk=watch.seconds["trunk"] - seconds["trunk"],
-            seconds_blocks=watch.seconds["blocks"] - seconds["blocks"],
-            bytes_sent=run.method.transport.sent - sent,
-            partition=partition,
-        )
+    return Round(
+        number=progress.round,
+        iterations=len(losses),
+        losses=losses,
+        lr=local.rate,
+        seconds_data=(data := watch.seconds["data"] - seconds["data"]),
+        seconds_compute=trained - data,
+        seconds_sync=synchronised,
+        seconds_prepare=prepared,
+        seconds_trunk=watch.seconds["trunk"] - seconds["trunk"],
+        seconds_blocks=watch.seconds["blocks"] - seconds["blocks"],
+        bytes_sent=run.method.transport.sent - sent,
+        partition=partition,
     )
 
 
-def evaluate_run(run: Run, telemetry: Telemetry) -> None:
+def evaluate_run(run: Run, journal: Journal) -> None:
     """Evaluate the global network as it stands, and note it."""
     run.world.position = f"round {run.progress.round}, evaluating"
     with run.world.stopwatch.measure("evaluate"):
-        telemetry.evaluated(evaluate(run.method, run.source, run.world, run.autocast))
+        journal.evaluation(add_evaluation(run, evaluate(run.method, run.source, run.world, run.autocast)))
 
 
 def is_due(every: int, run: Run) -> bool:

@@ -45,6 +45,7 @@ class Run:
     Attributes:
         folder: the run's folder; rank 0 writes it.
         claim: rank 0's hold on it, None on other ranks.
+        stop_signal: the signal by which any rank was told to stop, 0 if none was: as all ranks agreed on last.
     """
 
     settings: Settings
@@ -54,6 +55,7 @@ class Run:
     folder: Path
     progress: Progress = field(default_factory=Progress)
     claim: Claim | None = None
+    stop_signal: int = 0
 
     @property
     def batch(self) -> int:

@@ -77,12 +77,12 @@ def main():
         from resist_hvd.comm.activity import Activity
         from resist_hvd.comm.world import World
         from resist_hvd.training import checkpoint
-        from resist_hvd.training.telemetry import Telemetry
+        from resist_hvd.training.journal import Journal
 
         before(World, "join", aim, lambda _: "starting MPI")
         before(Activity, "begin", aim, lambda arguments: arguments[1])
         before(checkpoint, "describe", aim, lambda _: "manifest")
-        before(Telemetry, "summarise", aim, lambda _: "finishing")
+        before(Journal, "summary", aim, lambda _: "finishing")
     runpy.run_module("resist_hvd.train", run_name="__main__", alter_sys=True)
 
 

@@ -50,8 +50,8 @@ def test_clocks_that_differ(world: World, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_trace_has_what_every_rank_did(world: World, folder: Path) -> None:
     settings = tiny.settings(world, iterations=14, trace=True, min_blocks=3)
     run = tiny.make_run(settings, world, folder)
-    with tiny.Watching(run) as telemetry:
-        train(run, telemetry)
+    with tiny.Watching(run) as journal:
+        train(run, journal)
     assert world.stopwatch.spans is None
     if not world.is_first:
         return
@@ -71,8 +71,8 @@ def test_a_trace_has_what_every_rank_did(world: World, folder: Path) -> None:
 
 def test_a_run_that_ends_early_leaves_its_trace(world: World, folder: Path) -> None:
     run = tiny.make_run(tiny.settings(world, iterations=4, trace=True), world, folder)
-    with tiny.Watching(run) as telemetry:
-        train(run, telemetry)
+    with tiny.Watching(run) as journal:
+        train(run, journal)
         assert not (folder / "trace.json").exists()
     world.barrier()
     assert (folder / "trace.json").exists()

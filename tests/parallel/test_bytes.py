@@ -14,9 +14,10 @@ from resist_hvd.models.resnet import Block
 from resist_hvd.models.size import deck_ranges, part_sizes
 from resist_hvd.protocol import cost
 from resist_hvd.protocol.exchange import exchange, ring_bytes
+from resist_hvd.protocol.partition import Partition
+from resist_hvd.records import RoundRecord
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
-from resist_hvd.training.telemetry import Round
 
 from . import tiny
 
@@ -33,6 +34,18 @@ def block_bytes(run: Run) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+class Sent:
+    """What this rank has sent, from one look to the next."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._before = run.method.transport.sent
+
+    def since(self) -> BytesSent:
+        before, self._before = self._before, self._run.method.transport.sent
+        return self._before - before
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -45,10 +58,11 @@ def test_a_round_of_resist(changes: dict[str, Any], world: World, folder: Path) 
     run = tiny.make_run(tiny.settings(world, **changes), world, folder)
     sizes, trunk = block_bytes(run), ring_bytes(run.method.subnet.trunk.nbytes, world.size)
     expected: list[tuple[int, int]] = []
+    sent = Sent(run)
 
-    def look(done: Round) -> None:
-        plan = exchange(done.partition, run.method.partition)
-        assert done.bytes_sent == BytesSent(trunk=trunk, blocks=plan.bytes_sent(world.rank, sizes))
+    def look(done: RoundRecord) -> None:
+        plan = exchange(Partition(done.partition, len(sizes)), run.method.partition)
+        assert sent.since() == BytesSent(trunk=trunk, blocks=plan.bytes_sent(world.rank, sizes))
         expected.append((world.size * trunk, sum(plan.bytes_sent(rank, sizes) for rank in range(world.size))))
 
     train(run, tiny.Watching(run, look))
@@ -80,8 +94,10 @@ def test_a_round_of_local_sgd(world: World, folder: Path) -> None:
     run = tiny.make_run(tiny.settings(world, method="local-sgd"), world, folder)
     each = ring_bytes(run.method.subnet.parameters_flat.nbytes, world.size)
 
-    def look(done: Round) -> None:
-        assert done.bytes_sent == BytesSent(trunk=each)
+    sent = Sent(run)
+
+    def look(_: RoundRecord) -> None:
+        assert sent.since() == BytesSent(trunk=each)
 
     train(run, tiny.Watching(run, look))
     assert run.progress.bytes_sent == 3 * world.size * each
@@ -92,10 +108,13 @@ def test_a_round_of_data_parallel_training(world: World, folder: Path, monkeypat
     run = tiny.make_run(tiny.settings(world, method="data-parallel"), world, folder)
     each = ring_bytes(run.method.subnet.gradients_flat.nbytes, world.size)
 
-    def look(done: Round) -> None:
+    sent = Sent(run)
+
+    def look(_: RoundRecord) -> None:
+        since = sent.since()
         # Two local iterations; each bucket's share is rounded down to a byte.
-        assert 0 <= 2 * each - done.bytes_sent.trunk <= 2 * 100
-        assert done.bytes_sent.blocks == 0
+        assert 0 <= 2 * each - since.trunk <= 2 * 100
+        assert since.blocks == 0
 
     train(run, tiny.Watching(run, look))
 

@@ -16,10 +16,10 @@ from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.methods.base import Method
 from resist_hvd.models import ModelSettings
+from resist_hvd.records import RoundRecord
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.loop import LocalTraining, round_seed, train
 from resist_hvd.training.run import Run
-from resist_hvd.training.telemetry import Round
 
 from . import tiny
 
@@ -83,9 +83,9 @@ def test_a_worker_holds_its_sub_network_alone(changes: dict[str, Any], world: Wo
     data = tiny.source(settings, rank=world.rank, size=world.size)
     looked_at = []
 
-    def look(done: Round) -> None:
+    def look(done: RoundRecord) -> None:
         if len(run.method.blocks) < run.method.subnet.architecture.partitionable:
-            looked_at.append(done.number)
+            looked_at.append(done.round)
             assert_has_its_sub_network_alone(run.method, world)
 
     with only_newer_objects():

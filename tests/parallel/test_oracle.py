@@ -11,9 +11,9 @@ from torch import Tensor
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.models import ModelSettings
+from resist_hvd.records import RoundRecord
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
-from resist_hvd.training.telemetry import Round
 
 from . import tiny
 from .assembly import assemble
@@ -34,8 +34,8 @@ def distributed(settings: Settings, world: World, folder: Path) -> tuple[Run, li
     run = tiny.make_run(settings, world, folder, data=data, dtype=torch.float64)
     snapshots: list[Snapshot] = []
 
-    def look(done: Round) -> None:
-        snapshots.append((done.partition.held, assemble(run.method, world)))
+    def look(done: RoundRecord) -> None:
+        snapshots.append((done.partition, assemble(run.method, world)))
 
     train(run, tiny.Watching(run, look))
     return run, snapshots

@@ -16,6 +16,7 @@ from resist_hvd.config import Settings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.models import subnet
+from resist_hvd.records import StartRecord
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
@@ -388,6 +389,7 @@ def test_settings_that_deal_nothing_are_listed_and_change_nothing_else(
     assert run.progress.round == 4
     if world.is_first:
         starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+        assert StartRecord.read_lines(folder / "starts.jsonl").faults == []
         assert [start["round"] for start in starts] == [0, 2]
         assert [sorted(start["changed"]) for start in starts] == [[], ["max_rounds", "optim.lr"]]
         assert starts[1]["workers"] == world.size

@@ -9,9 +9,12 @@ import torch
 
 from resist_hvd.comm.world import World
 from resist_hvd.models.resnet import count_parameters
+from resist_hvd.records import EvaluationRecord, RoundRecord, Summary
 from resist_hvd.train import peak_memory
+from resist_hvd.training import loop
+from resist_hvd.training.account import summary_of
+from resist_hvd.training.journal import Journal
 from resist_hvd.training.loop import LocalTraining, train
-from resist_hvd.training.telemetry import Telemetry
 
 from . import tiny
 
@@ -53,29 +56,34 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_files_of_a_run(world: World, folder: Path) -> None:
+def test_the_files_of_a_run(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny.settings(world, local_iterations=4, evaluate_every=1)
     run = tiny.make_run(settings, world, folder)
     partitions = [run.method.partition.held]
     printed: list[str] = []
-    telemetry = Telemetry(run, printed.append)
     losses: list[list[float]] = []
-    record = telemetry.record
+    train_round = loop.train_round
 
-    def listen(done: Any) -> None:
+    def listen(*arguments: Any) -> Any:
+        done = train_round(*arguments)
         losses.append(done.losses.tolist())
         partitions.append(run.method.partition.held)
-        record(done)
+        return done
 
-    telemetry.record = listen  # type: ignore[method-assign]
-    with telemetry:
-        train(run, telemetry)
-        summary = telemetry.summarise([1] * world.size, {})
+    monkeypatch.setattr(loop, "train_round", listen)
+    with Journal(run, printed.append) as journal:
+        train(run, journal)
+        journal.summary(summary_of(run, [1] * world.size, {}, {}))
     everyone = world.gather_objects(losses)
     # Two rounds a line each, two evaluations a line each; nothing from ranks that are not first.
     assert len(printed) == (4 if world.is_first else 0)
     if not world.is_first:
         return
+    for name, kind in (("rounds.jsonl", RoundRecord), ("eval.jsonl", EvaluationRecord)):
+        records, faults = kind.read_lines(folder / name)
+        assert faults == []
+        assert "".join(record.as_line() for record in records) == (folder / name).read_text()
+    assert Summary.read(folder / "summary.json").as_text() == (folder / "summary.json").read_text()
     rounds, evaluations = lines_of(folder / "rounds.jsonl"), lines_of(folder / "eval.jsonl")
     assert [list(line) for line in rounds] == [ROUND] * 2
     assert [line["round"] for line in rounds] == [0, 1]
@@ -96,7 +104,7 @@ def test_the_files_of_a_run(world: World, folder: Path) -> None:
     timed = ("seconds_compute", "seconds_data", "seconds_sync")
     assert evaluations[1]["seconds"] == pytest.approx(sum(line[name] for line in rounds for name in timed))
 
-    assert json.loads((folder / "summary.json").read_text()) == summary
+    summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == SUMMARY
     assert summary["workers"] == world.size
     assert (summary["rounds"], summary["samples"]) == (2, samples[1])

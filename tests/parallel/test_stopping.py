@@ -41,8 +41,8 @@ def run_of(settings: Settings, world: World, *, told_in_batch: int | None = None
 
 
 def train(run: Run) -> Run:
-    with tiny.Watching(run) as telemetry:
-        loop.train(run, telemetry)
+    with tiny.Watching(run) as journal:
+        loop.train(run, journal)
     return run
 
 

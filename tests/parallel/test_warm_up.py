@@ -9,10 +9,10 @@ import torch
 
 from resist_hvd.comm.world import World
 from resist_hvd.methods.resist import Resist, WarmUp
+from resist_hvd.records import RoundRecord
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
-from resist_hvd.training.telemetry import Round
 
 from . import tiny
 from .assembly import assemble
@@ -46,9 +46,9 @@ def test_it_hands_over_at_the_end_of_a_round(world: World, folder: Path) -> None
     run = warm_up(world, folder)
     methods, depths = [], []
 
-    def look(done: Round) -> None:
+    def look(done: RoundRecord) -> None:
         methods.append(type(run.method))
-        depths.append(len(done.partition.held[0]))
+        depths.append(len(done.partition[0]))
 
     train(run, tiny.Watching(run, look))
     assert methods == [WarmUp, WarmUp, Resist]

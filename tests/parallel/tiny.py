@@ -17,10 +17,11 @@ from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, Shard, TrainStream
 from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings
+from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
+from resist_hvd.training.journal import Journal
 from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run, method_setup
-from resist_hvd.training.telemetry import Round, Telemetry
 
 TRAIN_IMAGES = 64
 TEST_IMAGES = 18
@@ -136,16 +137,16 @@ def make_run(
     return Run(settings, world, data, method, folder)
 
 
-class Watching(Telemetry):
-    """Telemetry that prints nothing, and looks at the run after each synchronisation."""
+class Watching(Journal):
+    """A journal that prints nothing, and looks at the run after each synchronisation."""
 
-    def __init__(self, run: Run, look: Callable[[Round], None] = lambda _: None) -> None:
+    def __init__(self, run: Run, look: Callable[[RoundRecord], None] = lambda _: None) -> None:
         super().__init__(run, printer=lambda _: None)
         self._look = look
 
-    def record(self, done: Round) -> None:
-        super().record(done)
-        self._look(done)
+    def round(self, record: RoundRecord) -> None:
+        super().round(record)
+        self._look(record)
 
 
 def timeless_lines(path: Path) -> list[dict[str, Any]]:
