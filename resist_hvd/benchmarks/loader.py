@@ -28,6 +28,7 @@ from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings
 from resist_hvd.seeds import derive
 from resist_hvd.training.arithmetic import with_precision
+from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.run import Run, method_setup
 from resist_hvd.units import counted
@@ -132,10 +133,13 @@ def run(settings: LoaderSettings, world: World) -> float:
     Where several ways are tried, the ratio is of this loader's best to bare DALI's best.
 
     Raises:
-        UserError: shares of a GPU's hardware are to be tried without a GPU.
+        UserError: shares of a GPU's hardware are to be tried without a GPU, or there is no compiler.
     """
     if settings.hardware_load and world.device.type != "cuda":
         raise UserError("--hardware_load is for a GPU, and this runs on CPUs", mend="Leave it out.", everywhere=True)
+    if settings.compile and settings.steps:
+        with world.agree("looking for a compiler"):
+            check_compiler(world.device)
     ways = settings.ways(world.cores)
     listed = Listed(world)
     rates: dict[str, dict[str, list[float]]] = {}

@@ -38,7 +38,7 @@ def check_compiler(device: torch.device, include: Path | None = None) -> None:
         packages = f"{'gcc' if gpu else 'g++'} python3-dev"
         raise UserError(
             f"--compile needs a compiler and Python's headers, and there is {' and '.join(missing)}",
-            mend=f"Install them (apt-get install {packages}), name a compiler by {variable}, or leave out --compile.",
+            mend=f"Install them (apt-get install {packages}), name a compiler by {variable}, or give --compile false.",
         )
 
 

@@ -186,7 +186,7 @@ def compiler_errors() -> Iterator[None]:
         raise UserError(
             f"The network cannot be compiled: {gist(getattr(error, 'inner_exception', error))}",
             mend="Install a C++ compiler and Python's headers (g++ and python3-dev), which torch.compile needs, or "
-            "leave out --compile.",
+            "give --compile false.",
         ) from error
 
 
