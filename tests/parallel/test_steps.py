@@ -197,10 +197,8 @@ def test_what_keeps_a_network_from_being_compiled_is_told(
 
 
 @pytest.fixture
-def graphs(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sizes of the graphs that are handed to the compiler, which makes nothing of them: that would take long."""
-    if world.size != 2:
-        pytest.skip("two ranks show it, and more would take long")
     torch.compiler.reset()
     found: list[int] = []
 
@@ -213,6 +211,7 @@ def graphs(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]
     torch.compiler.reset()
 
 
+@pytest.mark.world_sizes(2)
 def test_a_network_is_compiled_once_whatever_becomes_of_its_slots(
     graphs: list[int], world: World, folder: Path
 ) -> None:
