@@ -184,5 +184,7 @@ if os.fork() == 0:
 ctypes.PyDLL(None).sleep(50)
 """
     for how, status in (("given", 69), ("cancelled", 5)):
-        done = subprocess.run([sys.executable, "-c", program, how], timeout=60, capture_output=True, text=True)
+        # Python warns of forks beside threads since 3.12.
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, how]
+        done = subprocess.run(command, timeout=60, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (status, "")
