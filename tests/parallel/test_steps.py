@@ -212,27 +212,27 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.world_sizes(2)
+@pytest.mark.parametrize(
+    ("changes", "networks"),
+    [
+        pytest.param({"warmup_epochs": 1 / 4, "momentum": "keep", "precision": "bf16"}, 2, id="warm-up-and-resist"),
+        pytest.param({"method": "data-parallel"}, 1, id="data-parallel"),
+    ],
+)
 def test_a_network_is_compiled_once_whatever_becomes_of_its_slots(
-    graphs: list[int], world: World, folder: Path
+    changes: dict[str, Any], networks: int, graphs: list[int], world: World, folder: Path
 ) -> None:
-    # Two rounds of warm-up and three of ResIST, the last one shorter, all evaluated; stopped and resumed within ResIST.
-    settings = tiny.settings(
-        world,
-        iterations=9,
-        warmup_epochs=1 / 4,
-        evaluate_every=1,
-        momentum="keep",
-        precision="bf16",
-        model=replace(tiny.MODEL, sections="1,1,3"),
-    )
+    # Five rounds, two of them of warm-up and the last one shorter, all evaluated; stopped and resumed after the fourth.
+    model = replace(tiny.MODEL, sections="1,1,3")
+    settings = tiny.settings(world, iterations=9, evaluate_every=1, model=model, **changes)
     plain = trained(settings, world, folder / "plain")
     assert not graphs
     settings = replace(settings, compile=True, output=folder / "compiled")
     trained(replace(settings, max_rounds=4), world, folder / "compiled")
-    # One of the whole network, another of the sub-network.
-    assert len(graphs) == 2
+    assert len(graphs) == networks
     compiled = trained(replace(settings, resume=True), world, folder / "compiled")
-    assert (compiled.progress.round, len(graphs)) == (5, 2)
+    assert (compiled.progress.round, len(graphs)) == (5, networks)
     torch.testing.assert_close(
         compiled.method.subnet.parameters_flat, plain.method.subnet.parameters_flat, rtol=1e-5, atol=1e-5
     )
+    assert compiled.progress.bytes_sent == plain.progress.bytes_sent
