@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,14 @@ class Difference:
         loss: of any round's training loss.
         relative_loss: of the mean training loss, relative to the first run's.
         evaluated: of any evaluation's loss.
-        parameters: of any parameter of the exported models.
+        models: of the exported models, as the norm of what they differ by, relative to the norm of the first: a few
+            numbers may differ by much, where rounding decides on which side of zero a unit falls.
     """
 
     loss: float
     relative_loss: float
     evaluated: float
-    parameters: float
+    models: float
 
 
 def compare(one: Path, other: Path) -> Difference:
@@ -43,7 +45,7 @@ def compare(one: Path, other: Path) -> Difference:
         loss=largest(losses, other_losses),
         relative_loss=abs(other_mean - mean) / abs(mean),
         evaluated=largest(evaluated, other_evaluated),
-        parameters=largest_of_models(one, other),
+        models=largest_of_models(one, other),
     )
 
 
@@ -71,22 +73,27 @@ def largest(one: list[float], other: list[float]) -> float:
 
 
 def largest_of_models(one: Path, other: Path) -> float:
-    """Return the largest difference of any parameter of two runs' exported models.
+    """Return the largest difference of two runs' exported models, of which an ensemble has several.
 
     Raises:
         FailedError: they are not of the same names and shapes.
     """
     models = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
-    found = 0.0
-    for name in models:
-        mine, theirs = read_model(one / name), read_model(other / name)
-        if {key: len(values) for key, values in mine.items()} != {key: len(v) for key, v in theirs.items()}:
-            raise FailedError(f"{name} of one run has other parameters than that of the other")
-        for key, values in mine.items():
-            found = max(found, max(abs(a - b) for a, b in zip(values, theirs[key], strict=True)))
     if not models:
         raise FailedError(f"there is no exported model in {one.name}")
-    return found
+    return max(difference(read_model(one / name), read_model(other / name)) for name in models)
+
+
+def difference(mine: Mapping[str, array[float]], theirs: Mapping[str, array[float]]) -> float:
+    """Return the norm of what two models differ by, relative to the norm of the first.
+
+    Raises:
+        FailedError: they are not of the same names and shapes.
+    """
+    if {name: len(values) for name, values in mine.items()} != {name: len(values) for name, values in theirs.items()}:
+        raise FailedError("the exported models are of different parameters")
+    apart = sum((a - b) ** 2 for name, values in mine.items() for a, b in zip(values, theirs[name], strict=True))
+    return math.sqrt(apart / sum(a * a for values in mine.values() for a in values))
 
 
 def read_model(path: Path) -> dict[str, array[float]]:

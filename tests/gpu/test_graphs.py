@@ -7,17 +7,14 @@ from gpu_check import training
 from gpu_check.check import Check, lines
 from gpu_check.comparing import compare
 
-ROUND = 4 * 32 * 2
+ROUND = 2 * training.LOCAL_ITERATIONS * training.BATCH
 """Images of a round of two ranks."""
-
-IMAGES = 1437
-"""Of digits' training set."""
 
 # Two rounds of warm-up and three of ResIST, the last one shorter; evaluated after each.
 FLAGS = training.flags(
     device="cuda",
-    warmup_epochs=2 * ROUND / IMAGES,
-    epochs=4.5 * ROUND / IMAGES,
+    warmup_epochs=2 * ROUND / training.IMAGES,
+    epochs=4.5 * ROUND / training.IMAGES,
     evaluate_every=1,
     momentum="keep",
     optim__clip_norm=1.0,
@@ -41,11 +38,11 @@ def test_a_graph_trains_as_single_kernels_do(check: Check) -> None:
     # For the warm-up, for ResIST, and where it was resumed.
     assert prepared(graph) == [0, 2, 4]
     apart = compare(plain, graph)
-    assert max(apart.loss, apart.evaluated, apart.parameters) <= training.MODEL
+    assert max(apart.loss, apart.evaluated, apart.models) <= training.MODEL
 
 
 def test_a_compiled_network_can_be_captured(check: Check) -> None:
     if not (check.machine.compiler and check.machine.headers):
         pytest.skip("--compile needs a C compiler and Python.h")
     apart = compare(trained(check, "plain"), trained(check, "both", "--cuda_graphs=true", "--compile=true"))
-    assert max(apart.loss, apart.evaluated, apart.parameters) <= training.MODEL
+    assert max(apart.loss, apart.evaluated, apart.models) <= training.MODEL

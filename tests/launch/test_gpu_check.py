@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -380,6 +381,15 @@ def test_a_training_that_fails_is_told_with_its_last_lines(check: Make) -> None:
     assert len(own.finding.faults) == len(training.METHODS) + 1
     assert "ended with status 2" in own.finding.faults[0]
     assert own.finding.tail == "no such flag"
+
+
+def test_models_are_compared_by_their_norms() -> None:
+    one, other = ({"w": array("f", [3.0, 4.0]), "b": array("f", [0.0])} for _ in range(2))
+    assert comparing.difference(one, other) == 0
+    other["b"][0] = 0.5
+    assert comparing.difference(one, other) == pytest.approx(0.1)
+    with pytest.raises(FailedError, match="different parameters"):
+        comparing.difference(one, {"w": one["w"]})
 
 
 def test_models_are_read_as_they_were_written(tmp_path: Path) -> None:
