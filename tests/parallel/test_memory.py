@@ -134,7 +134,7 @@ def train_and_evaluate(settings: Settings, world: World, folder: Path) -> Run:
     return run
 
 
-@pytest.mark.world_size(2)
+@pytest.mark.world_sizes(2, 4)
 def test_peak_memory_is_the_sub_networks(world: World, folder: Path) -> None:
     # Each of these buffers comes from the kernel by itself, so that the process grows by exactly what is used of them;
     # and they are large beside the 9 to 14 MB of activations, of the block that is lent, and of MPI's own buffers.

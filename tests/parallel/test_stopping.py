@@ -21,6 +21,8 @@ from resist_hvd.training.run import Run
 
 from . import tiny
 
+pytestmark = pytest.mark.world_sizes(1, 2, 4)
+
 ROUNDS = 4
 
 

@@ -15,7 +15,7 @@ from resist_hvd.comm.lifeline import Line, Meeting
 from resist_hvd.comm.watchdog import Watchdog, watched
 from resist_hvd.comm.world import World
 
-pytestmark = pytest.mark.world_sizes(1, 2, 4)
+pytestmark = pytest.mark.world_sizes(1, 4)
 
 LIMIT = 1.5
 
