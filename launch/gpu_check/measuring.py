@@ -41,13 +41,23 @@ class Row:
     needs_compiler: bool = False
 
 
-RESNET50 = ("--recipe=imagenet-resnet50", *LARGE, "--precision=bf16")
-RESNET101 = ("--recipe=cifar10-resnet101", *SMALL, "--precision=bf16")
+def row(network: str, *, compiled: bool = False, graphs: bool = False) -> Row:
+    """Return a network's row, compiled or not, launched kernel by kernel or as CUDA graphs."""
+    recipe, images = {
+        "ResNet-50, 224 px": ("imagenet-resnet50", LARGE),
+        "ResNet-101, 32 px": ("cifar10-resnet101", SMALL),
+    }[network]
+    manner = (f"--compile={str(compiled).lower()}", f"--cuda_graphs={str(graphs).lower()}", "--precision=bf16")
+    title = ", ".join([network, "bf16", *(["compiled"] if compiled else []), *(["CUDA graphs"] if graphs else [])])
+    return Row(title, (f"--recipe={recipe}", *images, *manner), needs_compiler=compiled)
+
+
 ROWS = (
-    Row("ResNet-50, 224 px, bf16", (*RESNET50, "--compile=false")),
-    Row("ResNet-50, 224 px, bf16, compiled", (*RESNET50, "--compile=true"), needs_compiler=True),
-    Row("ResNet-101, 32 px, bf16", (*RESNET101, "--cuda_graphs=false")),
-    Row("ResNet-101, 32 px, bf16, CUDA graphs", (*RESNET101, "--cuda_graphs=true")),
+    row("ResNet-50, 224 px"),
+    row("ResNet-50, 224 px", compiled=True),
+    row("ResNet-50, 224 px", compiled=True, graphs=True),
+    row("ResNet-101, 32 px"),
+    row("ResNet-101, 32 px", graphs=True),
 )
 
 
@@ -56,11 +66,11 @@ def throughput(check: Check) -> None:
     machine, finding = check.machine, check.finding
     if not machine.gpus:
         raise SkippedError("no GPU")
-    for number, row in enumerate(ROWS):
-        if row.needs_compiler and not (machine.compiler and machine.headers):
-            finding.lines.append(f"{row.title}: skipped, no C compiler or no Python.h")
+    for number, timed in enumerate(ROWS):
+        if timed.needs_compiler and not (machine.compiler and machine.headers):
+            finding.lines.append(f"{timed.title}: skipped, no C compiler or no Python.h")
             continue
-        note_faults(check, f"{row.title}: ", time_steps, check, row, f"step-{number}")
+        note_faults(check, f"{timed.title}: ", time_steps, check, timed, f"step-{number}")
     if machine.dali:
         note_faults(check, "loader: ", time_loader, check)
     else:
@@ -68,15 +78,15 @@ def throughput(check: Check) -> None:
     note_faults(check, "", judge_aim, check)
 
 
-def time_steps(check: Check, row: Row, name: str) -> None:
+def time_steps(check: Check, timed: Row, name: str) -> None:
     """Time a network's training steps, and note images a second."""
     file = check.folder / f"{name}.json"
-    check.do(name, "resist_hvd.bench", "step", *row.flags, f"--json={file}")
+    check.do(name, "resist_hvd.bench", "step", *timed.flags, f"--json={file}")
     found = read(file)
     rates = found["images_a_second"]
-    check.finding.figures[row.title] = {"images_a_second": rates, "ratio": found["ratio"]}
+    check.finding.figures[timed.title] = {"images_a_second": rates, "ratio": found["ratio"]}
     check.finding.lines.append(
-        f"{row.title}: {rates[OURS]:,.0f} images/s, a bare loop {rates[BARE]:,.0f}; {found['ratio']:.3f} of its time"
+        f"{timed.title}: {rates[OURS]:,.0f} images/s, a bare loop {rates[BARE]:,.0f}; {found['ratio']:.3f} of its time"
     )
 
 
@@ -87,9 +97,9 @@ def judge_aim(check: Check) -> None:
         FailedError: it is slower.
     """
     reached = [
-        check.finding.figures[row.title]["images_a_second"][OURS]
-        for row in ROWS
-        if row.title.startswith("ResNet-50") and row.title in check.finding.figures
+        check.finding.figures[timed.title]["images_a_second"][OURS]
+        for timed in ROWS
+        if timed.title.startswith("ResNet-50") and timed.title in check.finding.figures
     ]
     if not reached:
         return

@@ -47,6 +47,7 @@ TINY: dict[str, object] = {
     # Blocks that began as the identity would still be much alike: one that is taken for another might not be noticed.
     "model.zero_init_residual": "false",
     "min_blocks": 3,
+    "precision": "fp32",
     # Few steps at a low rate: what rounding does to a loss grows with each, to 0.02 in twelve at a rate of 0.05.
     "local_iterations": LOCAL_ITERATIONS,
     "epochs": 20,
