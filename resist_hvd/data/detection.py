@@ -269,7 +269,8 @@ class _Half:
         self.images = images
         self._decoder = decoder
         self._targets = Targets.of(images, size=size, places=places).to(device)
-        self._device = device
+        # One for all passes over the images: memory that was used in one stream serves no other.
+        self._beside = making_stream(device)
 
     def batches(self, choices: Iterator[NDArray[np.int64]]) -> Iterator[DetectionBatch]:
         """Yield a batch for each choice of images; the decoder asks for choices ahead of time."""
@@ -280,7 +281,7 @@ class _Half:
                 asked.append(chosen)
                 yield chosen
 
-        for images in made_beside(self._decoder.batches(self.images.paths, noted()), making_stream(self._device)):
+        for images in made_beside(self._decoder.batches(self.images.paths, noted()), self._beside):
             yield DetectionBatch(images=images, targets=self._targets.of_images(asked.pop(0)))
 
 

@@ -137,7 +137,7 @@ class StreamedSource(DataSource):
         self.remarks = images.remarks
         self._train, self._test = train, test
         self.extra_tests = tuple(self._extra_test(name, index) for name, index in images.extra.items())
-        self._loader, self._broken, self._shard, self._device = loader, broken, shard, device
+        self._loader, self._broken, self._shard = loader, broken, shard
         self.loader_name = loader.name
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
         plan = TrainingPlan(
@@ -148,6 +148,8 @@ class StreamedSource(DataSource):
             may_mirror=settings.flip is not False,
         )
         self._stream = LoaderStream(train, loader, plan, making_stream(device))
+        # One for all evaluations: memory that was used in one stream serves no other.
+        self._beside = making_stream(device)
 
     def train(self) -> LoaderStream:
         """This worker's training stream."""
@@ -169,7 +171,7 @@ class StreamedSource(DataSource):
         shard = shard or self._shard
         # Every size-th image: they are sorted by class, and so each share has some of all classes.
         batches = self._loader.test(index, images[shard.rank :: shard.size])
-        return made_beside(batches, making_stream(self._device))
+        return made_beside(batches, self._beside)
 
     def broken_files(self) -> dict[str, str]:
         """Faults of the files that this worker passed over, by their paths."""

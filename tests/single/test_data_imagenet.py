@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from resist_hvd.data import Batch, DataSettings, DataSource, Shard, load
+from resist_hvd.data import Batch, DataSettings, DataSource, Shard, imagenet, load
 from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.imagenet import MEAN, STD
+from resist_hvd.data.side_stream import making_stream
 from resist_hvd.data.torchvision_loader import PlainBatches, Recipe, as_tensor
 from resist_hvd.errors import UserError
 
@@ -99,6 +100,18 @@ def test_what_a_source_says_of_itself(sound: Path, loader: str, opened: Open) ->
     assert (spec.channels, spec.image_size) == (3, photographs.SIZE)
     assert spec.mean == pytest.approx((123.675, 116.28, 103.53))
     assert source.loader_name == {"dali": "DALI", "torchvision": "torchvision"}[loader]
+
+
+def test_all_evaluations_are_made_in_one_stream(sound: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU memory belongs to the stream that it was used in: each evaluation's own would be lost to the next."""
+    made = mock.Mock(side_effect=making_stream)
+    monkeypatch.setattr(imagenet, "making_stream", made)
+    source = opened(sound, "torchvision")
+    drawn(source, 1)
+    for _ in range(2):
+        assert sum(len(labels) for _, labels in source.test()) == VAL_IMAGES
+        assert len(list(source.calibration())) > 0
+    assert made.mock_calls == [mock.call(CPU)] * 2, "one for training, in a thread of its own, and one for the rest"
 
 
 @pytest.mark.parametrize(("image_type", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resist_hvd.data import Shard
+from resist_hvd.data import Shard, detection
 from resist_hvd.data.detection import NO_OBJECT, DetectionBatch, DetectionSettings, DetectionSource, Targets
+from resist_hvd.data.side_stream import making_stream
 from resist_hvd.data.voc import CLASSES, AnnotatedImages, parse_annotation, read_annotation, read_lists
 from resist_hvd.errors import UserError
 
@@ -557,3 +559,13 @@ def test_both_loaders_make_the_same_batches_of_photographs(real: Devkit) -> None
         assert difference.max() < 0.25
         assert difference.quantile(0.999) < 0.08 if difference.numel() < 2**24 else True
         assert ours.targets.boxes[:, 0].tolist() == [[0, 0, 448, 448]] * len(ours.images)
+
+
+def test_all_evaluations_are_made_in_one_stream(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU memory belongs to the stream that it was used in: each evaluation's own would be lost to the next."""
+    made = mock.Mock(side_effect=making_stream)
+    monkeypatch.setattr(detection, "making_stream", made)
+    with load(devkit) as source:
+        next(source.train())
+        assert len(list(source.test())) == len(list(source.test())) > 0
+    assert made.mock_calls == [mock.call(CPU)] * 2, "one for training, and one for testing"
