@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSource
+from resist_hvd.training.capturing import capture_stream, capturing
 
 
 class BareLoop:
@@ -90,15 +91,15 @@ class GraphedLoop(BareLoop):
 
     def _capture(self, images: Tensor, labels: Tensor) -> torch.cuda.CUDAGraph:
         self._static = static_images, static_labels = images.clone(), labels.clone()
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        # On one stream, which autograd's nodes remember; what a loader's threads allocate meanwhile breaks no capture.
+        training, beside = torch.cuda.current_stream(self._device), capture_stream(self._device)
+        beside.wait_stream(training)
+        # On one stream, which autograd's nodes remember.
         with torch.cuda.stream(beside):
             for _ in range(self.WARM_UP):
                 self._train_on(static_images, static_labels)
-        torch.cuda.current_stream().wait_stream(beside)
+        training.wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
+        with capturing(self._graph, beside):
             self._train_on(static_images, static_labels)
         return self._graph

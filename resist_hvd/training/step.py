@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.training.capturing import capture_stream, capturing
 from resist_hvd.training.optim import FlatSGD
 from resist_hvd.training.run import Run
 
@@ -127,15 +128,14 @@ class GraphStep(StaticStep):
         Raises:
             UserError: CUDA refuses the capture.
         """
-        training, stream = torch.cuda.current_stream(images.device), torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        training, stream = torch.cuda.current_stream(images.device), capture_stream(images.device)
         stream.wait_stream(training)
         with torch.cuda.stream(stream):
             super().prepare(images, labels)
         training.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Threads of the loader and of Horovod go on: what they allocate meanwhile is to break no capture.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with capturing(graph, stream):
                 self._make()
         except RuntimeError as error:
             raise UserError(
