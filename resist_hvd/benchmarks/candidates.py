@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks import rivals
-from resist_hvd.comm.devices import DeviceName
+from resist_hvd.comm.devices import DeviceName, finish
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
 from resist_hvd.data.settings import DataSettings
@@ -118,11 +118,11 @@ class Ours(Candidate):
         world, method = self._run.world, self._run.method
         waited = world.stopwatch.seconds["trunk"]
         self._local.train(self._settings.local_iterations)
-        finish(world)
+        finish(world.device)
         waited = world.stopwatch.seconds["trunk"] - waited
         began = perf_counter()
         method.synchronise(world.broadcast_seed(derive(self._settings.seed, "round", self._rounds)))
-        finish(world)
+        finish(world.device)
         return waited + perf_counter() - began
 
     @property
@@ -168,7 +168,7 @@ class Theirs(Candidate):
             began = perf_counter()
             for _ in range(steps):
                 rivals.train_step(self._network, optimizer, self._batches, rate=0.0)
-            finish(self._world)
+            finish(self._world.device)
             seconds.append((perf_counter() - began) / steps)
         self._network.zero_grad()
         self._batches.load_state(state)
@@ -182,7 +182,7 @@ class Theirs(Candidate):
             done, step = self._samples / self._length, self._batch / self._length
             self._rival.step(self._batches, learning_rate(self._settings.optim, done, step=step))
             self._samples += self._batch
-        finish(self._world)
+        finish(self._world.device)
         return max(0.0, perf_counter() - began - steps * self._arithmetic)
 
     @property
@@ -227,9 +227,3 @@ def copy_parameters(origin: torch.nn.Module, target: torch.nn.Module) -> None:
     with torch.no_grad():
         for there, here in zip(target.parameters(), origin.parameters(), strict=True):
             there.copy_(here)
-
-
-def finish(world: World) -> None:
-    """Wait until the device has done what it was given."""
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)

@@ -17,7 +17,7 @@ from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.table import paired_ratio, show
-from resist_hvd.comm.devices import DeviceName
+from resist_hvd.comm.devices import DeviceName, finish
 from resist_hvd.comm.world import World
 from resist_hvd.config import Precision, Settings
 from resist_hvd.data.settings import DataSettings
@@ -208,6 +208,5 @@ def time_steps(step: Callable[[], Any], steps: int, world: World) -> float:
     began = perf_counter()
     for _ in range(steps):
         step()
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+    finish(world.device)
     return (perf_counter() - began) / steps

@@ -10,7 +10,7 @@ import torch
 
 from resist_hvd.benchmarks.table import paired_ratio, show
 from resist_hvd.comm.baseline import allreduce_by_mpi
-from resist_hvd.comm.devices import DeviceName
+from resist_hvd.comm.devices import DeviceName, finish
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
@@ -78,6 +78,5 @@ def slowest(world: World, action: Callable[[], None]) -> float:
     world.barrier()
     began = perf_counter()
     action()
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+    finish(world.device)
     return float(world.gather([perf_counter() - began]).max())

@@ -106,6 +106,15 @@ def record_event() -> torch.cuda.Event:
     return event
 
 
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what this process's current stream was given.
+
+    Not for the device as a whole: a loader's streams, which make batches for later, would be waited for, too.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def check_alike(choices: Sequence[Choice]) -> None:
     """Check that all ranks compute on GPUs, or none does.
 

@@ -7,6 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.devices import finish
 from resist_hvd.comm.signals import name_of
 from resist_hvd.data.source import TrainStream
 from resist_hvd.errors import Stopped
@@ -125,8 +126,7 @@ class Clock:
 
     def lap(self) -> float:
         """Return the seconds since the last lap."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        finish(self._device)
         last, self._last = self._last, perf_counter()
         return self._last - last
 

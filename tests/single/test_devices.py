@@ -3,12 +3,21 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 from resist_hvd.comm import devices
-from resist_hvd.comm.devices import Choice, averages_on_gpus, check_alike, choose_device, gpu_is_present, shares_gpus
+from resist_hvd.comm.devices import (
+    Choice,
+    averages_on_gpus,
+    check_alike,
+    choose_device,
+    finish,
+    gpu_is_present,
+    shares_gpus,
+)
 from resist_hvd.errors import UserError
 
 
@@ -112,3 +121,16 @@ def test_a_gpu_is_known_by_its_own_number(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="GPU-7"))
     assert devices.gpu_identity(torch.device("cuda", 0)) == "GPU-7"
     assert devices.gpu_identity(torch.device("cpu")) == ""
+
+
+def test_only_the_streams_own_work_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what the device does besides, as decoding images for later."""
+    streams, everything = mock.Mock(), mock.Mock()
+    monkeypatch.setattr(torch.cuda, "current_stream", streams)
+    monkeypatch.setattr(torch.cuda, "synchronize", everything)
+    finish(torch.device("cpu"))
+    assert not streams.mock_calls
+    gpu = torch.device("cuda", 1)
+    finish(gpu)
+    assert streams.mock_calls == [mock.call(gpu), mock.call().synchronize()]
+    assert not everything.mock_calls
