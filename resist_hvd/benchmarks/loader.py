@@ -16,7 +16,7 @@ import torch
 
 from resist_hvd import data
 from resist_hvd.benchmarks.table import paired_ratio, show_rates
-from resist_hvd.comm.devices import DeviceName
+from resist_hvd.comm.devices import DeviceName, record_event
 from resist_hvd.comm.world import World
 from resist_hvd.config import Precision, Settings
 from resist_hvd.data.baseline import bare_dali, torchvision_loader
@@ -27,6 +27,7 @@ from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
 from resist_hvd.models import ModelSettings
 from resist_hvd.seeds import derive
+from resist_hvd.stopwatch import Stopwatch
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
@@ -34,6 +35,9 @@ from resist_hvd.training.run import Run, method_setup
 from resist_hvd.units import counted
 
 OURS, DALI, TORCHVISION = "this loader", "bare DALI, the same operators", "torchvision's DataLoader"
+
+STEPS_A_BATCH_READY = 8
+"""Steps that are timed on a GPU for each batch that its loader may have ready: those are few of them then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ class LoaderSettings:
     """How often each is measured, in turn."""
 
     steps: int = 4
-    """Training steps that are timed with the loader beside them; 0 leaves them out."""
+    """Training steps that are timed with the loader beside them, on a GPU at least eight for each batch that the loader
+    may have ready; 0 leaves them out."""
 
     min_blocks: int = 5
     """m, the fewest blocks of the sub-network that these steps train."""
@@ -94,6 +99,10 @@ class LoaderSettings:
     def ready(self) -> int:
         """Batches that the loader has made before they are asked for, and the one that it is at."""
         return self.data.prefetch + 1
+
+    def timed_steps(self, device: torch.device) -> int:
+        """Return how many steps are timed on a device: so many that few of them take what was ready before."""
+        return max(self.steps, STEPS_A_BATCH_READY * self.ready) if device.type == "cuda" else self.steps
 
     @property
     def training(self) -> Settings:
@@ -178,6 +187,8 @@ def opened(own: DataSettings, settings: LoaderSettings, world: World, listed: Li
         source = data.load(own, shard=shard, seed=settings.seed, device=world.device, share=listed)
     with source:
         yield source
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()  # of batches that were made this way: the next one has streams, and memory, of its own
 
 
 def measured(
@@ -255,16 +266,17 @@ def images_a_second(
     """Return the images that a loader decodes a second once none of those from before are left.
 
     What it has made in advance is drawn first, untimed. Afterwards it is left alone until it has again what it may
-    have, so that it does not work on while another one is measured.
+    have, so that it does not work on while another one is measured. On a GPU it is timed from the point at which the
+    last batch of those drawn first is made to that at which the last of all is: no batch that is under way before or
+    afterwards counts.
     """
     for _ in range(in_advance(own)):
         next(batches)
-    began = perf_counter()
-    for _ in range(count):
-        next(batches)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elapsed = perf_counter() - began
+    watch = Stopwatch(record_event if device.type == "cuda" else None)
+    with watch.measure("batches"):
+        for _ in range(count):
+            next(batches)
+    elapsed = watch.seconds["batches"]
     time.sleep(settle)
     return count * own.batch_size / elapsed
 
@@ -273,20 +285,23 @@ def training_beside(settings: LoaderSettings, world: World, source: data.DataSou
     """Return in a sentence how fast training steps go with the loader beside them, and how long they wait for it.
 
     They follow one another as in training: a GPU is waited for once, at the end. Before them come as many as take what
-    the loader has ready, so that it must keep up.
+    the loader has ready, so that it must keep up. While a GPU is waited for, at their end, the loader makes as many
+    again: so there many more steps are timed.
     """
+    steps = settings.timed_steps(world.device)
     training, ready = with_precision(settings.training, world), settings.ready
+    training = replace(training, local_iterations=max(ready, steps))
     method = registry.make("resist", method_setup(training, source, world), seed=derive(settings.seed, "round", 0))
     local = LocalTraining(Run(training, world, source, method, Path()))
     local.train(ready)
     local.clock.lap()
     before = world.stopwatch.seconds["data"]
-    local.train(settings.steps)
+    local.train(steps)
     elapsed = local.clock.lap()
     share = 100 * (world.stopwatch.seconds["data"] - before) / elapsed
-    rate, step = settings.steps * settings.data.batch_size / elapsed, 1e3 * elapsed / settings.steps
+    rate, step = steps * settings.data.batch_size / elapsed, 1e3 * elapsed / steps
     parameters = f"{method.subnet.parameters_flat.numel():,} parameters ({training.precision})"
     return (
         f" Beside training {parameters}: {rate:.1f} images/s, a step of {step:.0f} ms "
-        f"(mean of {settings.steps}), of which {share:.2f} % wait for data."
+        f"(mean of {steps}), of which {share:.2f} % wait for data."
     )
