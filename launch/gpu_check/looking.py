@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from gpu_check.check import Check
 from gpu_check.machine import Machine
 from gpu_check.verdicts import FailedError, SkippedError
@@ -25,7 +28,7 @@ def facts(check: Check) -> None:
         memory = f"{gpu.memory / 2**30:.0f} GiB"
         finding.lines.append(f"{gpu.name}, {memory}, compute capability {gpu.capability}, {gpu.uuid}")
     engines = f"{machine.jpeg_engines} x {machine.jpeg_cores} cores" if machine.jpeg_engines > 0 else "none"
-    if machine.jpeg_engines < 0:
+    if machine.gpus and machine.jpeg_engines < 0:
         engines = "unknown, without nvJPEG"
     finding.lines.append(
         f"Python {machine.python}, DALI {machine.dali or 'not installed'}, pytest {machine.pytest or 'not installed'}, "
@@ -42,9 +45,9 @@ def faults(machine: Machine) -> list[str]:
     if not machine.gpus:
         return found
     for gpu in machine.gpus:
-        wanted = f"sm_{gpu.capability.replace('.', '')}"
-        if machine.architectures and wanted not in machine.architectures:
-            found.append(f"PyTorch is built for {', '.join(machine.architectures)}, not for {wanted} ({gpu.name})")
+        if machine.architectures and not is_built_for(gpu.capability, machine.architectures):
+            built = ", ".join(machine.architectures)
+            found.append(f"PyTorch is built for {built}, not for compute capability {gpu.capability} ({gpu.name})")
     oldest = OLDEST_DRIVER.get(machine.cuda.partition(".")[0], 0)
     major = machine.driver.partition(".")[0]
     if major.isdecimal() and int(major) < oldest:
@@ -54,6 +57,18 @@ def faults(machine: Machine) -> list[str]:
     if "libcuda.so.1" not in machine.libcuda:
         found.append("libcuda.so.1 cannot be loaded")
     return found
+
+
+def is_built_for(capability: str, architectures: Sequence[str]) -> bool:
+    """Return whether programs of these architectures run on a GPU.
+
+    Machine code (sm_80) runs on later GPUs of its major version, intermediate code (compute_80) on all later ones.
+    """
+    own = int(capability.replace(".", ""))
+    for kind, digits in re.findall(r"(sm|compute)_(\d+)", " ".join(architectures)):
+        if int(digits) <= own and (kind == "compute" or int(digits) // 10 == own // 10):
+            return True
+    return False
 
 
 def horovod(check: Check) -> None:

@@ -269,8 +269,23 @@ def test_what_stands_in_the_way_is_named() -> None:
         SOUND, driver="535.54", architectures=("sm_80",), horovod_nccl=False, libcuda=(), unusable="cannot be used"
     )
     said = "\n".join(looking.faults(wrong))
-    for fact in ("cannot be used", "535.54", "580", "sm_90", "--cuda yes", "libcuda.so.1"):
+    for fact in ("cannot be used", "535.54", "580", "capability 9.0", "--cuda yes", "libcuda.so.1"):
         assert fact in said
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs_there"),
+    [
+        ("9.0", ["sm_80", "sm_90"], True),
+        ("8.9", ["sm_86", "sm_90"], True),
+        ("8.0", ["sm_86"], False),
+        ("9.0", ["sm_80"], False),
+        ("12.0", ["sm_90", "compute_90"], True),
+        ("7.5", ["sm_80", "compute_80"], False),
+    ],
+)
+def test_what_runs_on_a_gpu(capability: str, architectures: list[str], runs_there: bool) -> None:
+    assert looking.is_built_for(capability, architectures) is runs_there
 
 
 def test_nccl_shares_a_gpu_from_2_30_on() -> None:
