@@ -92,16 +92,16 @@ def ranks(check: Check) -> None:
     if check.ranks < 2:
         raise SkippedError("it needs two ranks")
     worlds = [(2, "nccl"), (2, "host"), *((check.ranks, way) for way in WAYS)] if machine.gpus else [(2, "host")]
-    for count, way in dict.fromkeys(worlds):
-        lack = machine.why_no_nccl(count) if way == "nccl" else ""
-        if lack:
-            finding.lines.append(f"{count} ranks, {way}: skipped, {lack}")
-            continue
-        try:
-            travel(check, count, way)
-        except FailedError as failure:
-            finding.faults.append(f"{count} ranks, {way}: {failure}")
-            finding.tail = finding.tail or failure.tail
+    with check.at_once(check.ranks) as pool:
+        gone = {world: pool.submit(travel, check, *world) for world in dict.fromkeys(worlds)}
+        for (count, way), future in gone.items():
+            try:
+                finding.lines.append(f"{count} ranks, {way}: {future.result()}")
+            except SkippedError as skipped:
+                finding.lines.append(f"{count} ranks, {way}: skipped, {skipped}")
+            except FailedError as failure:
+                finding.faults.append(f"{count} ranks, {way}: {failure}")
+                finding.tail = finding.tail or failure.tail
     measured = [found for found in finding.figures.values() if "worst" in found]
     if measured:
         worst = max(found["worst"] for found in measured)
@@ -110,25 +110,24 @@ def ranks(check: Check) -> None:
         finding.words.append("no GPU: on CPUs alone")
 
 
-def travel(check: Check, count: int, way: str) -> None:
-    """Move tensors between some ranks on one way, and note what was found.
+def travel(check: Check, count: int, way: str) -> str:
+    """Move tensors between some ranks on one way, note what was found, and return it in words.
 
     Raises:
+        SkippedError: NCCL cannot do it here.
         FailedError: they arrived otherwise than they must, or went another way.
     """
     machine, name = check.machine, f"{count}-{way}"
+    if way == "nccl" and (lack := machine.why_no_nccl(count)):
+        raise SkippedError(lack)
     own = ("--way", way, "--device", machine.device, "--gpus", str(len(machine.gpus) or 1))
     found = check.ask(name, "transport", *own, ranks=count, variables=machine.sharing(count))
     check.finding.figures[name] = found
     by = "NCCL" if found["by_nccl"] else "host memory" if machine.gpus else "MPI"
-    times = ", ".join(f"{int(numbers):,}: {ms} ms" for numbers, ms in found["milliseconds"].items())
-    check.finding.lines.append(
-        f"{count} ranks, {way}: by {by}, {len(found['gpus'])} GPUs, {found['worst']:.1e} off; {times}"
-        if machine.gpus
-        else f"{count} ranks by MPI: {found['worst']:.1e} off; {times}"
-    )
-    expected = way in ("nccl", "bound") and not machine.why_no_nccl(count)
-    if found["by_nccl"] != expected:
+    if found["by_nccl"] != (way in ("nccl", "bound") and not machine.why_no_nccl(count)):
         raise FailedError(f"averages went by {by}")
     if not found["worst"] <= EXACT_ENOUGH:
         raise FailedError(f"what arrived is {found['worst']:.1e} off, {EXACT_ENOUGH:.0e} allowed")
+    times = ", ".join(f"{int(numbers):,}: {ms} ms" for numbers, ms in found["milliseconds"].items())
+    on = f", {len(found['gpus'])} GPUs" if machine.gpus else ""
+    return f"by {by}{on}, {found['worst']:.1e} off; {times}"

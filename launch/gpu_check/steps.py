@@ -43,11 +43,11 @@ class Step:
 STEPS = (
     Step(1, "facts", "driver, CUDA, GPUs, NCCL, JPEG engines, compiler, cores", 30, looking.facts),
     Step(2, "horovod", "Horovod averages GPU memory rightly, on one rank", 60, looking.horovod),
-    Step(3, "ranks", "averages and exchanges among ranks, on every way", 120, looking.ranks),
+    Step(3, "ranks", "averages and exchanges among ranks, on every way", 90, looking.ranks),
     Step(4, "training", "CPU and GPU train alike; one network in fp32 and bf16", 150, training.same),
     Step(5, "stop", "stopped and resumed; a rank killed", 90, training.stop),
     Step(6, "compile", "--compile: eager's losses, no recompilation", 180, training.compiled),
-    Step(7, "tests", "GPU tests: DALI's pixels, damaged files, memory; graphs; clocks", 150, suites.tests),
+    Step(7, "tests", "GPU tests: DALI's pixels, damaged files, memory; graphs; clocks", 240, suites.tests),
     Step(8, "throughput", "images/s of ResNet-50 and -101, of the loader", 300, measuring.throughput),
     Step(9, "synchronise", "a synchronisation of ResNet-101", 60, measuring.synchronise),
     Step(10, "demonstration", "the embedded demonstration, at least 95 %", 90, measuring.demonstration),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_check.check import Check
 from gpu_check.running import ROOT
+from gpu_check.training import note_faults
 from gpu_check.verdicts import FailedError, SkippedError
 
 TESTS = ROOT / "tests/gpu"
@@ -24,31 +24,32 @@ def tests(check: Check) -> None:
         raise SkippedError("no GPU")
     if not check.machine.dali:
         check.finding.words.append("DALI is not installed")
-    run(check, [file for file in sorted(TESTS.glob("test_*.py")) if file.stem not in ELSEWHERE])
-
-
-def run(check: Check, files: Sequence[Path]) -> None:
-    """Run test files and note what they came to.
-
-    Raises:
-        SkippedError: pytest or the files are missing, or every test was skipped.
-    """
     if not check.machine.pytest:
         raise SkippedError("pytest is not installed: launch/setup --dev")
-    if not files:
-        raise SkippedError(f"there are no such tests in {TESTS}")
-    report = check.folder / "tests.xml"
+    for file in sorted(TESTS.glob("test_*.py")):
+        if file.stem not in ELSEWHERE:
+            note_faults(check, f"{file.stem}: ", run, check, file)
+    ended = list(check.finding.figures.values())
+    passed, skipped = sum(found["passed"] for found in ended), sum(len(found["skipped"]) for found in ended)
+    check.finding.words.append(f"{passed} tests passed, {skipped} skipped")
+    if not passed and not check.finding.faults:
+        raise SkippedError("no test could be run")
+
+
+def run(check: Check, file: Path) -> None:
+    """Run a file of tests, and note what they came to.
+
+    Raises:
+        FailedError: a test failed.
+    """
+    report = check.folder / f"{file.stem}.xml"
     options = ("-p", "no:cacheprovider", "--color=no", "-q", f"--junitxml={report}")
-    ended = check.do("tests", "pytest", *options, *files, statuses=(0, PYTEST_FAILED))
+    ended = check.do(file.stem, "pytest", *options, file, statuses=(0, PYTEST_FAILED))
     passed, skipped, failed = read(report)
-    check.finding.figures.update(passed=passed, skipped=skipped, failed=failed)
-    check.finding.words.append(f"{passed} tests passed, {len(skipped)} skipped")
+    check.finding.figures[file.stem] = {"passed": passed, "skipped": skipped, "failed": failed}
     check.finding.lines += [f"skipped: {test}: {why}" for test, why in skipped.items()]
     if failed:
-        check.finding.tail = ended.tail
-        check.finding.faults += [f"{test}: {why}" for test, why in failed.items()]
-    elif not passed:
-        raise SkippedError("no test could be run")
+        raise FailedError("; ".join(f"{test}: {why}" for test, why in failed.items()), ended.tail)
 
 
 def read(report: Path) -> tuple[int, dict[str, str], dict[str, str]]:
