@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 from provision import environment, horovod_wheel, pack
-from provision.environment import LAUNCH, LOG_FOLDER, ROOT, VENV
+from provision.environment import LAUNCH, LOG_FOLDER, ROOT, STAMP_FILE, VENV
 from provision.installation import PATCH, Installation
 from provision.machine import release
 from provision.stamp import DEFAULT, Choice, Stamp, files_digest, read_stamp
 from provision.steps import Log, StepFailedError, Steps, exclusive
-
-STAMP_FILE = VENV / "resist-setup.json"
 
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
@@ -102,19 +100,26 @@ def main(arguments: list[str]) -> None:
         if flags.pack:
             pack.make_pack(flags.pack.absolute(), asked, flags.for_python, flags.for_torch)
             return
-        last = read_stamp(STAMP_FILE)
-        if last is not None and not _runs(last):
-            last = None
-        # Another Python on the PATH than last time is no reason to begin anew.
-        choice = asked.over(last.choice if last else DEFAULT)
-        this = environment.own_interpreter() if choice.offline else environment.base_interpreter()
-        python = last.python if last is not None and flags.python is None else f"{platform.python_version()} {this}"
+        remembered = read_stamp(STAMP_FILE)
+        last = remembered if remembered is not None and remembered.files and _runs(remembered) else None
+        choice = asked.over(remembered.choice if remembered else DEFAULT)
+        # Another Python on the PATH than last time is no reason to begin anew, or to look for PyTorch elsewhere.
+        known = remembered if choice.offline else last
+        if flags.python is not None or known is None or bool(known.choice.offline) != bool(choice.offline):
+            python = _this_python(offline=bool(choice.offline))
+        else:
+            python = known.python
         wanted = Stamp(_files_digest(), str(VENV), python, choice)
         # The flags that depend on the machine make it look again.
         looks_again = flags.mpi or flags.cuda or flags.cuda_arch is not None or flags.fresh
         if last == wanted and not looks_again and _in_order():
             print(f"{VENV} is complete: nothing to do")
         else:
+            if remembered is None:
+                STAMP_FILE.unlink(missing_ok=True)
+            else:
+                # What was chosen for the last installation that was finished outlasts one that fails.
+                remembered.unfinished().write(STAMP_FILE)
             install(wanted, keep_venv=last is not None and last.allows_adding(wanted) and not flags.fresh)
 
 
@@ -128,7 +133,6 @@ def install(wanted: Stamp, *, keep_venv: bool) -> None:
     Raises:
         SystemExit: a step failed, and a message has said how.
     """
-    STAMP_FILE.unlink(missing_ok=True)
     python = Path(wanted.python.partition(" ")[2])
     installation = Installation(wanted.choice, keep_venv=keep_venv, python=python)
     steps = Steps(total=6, log_folder=LOG_FOLDER)
@@ -160,6 +164,11 @@ def _files_digest() -> str:
     return files_digest(
         [*LAUNCH.glob("requirements*.txt"), PATCH, ROOT / "pyproject.toml", *Path(__file__).parent.glob("*.py")]
     )
+
+
+def _this_python(*, offline: bool) -> str:
+    python = environment.own_interpreter() if offline else environment.base_interpreter()
+    return f"{platform.python_version()} {python}"
 
 
 def _runs(stamp: Stamp) -> bool:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 VENV = ROOT / ".venv"
 LOG_FOLDER = VENV / "setup-logs"
+STAMP_FILE = VENV / "resist-setup.json"
 
 VENV_MEND = (
     "On Debian and Ubuntu the module is a package of its own: `apt-get install python3-venv`. Without root, put uv on "
@@ -74,7 +75,7 @@ def clear_venv() -> None:
     """
     if not VENV.exists():
         return
-    entries = [entry for entry in VENV.iterdir() if entry != LOG_FOLDER]
+    entries = [entry for entry in VENV.iterdir() if entry not in (LOG_FOLDER, STAMP_FILE)]
     if entries and not (VENV / "pyvenv.cfg").is_file():
         raise StepFailedError(f"{VENV} is not a virtual environment", mend="Move it away and run launch/setup again.")
     for entry in entries:

@@ -51,6 +51,10 @@ class Stamp:
     python: str
     choice: Choice
 
+    def unfinished(self) -> "Stamp":
+        """Return what stands in this stamp's place while an installation follows: its choice, for nothing to add to."""
+        return replace(self, files="")
+
     def allows_adding(self, wanted: "Stamp") -> bool:
         """Return whether the new installation can be made by adding to this one, rather than anew."""
         return self._foundation() == wanted._foundation()

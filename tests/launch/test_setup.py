@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import summary
+from provision import __main__ as setup
 from provision import environment, horovod_wheel, toolchain
 from provision.__main__ import parse_flags
 from provision.horovod_wheel import WheelKey
@@ -396,6 +398,38 @@ def test_another_python_or_mpi_needs_a_fresh_environment_and_other_packages_do_n
     assert stamp.allows_adding(dataclasses.replace(stamp, choice=dataclasses.replace(DEFAULT, dev=True)))
     assert not stamp.allows_adding(dataclasses.replace(stamp, python="3.12.1 /usr/bin/python3"))
     assert not stamp.allows_adding(dataclasses.replace(stamp, choice=dataclasses.replace(DEFAULT, mpi="system")))
+
+
+def test_what_was_chosen_outlasts_an_installation_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        """Stands in for an installation, notes what it was to be, and fails in its first step."""
+
+        made: ClassVar[list[tuple[Choice, bool, Path]]] = []
+
+        def __init__(self, choice: Choice, *, keep_venv: bool, python: Path) -> None:
+            self.made.append((choice, keep_venv, python))
+            self.environment = self.packages = self.horovod = self.project = self.check = self.tools
+
+        def tools(self, log: Log) -> str:
+            raise StepFailedError("the pack is gone", mend="Bring it back.")
+
+    for name in ("ROOT", "LOG_FOLDER"):
+        monkeypatch.setattr(setup, name, tmp_path)
+    monkeypatch.setattr(setup, "STAMP_FILE", tmp_path / "stamp")
+    monkeypatch.setattr(setup, "Installation", Failing)
+    monkeypatch.setattr(setup, "_runs", lambda stamp: True)
+    monkeypatch.setattr(setup, "_files_digest", lambda: "def")
+    chosen = dataclasses.replace(DEFAULT, offline="/the/pack", dev=True)
+    Stamp(files="abc", venv=str(environment.VENV), python="3.12.1 /the/python", choice=chosen).write(tmp_path / "stamp")
+    for flags in ([], ["--cuda", "no"], ["--dali"]):
+        with pytest.raises(SystemExit):
+            setup.main(flags)
+    python = Path("/the/python")
+    assert Failing.made == [
+        (chosen, True, python),
+        (dataclasses.replace(chosen, cuda="no"), False, python),
+        (dataclasses.replace(chosen, dali=True), False, python),
+    ]
 
 
 def test_a_digest_follows_names_and_contents(tmp_path: Path) -> None:
