@@ -290,7 +290,7 @@ class Summary(Record):
         bytes_sent: payload of training, summed over workers.
         parameters_global: of the whole network.
         parameters_worker: of one worker's.
-        peak_memory_bytes: each rank's.
+        peak_memory_bytes: each rank's: on a GPU what PyTorch had while it trained, else what the process had.
         broken_files: the fault of each image file that was passed over.
         extra_tests: the evaluation on each further test set by its name; None where there is no such set.
     """

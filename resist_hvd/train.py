@@ -8,13 +8,10 @@ if __name__ == "__main__":
     starting.begin()  # before PyTorch and all else that takes its time is imported
 
 import os
-import resource
 import shlex
 import sys
 import time
 from pathlib import Path
-
-import torch
 
 from resist_hvd import console, data, flags
 from resist_hvd.comm import failure, stacks
@@ -120,12 +117,14 @@ def train_in(folder: Path, claim: Claim | None, settings: Settings, world: World
             further: dict[str, Evaluation] = {}
             if source.extra_tests:
                 world.position = "evaluating on further test sets"
-                further = evaluate_on(source.extra_tests, run.method, source, world, run.autocast)
+                with run.memory.aside():
+                    further = evaluate_on(source.extra_tests, run.method, source, world, run.autocast)
                 for name, found in further.items():
                     journal.extra_test(extra_test(run, name, found))
             world.position = "exporting the model"
-            export(folder, run.method, source, world, run.autocast)
-            peaks = world.gather([peak_memory(world, graphs=settings.cuda_graphs)]).ravel()
+            with run.memory.aside():
+                export(folder, run.method, source, world, run.autocast)
+            peaks = world.gather([run.memory.peak]).ravel()
             broken = every_broken_file(source, world)
             summary = summary_of(run, [int(peak) for peak in peaks], broken, further)
             journal.summary(summary)
@@ -260,20 +259,6 @@ def passed_over(broken: dict[str, str]) -> str:
     """Return which image files were not used, and why, in a line each."""
     files = [f"  {path}: {fault}" for path, fault in sorted(broken.items())]
     return "\n".join([f"{counted(len(broken), 'image file')} passed over, being broken:", *files])
-
-
-def peak_memory(world: World, *, graphs: bool = False) -> int:
-    """Return the most memory this worker has had, in bytes: on a GPU PyTorch's, else the process's.
-
-    Args:
-        world: the workers.
-        graphs: whether CUDA graphs are used. What one works in stays its own between steps, but PyTorch counts it as
-            free then: so all that PyTorch has taken from the GPU counts.
-    """
-    if world.device.type == "cuda":
-        measure = torch.cuda.max_memory_reserved if graphs else torch.cuda.max_memory_allocated
-        return measure(world.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def train_round(run: Run, local: LocalTraining) -> Round:
 def evaluate_run(run: Run, journal: Journal) -> None:
     """Evaluate the global network as it stands, and note it."""
     run.world.position = f"round {run.progress.round}, evaluating"
-    with run.world.stopwatch.measure("evaluate"):
+    with run.world.stopwatch.measure("evaluate"), run.memory.aside():
         journal.evaluation(add_evaluation(run, evaluate(run.method, run.source, run.world, run.autocast)))
 
 
@@ -159,7 +159,7 @@ class LocalTraining:
             images, labels = next(self._batches)
         world.activity.detail = ""
         if not self._step.is_prepared:
-            prepare(self._step, images, labels, world)
+            prepare(self._step, images, labels, run)
         with world.stopwatch.measure("compute"):
             self.rate = learning_rate(optim, run.progress.samples / run.target, step=run.batch / run.target)
             loss = self._step(images, labels, self.rate)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from resist_hvd.data.source import DataSource
 from resist_hvd.methods.base import Method, Setup
 from resist_hvd.models import Architecture
 from resist_hvd.training.claim import Claim
+from resist_hvd.training.memory import TrainingMemory
 
 
 @dataclass
@@ -56,6 +58,11 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     claim: Claim | None = None
     stop_signal: int = 0
+
+    @cached_property
+    def memory(self) -> TrainingMemory:
+        """This worker's memory."""
+        return TrainingMemory(self.world.device, graphs=self.settings.cuda_graphs)
 
     @property
     def batch(self) -> int:

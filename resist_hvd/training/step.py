@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resist_hvd.comm.world import World
+from resist_hvd.comm.devices import finish
 from resist_hvd.errors import UserError
 from resist_hvd.training.capturing import capture_stream, capturing
 from resist_hvd.training.optim import FlatSGD
@@ -145,16 +145,18 @@ class GraphStep(StaticStep):
         self._make = graph.replay
 
 
-def prepare(step: Step, images: Tensor, labels: Tensor, world: World) -> None:
+def prepare(step: Step, images: Tensor, labels: Tensor, run: Run) -> None:
     """Prepare a step on all ranks together, so that afterwards none waits for another that still compiles.
 
     Raises:
         UserError: on every rank, where one could not.
     """
-    with world.stopwatch.measure("prepare"), world.agree("preparing the first step"):
+    world = run.world
+    with world.stopwatch.measure("prepare"), run.memory.aside(), world.agree("preparing the first step"):
         step.prepare(images, labels)
+        finish(world.device)
         if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
+            torch.cuda.empty_cache()  # of what algorithms were tried out in
     step.is_prepared = True
 
 

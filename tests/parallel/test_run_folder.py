@@ -10,11 +10,11 @@ import torch
 from resist_hvd.comm.world import World
 from resist_hvd.models.resnet import count_parameters
 from resist_hvd.records import EvaluationRecord, RoundRecord, Summary
-from resist_hvd.train import peak_memory
 from resist_hvd.training import loop
 from resist_hvd.training.account import summary_of
 from resist_hvd.training.journal import Journal
 from resist_hvd.training.loop import LocalTraining, train
+from resist_hvd.training.memory import TrainingMemory
 
 from . import tiny
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_has_every_block_once(world: World, folder: Path) -> None:
 
 def test_peak_memory_is_what_the_kernel_says(world: World) -> None:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    assert peak_memory(world) == pytest.approx(int(line.split()[1]) * 1024, rel=0.02)
+    assert TrainingMemory(world.device).peak == pytest.approx(int(line.split()[1]) * 1024, rel=0.02)
 
 
 def test_bf16_leaves_parameters_in_full_precision(world: World, folder: Path) -> None:
