@@ -92,7 +92,8 @@ def ranks(check: Check) -> None:
     if check.ranks < 2:
         raise SkippedError("it needs two ranks")
     worlds = [(2, "nccl"), (2, "host"), *((check.ranks, way) for way in WAYS)] if machine.gpus else [(2, "host")]
-    with check.at_once(check.ranks) as pool:
+    # Ranks that wait in NCCL keep a GPU busy, for which those of other worlds would have to wait.
+    with check.at_once(machine.cores if machine.shares_gpus(check.ranks) else check.ranks) as pool:
         gone = {world: pool.submit(travel, check, *world) for world in dict.fromkeys(worlds)}
         for (count, way), future in gone.items():
             try:

@@ -43,7 +43,7 @@ class Step:
 STEPS = (
     Step(1, "facts", "driver, CUDA, GPUs, NCCL, JPEG engines, compiler, cores", 30, looking.facts),
     Step(2, "horovod", "Horovod averages GPU memory rightly, on one rank", 60, looking.horovod),
-    Step(3, "ranks", "averages and exchanges among ranks, on every way", 90, looking.ranks),
+    Step(3, "ranks", "averages and exchanges among ranks, on every way", 120, looking.ranks),
     Step(4, "training", "CPU and GPU train alike; one network in fp32 and bf16", 150, training.same),
     Step(5, "stop", "stopped and resumed; a rank killed", 90, training.stop),
     Step(6, "compile", "--compile: eager's losses, no recompilation", 180, training.compiled),

@@ -63,8 +63,11 @@ def flags(**changes: object) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def variables(check: Check) -> dict[str, str]:
-    """Return what tiny runs find in their environment: float32 in full, and NCCL even where ranks share a GPU."""
+def with_nccl(check: Check) -> dict[str, str]:
+    """Return the environment of a tiny run that averages by NCCL even where ranks share a GPU.
+
+    Not all runs do: ranks that wait in NCCL keep the GPU busy, and it turns from one to the other.
+    """
     return {**TINY_RUN, **check.machine.sharing(check.ranks)}
 
 
@@ -94,7 +97,8 @@ def begin(check: Check, pool: ThreadPoolExecutor, method: str) -> Runs:
 def train_one(check: Check, method: str, device: str, precision: str) -> Path:
     """Train one method for some rounds and return the run's folder."""
     own = flags(method=method, device=device, precision=precision, max_rounds=ROUNDS, evaluate_every=1)
-    return check.train(f"{method}-{device}-{precision}", *own, ranks=check.ranks, variables=variables(check))
+    environment = with_nccl(check) if precision == "fp32" else TINY_RUN
+    return check.train(f"{method}-{device}-{precision}", *own, ranks=check.ranks, variables=environment)
 
 
 def judge(check: Check, method: str, runs: Runs) -> None:
@@ -135,9 +139,9 @@ def both_precisions(check: Check) -> dict[str, dict[str, float]]:
     device = check.machine.device
     learning = {"data__batch_size": 32, "local_iterations": 8, "optim__lr": 0.1, "optim__schedule": "cosine"}
     own = flags(device=device, epochs=8 * check.ranks, **learning)
-    run = check.train("to-evaluate", *own, ranks=check.ranks, variables=variables(check))
+    run = check.train("to-evaluate", *own, ranks=check.ranks, variables=TINY_RUN)
     asked = ("--run", run, "--device", device)
-    return check.ask("evaluate", "evaluate", *asked, ranks=check.ranks, variables=variables(check))
+    return check.ask("evaluate", "evaluate", *asked, ranks=check.ranks, variables=TINY_RUN)
 
 
 def judge_precisions(check: Check, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -181,15 +185,15 @@ def resume(check: Check) -> None:
     own = [*flags(device=check.machine.device, epochs=200, evaluate_every=0), "--checkpoint_every=0"]
     folder = check.folder / "stopped"
     running = check.start(
-        "stopped", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=variables(check)
+        "stopped", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=TINY_RUN
     )
     await_rounds(check, running, folder, 3)
     running.process.send_signal(signal.SIGUSR2)
     check.await_end(running, "the stopped run", statuses=[STOPPED])
     rounds = len(lines(folder / "rounds.jsonl"))
     more = f"--max_rounds={rounds + AFTER_RESUMING}"
-    check.train("stopped", *own, more, "--resume", ranks=check.ranks, variables=variables(check))
-    check.train("unstopped", *own, more, ranks=check.ranks, variables=variables(check))
+    check.train("stopped", *own, more, "--resume", ranks=check.ranks, variables=TINY_RUN)
+    check.train("unstopped", *own, more, ranks=check.ranks, variables=TINY_RUN)
     numbers = [line["round"] for line in lines(folder / "rounds.jsonl")]
     if numbers != list(range(rounds + AFTER_RESUMING)):
         raise FailedError(f"the rounds of the resumed run are {numbers}")
@@ -206,7 +210,7 @@ def kill(check: Check) -> None:
     own = [*flags(device=check.machine.device, epochs=100_000, evaluate_every=0), "--checkpoint_every=0"]
     folder = check.folder / "killed"
     running = check.start(
-        "killed", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=variables(check)
+        "killed", "resist_hvd.train", *own, "--output", folder, ranks=check.ranks, variables=with_nccl(check)
     )
     await_rounds(check, running, folder, 3)
     time.sleep(2.5)  # what ranks say of themselves is up to a second old
@@ -257,8 +261,8 @@ def compiled(check: Check) -> None:
     per_round = LOCAL_ITERATIONS * BATCH * check.ranks
     own = flags(device="cuda", warmup_epochs=2 * per_round / IMAGES, max_rounds=6, evaluate_every=1)
     with check.at_once(check.ranks) as pool:
-        eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=variables(check))
-        logging = {**variables(check), "TORCH_LOGS": "recompiles"}
+        eager = pool.submit(check.train, "eager", *own, ranks=check.ranks, variables=TINY_RUN)
+        logging = {**TINY_RUN, "TORCH_LOGS": "recompiles"}
         run = check.train("compiled", *own, "--compile=true", ranks=check.ranks, variables=logging)
         apart = compare(eager.result(), run)
     said = (check.folder / "compiled.log").read_text(errors="replace")

@@ -23,7 +23,7 @@ FLAGS = training.flags(
 
 
 def trained(check: Check, name: str, *flags: str) -> Path:
-    return check.train(name, *FLAGS, *flags, ranks=2, variables=training.variables(check))
+    return check.train(name, *FLAGS, *flags, ranks=2, variables=training.with_nccl(check))
 
 
 def prepared(run: Path) -> list[int]:
