@@ -24,7 +24,7 @@ def machine() -> dict[str, object]:
     folders = []
     for name in ("torch", "torchvision"):
         found = importlib.util.find_spec(name)
-        versions[name] = _version(name) if found else None
+        versions[name] = (_version(name) or "unknown") if found else None
         if found and found.origin:
             folders.append(str(Path(found.origin).parents[1]))
     cuda = None
