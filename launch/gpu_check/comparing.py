@@ -85,15 +85,19 @@ def largest_of_models(one: Path, other: Path) -> float:
 
 
 def difference(mine: Mapping[str, array[float]], theirs: Mapping[str, array[float]]) -> float:
-    """Return the norm of what two models differ by, relative to the norm of the first.
+    """Return the norm of what two models differ by, relative to the norm of the first; inf where there is none.
 
     Raises:
-        FailedError: they are not of the same names and shapes.
+        FailedError: they are not of the same names and shapes, or the first is all zeros, or empty.
     """
     if {name: len(values) for name, values in mine.items()} != {name: len(values) for name, values in theirs.items()}:
         raise FailedError("the exported models are of different parameters")
     apart = sum((a - b) ** 2 for name, values in mine.items() for a, b in zip(values, theirs[name], strict=True))
-    return math.sqrt(apart / sum(a * a for values in mine.values() for a in values))
+    norm = sum(a * a for values in mine.values() for a in values)
+    if norm == 0.0:
+        raise FailedError(f"the exported model has no number in float32 other than 0, in {len(mine)} parameters")
+    relative = math.sqrt(apart / norm)
+    return relative if math.isfinite(relative) else math.inf  # of NaN and a number, `max` returns either
 
 
 def read_model(path: Path) -> dict[str, array[float]]:

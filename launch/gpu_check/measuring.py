@@ -106,7 +106,7 @@ def judge_aim(check: Check) -> None:
     name = check.machine.gpus[0].name
     aim = next((aim for gpu, aim in AIMS.items() if gpu in name), 0.0)
     check.finding.words.append(f"ResNet-50 {max(reached):,.0f} images/s{f' of {aim:,.0f}' if aim else ''}")
-    if max(reached) < aim:
+    if not max(reached) >= aim:
         raise FailedError(f"ResNet-50 trains {max(reached):,.0f} images/s, {aim:,.0f} are aimed at on {name}")
 
 
@@ -129,7 +129,7 @@ def time_loader(check: Check) -> None:
         f"loader: {found['images_a_second']:,.0f} images/s, {found['ratio']:.3f} of bare DALI's; beside training "
         f"{found['beside_training']:,.0f} images/s, {found['waiting']:.2f} % of a step waits"
     )
-    if found["ratio"] < LOADER_AIM or found["waiting"] > WAITING_AIM:
+    if not (found["ratio"] >= LOADER_AIM and found["waiting"] <= WAITING_AIM):
         raise FailedError(
             f"{found['ratio']:.3f} of bare DALI's images/s ({LOADER_AIM} aimed at), {found['waiting']:.2f} % of a step "
             f"waits ({WAITING_AIM:.0f} % at most)"

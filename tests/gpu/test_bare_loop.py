@@ -11,13 +11,23 @@ from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.config import Settings
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.models import Architecture, ModelSettings, ResNet
+from resist_hvd.training.optim import OptimSettings
 
 STEPS = 3
+
+LIMITS = {"fp32": 0.005, "bf16": 0.1}
+"""How far ways may part, relative to their length. At this rate they do by 3e-4 and 0.05 on CPUs where one begins 1e-7
+(relative) off, by 0.26 where one has a step less, and by 0.66 where one has no momentum."""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_replayed_step_is_the_step(precision: Any, gpu: torch.device) -> None:
-    settings = Settings(precision=precision, data=DataSettings(batch_size=16), model=ModelSettings(sections="1,1,2"))
+    settings = Settings(
+        precision=precision,
+        data=DataSettings(batch_size=16),
+        model=ModelSettings(sections="1,1,2"),
+        optim=OptimSettings(lr=0.002),
+    )
     torch.manual_seed(1)
     one = ResNet(Architecture.of(settings.model, channels=3, classes=10)).to(gpu)
     other, first = copy.deepcopy(one), torch.cat([p.detach().flatten().clone() for p in one.parameters()])
@@ -29,4 +39,4 @@ def test_a_replayed_step_is_the_step(precision: Any, gpu: torch.device) -> None:
     for _ in range(STEPS + GraphedLoop.WARM_UP):
         plain.step()
     ended, replayed = (torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (one, other))
-    assert (replayed - ended).norm() < 0.05 * (ended - first).norm()
+    assert (replayed - ended).norm() < LIMITS[precision] * (ended - first).norm()

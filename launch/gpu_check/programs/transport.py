@@ -7,6 +7,7 @@ memory). On CPUs all ways are one.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from statistics import median
@@ -73,8 +74,12 @@ def mean(ranks: Any, what: int, count: int) -> Tensor:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest number that is expected."""
-    return float((found.cpu().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    """Return the largest difference, relative to the largest number that is expected; inf where there is none.
+
+    Of NaN and a number, `max` returns either: it would pass for no difference.
+    """
+    relative = float((found.cpu().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return relative if math.isfinite(relative) else math.inf
 
 
 def averages(world: World, transport: Transport) -> tuple[float, dict[str, float]]:
