@@ -31,6 +31,7 @@ class Check:
         folder: an empty one for its files.
         limit: seconds that it may take; when they are over, its programs are ended.
         images: a folder of images laid out as ImageNet, if one was given.
+        needs_gpu: whether a machine without a GPU that can be used is a failure.
         python: the interpreter of the virtual environment.
         run: launch/run.
         finding: what it has found so far.
@@ -41,6 +42,7 @@ class Check:
     folder: Path
     limit: float
     images: Path | None = None
+    needs_gpu: bool = False
     python: Path = PYTHON
     run: Path = RUN
     finding: Finding = field(default_factory=Finding)

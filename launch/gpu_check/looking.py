@@ -37,6 +37,8 @@ def facts(check: Check) -> None:
         f"{', '.join(machine.libcuda) or 'none'}, /dev/shm: {machine.shared_memory / 2**30:.1f} GiB free"
     )
     finding.faults += faults(machine)
+    if check.needs_gpu and not machine.gpus:
+        finding.faults.append(f"PyTorch {machine.torch} sees no GPU, and --need-gpu asks for one")
 
 
 def faults(machine: Machine) -> list[str]:

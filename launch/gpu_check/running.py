@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -17,8 +18,9 @@ from pathlib import Path
 from gpu_check.verdicts import FailedError
 
 MARK = "RESIST_HVD_GPU_CHECK"
-SESSION = uuid.uuid4().hex
-"""What the marks of all programs that this process starts begin with."""
+SESSION = ".".join(filter(None, (os.environ.get(MARK), uuid.uuid4().hex)))
+"""What the marks of all programs that this process starts begin with; and the mark that it has itself, if one like it
+started it (as pytest, whose tests start programs), so that they end with it."""
 
 OVER = threading.Event()
 """Whether this process itself is to end, and starts no more programs."""
@@ -30,6 +32,9 @@ OF_ANOTHER_LAUNCH = ("OMPI_COMM_", "OMPI_MCA_ess", "PMIX_", "PMI_", "HOROVOD_")
 
 TURN = 0.3
 """Seconds that a program has to write where it stands, before another does, and it is killed."""
+
+PATIENCE = 20.0
+"""Seconds in which processes that are killed must be gone."""
 
 TAIL = 25
 """Lines that are told of a program that failed."""
@@ -98,7 +103,8 @@ class Running:
                     os.kill(pid, signal.SIGABRT)
                 time.sleep(TURN)  # or their words would mix
         end_all(self.mark)
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=PATIENCE)
 
 
 def start(command: Sequence[str | Path], log: Path, variables: Mapping[str, str]) -> Running:
@@ -129,9 +135,25 @@ def start(command: Sequence[str | Path], log: Path, variables: Mapping[str, str]
     return Running(process, mark, log)
 
 
+def guard() -> subprocess.Popen[bytes]:
+    """Start a program that ends all that this one has started once this one is gone, killed or not: its pipe ends."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpu_check.guard", SESSION],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT / "launch",
+        start_new_session=True,
+    )
+
+
 def end_all(mark: str = SESSION) -> None:
-    """End all processes of a mark that begins so: by default all that were started."""
-    while left := marked(mark):  # one may be starting another
+    """End all processes of a mark that begins so: by default all that were started.
+
+    One that hangs in a driver may outlive it.
+    """
+    end = time.monotonic() + PATIENCE
+    while (left := marked(mark)) and time.monotonic() < end:  # one may be starting another
         for pid in left:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu_check import looking, measuring, suites, training
 from gpu_check.check import Check
 from gpu_check.machine import Machine
-from gpu_check.running import end_all
+from gpu_check.running import OVER, end_all
 from gpu_check.verdicts import FailedError, Finding, Result, SkippedError, Verdict
 
 LOOKING = 60.0
@@ -84,7 +84,7 @@ def look(check: Check) -> Machine:
 
 
 def make(steps: Sequence[Step], check: Check, folder: Path, seconds: float) -> Iterator[Result]:
-    """Make steps, each in a folder of its own, and yield what each came to.
+    """Make steps, each in a folder of its own, and yield what each came to; the last is one that a signal has ended.
 
     Args:
         steps: which.
@@ -94,6 +94,8 @@ def make(steps: Sequence[Step], check: Check, folder: Path, seconds: float) -> I
     """
     began = time.monotonic()
     for step in steps:
+        if OVER.is_set():
+            return
         left = seconds - (time.monotonic() - began)
         if left < TOO_LITTLE:
             yield Result(step.number, step.name, Verdict.SKIP, 0.0, "no time is left for it", Finding())
@@ -111,6 +113,8 @@ def make_one(step: Step, check: Check) -> Result:
     finding, reason, verdict = check.finding, "", Verdict.PASS
     try:
         step.act(check)
+    except KeyboardInterrupt as signalled:
+        finding.faults.append(f"ended by {signalled}")
     except SkippedError as skipped:
         reason, verdict = str(skipped), Verdict.SKIP
     except FailedError as failure:

@@ -1,6 +1,7 @@
 """launch/gpu-check: what its steps make of what programs answer, their limits, and the whole of it without a GPU."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gpu_check import __main__ as program
 from gpu_check import comparing, looking, measuring, running, steps, suites, training
 from gpu_check.check import Check
 from gpu_check.machine import Gpu, Machine
+from gpu_check.programs import transport
 from gpu_check.steps import Step, choose, make
 from gpu_check.verdicts import FailedError, Finding, Result, SkippedError, Verdict
 from safetensors.torch import save_file
@@ -225,15 +227,17 @@ def test_the_file_is_written_after_each_step_and_the_status_tells_of_failures(
 def test_packing_and_installing_are_setups(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[Any, ...]] = []
 
-    def setup(*flags: Any) -> int:
+    def setup(*flags: Any, seconds: float) -> int:
+        assert 0 < seconds <= 100
         told.append(flags)
         return 3
 
     monkeypatch.setattr(program, "setup", setup)
-    assert program.main(["--pack", "parts"]) == 3
-    assert program.main(["--offline", "parts", "--dali"]) == 3  # and no step, where it fails
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert program.main(["--pack", "parts", "--seconds", "100"]) == 3
+    assert program.main(["--offline", "parts", "--dali", "--seconds", "100"]) == 3  # and no step, where it fails
     monkeypatch.setattr(program, "PYTHON", Path("/nowhere"))
-    assert program.main([]) == 3
+    assert program.main(["--seconds", "100"]) == 3
     assert told == [("--pack", Path("parts")), ("--offline", Path("parts"), "--dali"), ()]
 
 
@@ -246,8 +250,9 @@ def test_a_wrong_flag_is_a_mistake(flags: list[str]) -> None:
     assert flags[0] in done.stderr
 
 
-def test_told_to_end_it_ends_all_that_it_has_started() -> None:
-    flags = ("--ranks", "2", "--steps", "demonstration")
+def test_told_to_end_it_ends_all_that_it_has_started_and_writes_what_it_found(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    flags = ("--ranks", "2", "--steps", "demonstration,facts", "--json", str(file))
     with runs.started(*flags, program=[COMMAND], launcher="none") as running:
         end = time.monotonic() + runs.LONGEST
         while not running.ranks():
@@ -257,6 +262,82 @@ def test_told_to_end_it_ends_all_that_it_has_started() -> None:
         ended = running.end()
     assert ended.status == 130
     assert "SIGTERM" in ended.stderr
+    found = json.loads(file.read_text())
+    assert not found["complete"]
+    assert [(step["name"], step["verdict"]) for step in found["steps"]] == [
+        ("facts", "PASS"), ("demonstration", "FAIL"),
+    ]  # fmt: skip
+    assert "SIGTERM" in found["steps"][1]["reason"]
+
+
+def test_an_installation_is_ended_when_the_time_for_all_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "setup").write_text("#!/bin/sh\nsleep 1000 &\nwait\n")
+    (tmp_path / "setup").chmod(0o755)
+    monkeypatch.setattr(program, "LAUNCH", tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert program.main(["--offline", "parts", "--seconds", "1"]) == 1
+    assert "--seconds" in capsys.readouterr().err
+    assert running.marked(running.SESSION) == {}
+
+
+def test_a_gpu_that_is_needed_and_cannot_be_used_fails_the_facts_and_no_step_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "found.json"
+    monkeypatch.setattr(program, "look", lambda check: Machine(torch="2.15.0"))
+    monkeypatch.setattr(program, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert program.main(["--need-gpu", "--steps", "2,8", "--json", str(file), "--logs", str(tmp_path / "logs")]) == 1
+    found = json.loads(file.read_text())
+    (facts,) = found["steps"]
+    assert (facts["name"], facts["verdict"], found["complete"]) == ("facts", "FAIL", False)
+    assert "--need-gpu" in facts["reason"]
+
+
+def ended_within(seconds: float, ended: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not ended() and time.monotonic() < end:
+        time.sleep(0.05)
+    return ended()
+
+
+STARTS = """
+import sys, time
+from pathlib import Path
+from gpu_check import running
+{more}
+running.start([sys.executable, "-c", "import time; time.sleep(1000)"], Path(sys.argv[1]), {{}})
+Path(sys.argv[2]).write_text(running.SESSION)
+time.sleep(1000)
+"""
+
+
+def test_programs_that_a_program_starts_end_with_it(tmp_path: Path) -> None:
+    told = tmp_path / "session"
+    command = [sys.executable, "-c", STARTS.format(more=""), tmp_path / "inner.log", told]
+    outer = running.start(command, tmp_path / "outer.log", {"PYTHONPATH": str(COMMAND.parent)})
+    assert ended_within(30, lambda: told.is_file() and len(outer.processes()) == 2), outer.output()
+    assert told.read_text().startswith(outer.mark)
+    outer.end()
+    assert running.marked(outer.mark) == {}
+
+
+def test_killed_it_leaves_no_program_behind(tmp_path: Path) -> None:
+    told = tmp_path / "session"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", STARTS.format(more="kept = running.guard()"), tmp_path / "inner.log", told],
+        env={**os.environ, "PYTHONPATH": str(COMMAND.parent)},
+    )
+    try:
+        assert ended_within(30, lambda: told.is_file() and told.read_text() != "")
+        session = told.read_text()
+        assert len(running.marked(session)) == 1
+    finally:
+        killed.kill()
+        killed.wait()
+    assert ended_within(30, lambda: running.marked(session) == {})
 
 
 # The machine
@@ -365,6 +446,13 @@ def test_tensors_travel_between_ranks_on_cpus(tmp_path: Path) -> None:
 
 # Training
 
+OTHER_INSTRUCTIONS = {
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+}
+"""Have a CPU add up in another order, as a GPU does."""
+
 
 def test_cpu_and_gpu_are_compared_for_each_method(check: Make) -> None:
     own = check(TRAINS.format(off=1e-5, rounded=0.01, points=0.5))
@@ -382,6 +470,7 @@ def test_cpu_and_gpu_are_compared_for_each_method(check: Make) -> None:
         ({"rounded": 0.1}, "bf16's loss is 5.7 % off"),
         ({"points": 2}, "2.00 points apart"),
         ({"off": "float('nan')"}, "nan"),
+        ({"off": 3e-5}, "losses 3.0e-05 apart"),
     ],
 )
 def test_differences_that_are_too_large_are_failures(changes: dict[str, Any], fault: str, check: Make) -> None:
@@ -405,6 +494,17 @@ def test_models_are_compared_by_their_norms() -> None:
     assert comparing.difference(one, other) == pytest.approx(0.1)
     with pytest.raises(FailedError, match="different parameters"):
         comparing.difference(one, {"w": one["w"]})
+    with pytest.raises(FailedError, match="no number in float32"):
+        comparing.difference({}, {})
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_no_number_is_never_close_to_one(number: float) -> None:
+    one, other = {"w": array("f", [3.0, 4.0])}, {"w": array("f", [3.0, number])}
+    assert comparing.difference(one, other) == comparing.difference(other, one) == math.inf
+    two, three = torch.tensor([3.0, 4.0]).double(), torch.tensor([3.0, number])
+    assert transport.difference(three, two) == math.inf
+    assert training.too_far(comparing.Difference(0.0, 0.0, 0.0, math.nan)) != []
 
 
 def test_models_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -417,6 +517,25 @@ def test_models_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\1\2")
     with pytest.raises(FailedError, match=r"model\.safetensors"):
         comparing.read_model(tmp_path / "model.safetensors")
+
+
+def test_limits_tell_a_wrong_step_from_rounding(tmp_path: Path) -> None:
+    own = Check(Machine(cores=2), 1, tmp_path, limit=250)
+
+    def trained(name: str, variables: Mapping[str, str] = training.TINY_RUN, **changes: Any) -> Path:
+        flags = training.flags(device="cpu", max_rounds=training.ROUNDS, evaluate_every=1, **changes)
+        return own.train(name, *flags, ranks=0, variables=variables)
+
+    with own.at_once(1) as pool:
+        right, rounded, without_momentum, without_decay = (
+            pool.submit(trained, "right"),
+            pool.submit(trained, "rounded", {**training.TINY_RUN, **OTHER_INSTRUCTIONS}),
+            pool.submit(trained, "without-momentum", optim__momentum=0),
+            pool.submit(trained, "without-decay", optim__weight_decay=0),
+        )
+        assert training.too_far(comparing.compare(right.result(), rounded.result())) == []
+        for wrong in (without_momentum, without_decay):
+            assert "models" in training.too_far(comparing.compare(right.result(), wrong.result()))[-1]
 
 
 def test_without_a_compiler_nothing_is_compiled(check: Make) -> None:
@@ -512,6 +631,19 @@ def test_photographs_are_laid_out_for_the_loader(tmp_path: Path) -> None:
     assert len(list((tmp_path / "root/train").iterdir())) == len(list((tmp_path / "root/val").iterdir())) == 8
 
 
+def check_that_is_ended(folder: Path, log: str) -> Path:
+    program = folder / "ended"
+    program.write_text(f"#!{sys.executable}\nimport os\nprint({log!r}, flush=True)\nos.abort()\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_files_of_tests_that_take_longest_come_last() -> None:
+    names = [file.stem for file in sorted(suites.TESTS.glob("test_*.py"), key=suites.order)]
+    assert names[-2:] == list(suites.LONGEST)
+    assert names.index("test_clock") < names.index("test_loader")
+
+
 REPORT = """<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no GPU"/></testcase>
 <testcase name="c"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>"""
 
@@ -527,6 +659,10 @@ def test_a_report_of_pytest_is_read(tmp_path: Path, check: Make) -> None:
     assert own.finding.figures["test_loader"] == {
         "passed": 1, "skipped": {"b": "no GPU"}, "failed": {"c": "assert 1 == 2"},
     }  # fmt: skip
+    log = "\nx: y\ntests/gpu/test_loader.py::test_a[1] PASSED [ 50%]\ntests/gpu/test_loader.py::test_b \n"
+    own = replace(own, finding=Finding(), python=check_that_is_ended(tmp_path, log))
+    suites.tests(own)
+    assert own.finding.lines.count("test_a[1] PASSED") == len(own.finding.faults) > 2
     with pytest.raises(SkippedError, match="--dev"):
         suites.tests(replace(own, machine=replace(SOUND, pytest="")))
 
