@@ -148,7 +148,13 @@ def told(method: str, exact: Difference, rounded: Difference) -> str:
 def both_precisions(check: Check) -> dict[str, dict[str, float]]:
     """Train a network until it tells most digits apart, and evaluate it in both precisions."""
     device = check.machine.device
-    learning = {"data__batch_size": 32, "local_iterations": 8, "optim__lr": 0.1, "optim__schedule": "cosine"}
+    learning = {
+        "data__batch_size": 32,
+        "local_iterations": 8,
+        "optim__lr": 0.1,
+        "optim__weight_decay": 5e-4,
+        "optim__schedule": "cosine",
+    }
     own = flags(device=device, epochs=8 * check.ranks, **learning)
     run = check.train("to-evaluate", *own, ranks=check.ranks, variables=TINY_RUN)
     asked = ("--run", run, "--device", device)
