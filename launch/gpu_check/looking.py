@@ -108,7 +108,9 @@ def ranks(check: Check) -> None:
     measured = [found for found in finding.figures.values() if "worst" in found]
     if measured:
         worst = max(found["worst"] for found in measured)
-        finding.words.append(f"{len(measured)} world{'' if len(measured) == 1 else 's'}, averages at most {worst:.1e} off")
+        finding.words.append(
+            f"{len(measured)} world{'' if len(measured) == 1 else 's'}, averages at most {worst:.1e} off"
+        )
     if not machine.gpus:
         finding.words.append("no GPU: on CPUs alone")
 
