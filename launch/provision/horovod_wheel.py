@@ -143,6 +143,8 @@ def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
         environment = _build_environment(inputs)
         if inputs.cuda is not None:
             environment |= _cuda_environment(inputs.cuda, inputs.supply, work, log)
+            # CMake asks the nvcc that it finds first, whatever CUDA_HOME says.
+            environment["PATH"] = f"{environment['CUDA_HOME']}/bin{os.pathsep}{environment['PATH']}"
         command: list[str | Path] = [
             inputs.python,
             "-m",
