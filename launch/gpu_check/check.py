@@ -23,7 +23,7 @@ EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}
 
 @dataclass
 class Check:
-    """What a step works with.
+    """Inputs of a step.
 
     Attributes:
         machine: the machine.

@@ -28,7 +28,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a machine has; what it lacks is empty.
+    """Equipment of a machine; what it lacks is empty.
 
     Attributes:
         gpus: those that PyTorch can use.

@@ -34,7 +34,7 @@ class FailedError(Exception):
 
 @dataclass
 class Finding:
-    """What a step has found so far; it is kept even if the step then fails or is ended.
+    """Findings of a step so far; it is kept even if the step then fails or is ended.
 
     Attributes:
         words: the result in a few words, for the step's line.

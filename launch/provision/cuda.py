@@ -53,7 +53,7 @@ class PyTorch:
 
 @dataclass(frozen=True)
 class Cuda:
-    """What NCCL operations are built with.
+    """Toolkit, architectures and NCCL that NCCL operations are built with.
 
     Attributes:
         home: the CUDA toolkit's folder; None for the compiler locked in requirements-nvcc.txt, fetched for the build.
@@ -72,7 +72,7 @@ class Cuda:
 
 @dataclass(frozen=True)
 class Decision:
-    """What NCCL operations are built with, or why they are not."""
+    """Tools for building NCCL operations, or the reason why they are not."""
 
     cuda: Cuda | None
     lack: str = ""

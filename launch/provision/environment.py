@@ -36,7 +36,7 @@ CHECK_MEND = "Run launch/setup --fresh, which makes .venv anew; a wheel of Horov
 
 @dataclass(frozen=True)
 class Supply:
-    """Where packages come from.
+    """Source of packages.
 
     Attributes:
         wheels: a folder with all that is needed; None for the registry.

@@ -64,7 +64,7 @@ class WheelKey:
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """What a wheel is built with.
+    """Inputs of a wheel's build.
 
     Attributes:
         python: the virtual environment's interpreter; PyTorch, CMake, Ninja and the registry's MPI are beside it.

@@ -1,4 +1,4 @@
-"""What a machine without a network has of its own, and that a pack fits it."""
+"""Inspect a machine without a network, and check that a pack fits it."""
 
 import json
 import platform

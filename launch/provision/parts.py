@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a pack is for and what it holds.
+    """Purpose and contents of a pack.
 
     Attributes:
         python: the version of Python that it is for, such as "3.12".

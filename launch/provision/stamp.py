@@ -1,4 +1,4 @@
-"""What an earlier run has installed, so that the next one knows in a moment whether anything is left to do."""
+"""Record of an earlier installation, so that the next one knows in a moment whether anything is left to do."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chooses by flags; None is for "as last time", and at first for the default.
+    """Choices of the user by flags; None is for "as last time", and at first for the default.
 
     Attributes:
         mpi: "registry" or "system".

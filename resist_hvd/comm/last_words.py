@@ -50,7 +50,7 @@ class News:
 
 
 class Ending:
-    """That this process ends: decided once, by whichever of its threads comes first.
+    """The end of this process: decided once, by whichever of its threads comes first.
 
     Attributes:
         status: the exit status, None as long as it goes on.

@@ -32,7 +32,7 @@ from resist_hvd.data.windows import Draws, middle_windows, random_windows
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one batch is made of.
+    """The images, draws and stand-ins of one batch.
 
     Attributes:
         images: their numbers [B].
@@ -182,6 +182,7 @@ class DaliLoader(ImageLoader):
         files.schedule_run()
 
         def inputs() -> tuple[Any, ...]:
+            """Return the inputs of the next batch that was read."""
             encoded, peeked, ends = files.outputs()
             work = reading.popleft()
             sides = np.asarray(peeked.as_array())
@@ -201,7 +202,7 @@ class DaliLoader(ImageLoader):
         return inputs
 
     def _windows(self, work: Work, sides: NDArray[np.int64]) -> list[NDArray[Any]]:
-        """How training cuts out images of these sides [B, 2], as `training_pipeline` takes it."""
+        """Return training's windows in images of these sides [B, 2], as `training_pipeline` takes it."""
         assert work.draws is not None
         windows = random_windows(work.draws, *sides.T)
         given: list[NDArray[Any]] = [windows[:, :2], windows[:, 2:], work.draws.mirrored.astype(np.int32)]
@@ -210,7 +211,7 @@ class DaliLoader(ImageLoader):
         return given
 
     def _middles(self, work: Work, sides: NDArray[np.int64]) -> list[NDArray[Any]]:
-        """How testing does, as `evaluation_pipeline` takes it."""
+        """Return testing's windows likewise, as `evaluation_pipeline` takes it."""
         size = self._settings.size
         scaled, corner = middle_windows(size, self._settings.resize_before_test, sides)
         # DALI multiplies the share by the spare pixels and rounds. Without any, any share is right.
@@ -252,10 +253,10 @@ class DaliLoader(ImageLoader):
 
     @staticmethod
     def _any(index: ImageIndex, images: NDArray[np.int64], is_sound: Callable[[ImageIndex, int], bool]) -> bool:
-        """Whether an image is not sound; all of them are looked at."""
+        """Return whether an image is not sound; all of them are looked at."""
         judged = [is_sound(index, image) for image in np.unique(images).tolist()]
         return not all(judged)
 
     def _is_usable(self, index: ImageIndex, image: int) -> bool:
-        """Whether a file is sound and rightly given to DALI; where it is not, that is noted."""
+        """Return whether a file is sound and rightly given to DALI; where it is not, that is noted."""
         return self._broken.is_sound(index, image) and not self._foreign.recognised(index, image)

@@ -29,7 +29,7 @@ file takes a millisecond, one of them reads some 800 files a second, 8 read 5,80
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """What a pipeline works with.
+    """Resources and settings of a pipeline.
 
     Attributes:
         batch_size: the most images of a batch.
@@ -49,7 +49,7 @@ class Means:
 
     @classmethod
     def of(cls, settings: DataSettings, batch_size: int, device: torch.device) -> Self:
-        """What batches of a size are made with for a device."""
+        """Return the means of making batches of a size for a device."""
         return cls(
             batch_size=batch_size,
             threads=settings.threads,
@@ -61,7 +61,7 @@ class Means:
 
     @property
     def device(self) -> Literal["cpu", "gpu"]:
-        """Where images are once they are decoded, in DALI's words."""
+        """DALI's name of the device that holds decoded images."""
         return "cpu" if self.device_id is None else "gpu"
 
     def pipeline(self) -> Pipeline:
@@ -75,11 +75,11 @@ class Means:
         )
 
     def for_reading(self) -> "Means":
-        """What reading files alone takes: no GPU."""
+        """Return the means of reading files alone, without a GPU."""
         return replace(self, threads=self.readers, device_id=None)
 
     def decoding(self) -> dict[str, Any]:
-        """What all of DALI's image decoders are told."""
+        """Return the arguments of all of DALI's image decoders."""
         # Images lie as they are stored, as Pillow and torchvision have them: labels were given to those.
         common = {"output_type": types.RGB, "adjust_orientation": False}
         if self.device_id is None:

@@ -1,4 +1,4 @@
-"""What a user can set of the data: the flags `--data.*`."""
+"""Settings of the data: the flags `--data.*`."""
 
 import math
 import os
@@ -30,7 +30,7 @@ _COUNTS_FOR: dict[str, tuple[DataName, ...]] = {
     "broken_files": _CLASS_FOLDERS,
     "dali": ("imagenet",),
 }
-"""Which data sets a setting does something for; one that is not here counts for all."""
+"""Data sets that a setting does something for; one that is not here counts for all."""
 
 MOST_STREAMING_THREADS = 16
 """More threads than this are not taken to decode batch by batch unless they are asked for: they decode some 8,000
@@ -41,7 +41,7 @@ _INSTEAD = {"crop_area": "--data.crop_padding", "crop_padding": "--data.crop_are
 
 @dataclass(frozen=True, kw_only=True)
 class DaliSettings:
-    """How NVIDIA DALI decodes on a GPU; on CPUs none of this counts. The defaults are DALI's own.
+    """NVIDIA DALI's decoding on a GPU; on CPUs none of this counts. The defaults are DALI's own.
 
     Raises:
         ValueError: a value that is wrong by itself.
@@ -73,7 +73,7 @@ class DaliSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images to train and test on, and how they are batched and augmented.
+    """Images to train and test on, and the way they are batched and augmented.
 
     Raises:
         ValueError: a value that is wrong by itself, or that another field rules out.

@@ -23,7 +23,7 @@ process, and a bound for what they take where the process hurries on, as with CU
 
 
 class MakingStream(ABC):
-    """Where batches are made, and how they are handed over to where they are used."""
+    """The stream on which batches are made, and how they are handed over to where they are used."""
 
     @abstractmethod
     def making(self) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""What torch.compile needs of a host, looked for before a run begins rather than found missing in its first step."""
+"""Needs of torch.compile on a host, looked for before a run begins rather than found missing in its first step."""
 
 from __future__ import annotations
 

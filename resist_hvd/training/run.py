@@ -23,7 +23,7 @@ from resist_hvd.training.memory import TrainingMemory
 
 @dataclass
 class Progress:
-    """How far a run has come; a checkpoint's manifest holds it.
+    """Progress of a run; a checkpoint's manifest holds it.
 
     Seconds are of training alone, the mean over workers; bytes are payload sent, summed over workers.
     """

@@ -1,4 +1,4 @@
-"""What this machine and its installation have: the facts of `Machine`."""
+"""Print this machine's equipment and installation: the facts of `Machine`."""
 
 from __future__ import annotations
 
