@@ -21,9 +21,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         prog="launch/setup",
         description="Make .venv in the project's folder and install everything into it, without root. Run again, it "
         "does what has changed, in seconds where nothing has.",
-        epilog="What --mpi, --cuda and --cuda-arch say is remembered for later runs, and what --dali and --dev add "
-        f"stays. Built wheels of Horovod are kept in {horovod_wheel.cache_folder()}; RESIST_HVD_CACHE names another "
-        "folder.",
+        epilog="What --mpi, --cuda and --cuda-arch say is remembered for later runs, and what --dali, --timm and "
+        f"--dev add stays. Built wheels of Horovod are kept in {horovod_wheel.cache_folder()}; RESIST_HVD_CACHE names "
+        "another folder.",
     )
     parser.add_argument(
         "--python", metavar="PATH", help="the Python to use, 3.11 or newer (default: found on the PATH)"
@@ -45,7 +45,8 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         help="compute capabilities to build for, as in 80,90 (default: those of the GPUs found)",
     )
     parser.add_argument("--dali", action="store_true", help="install NVIDIA DALI as well")
-    parser.add_argument("--dev", action="store_true", help="install what tests and linters need as well")
+    parser.add_argument("--timm", action="store_true", help="install timm and what it needs as well")
+    parser.add_argument("--dev", action="store_true", help="install what tests and linters need as well, timm among it")
     parser.add_argument("--fresh", action="store_true", help="make .venv anew, even if it is in order")
     parser.add_argument(
         "--offline",
@@ -57,8 +58,8 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         "--pack",
         metavar="DIR",
         type=Path,
-        help="install nothing, but make a pack for --offline in this folder: with --dali, --dev what these install, "
-        "with --cuda yes a compiler for CUDA",
+        help="install nothing, but make a pack for --offline in this folder: with --dali, --timm, --dev what these "
+        "install, with --cuda yes a compiler for CUDA",
     )
     parser.add_argument(
         "--for-python",
@@ -92,7 +93,7 @@ def main(arguments: list[str]) -> None:
     """
     flags = parse_flags(arguments)
     offline = str(flags.offline.absolute()) if flags.offline else ""
-    asked = Choice(flags.mpi, flags.cuda, flags.cuda_arch, flags.dali, flags.dev, offline)
+    asked = Choice(flags.mpi, flags.cuda, flags.cuda_arch, flags.dali, flags.timm or flags.dev, flags.dev, offline)
     own_programs = str(VENV / "bin")
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(folder for folder in path if folder != own_programs)

@@ -93,6 +93,7 @@ class Installation:
         names = ["requirements.txt"] if self._pack is None else ["requirements-without-torch.txt"]
         names += ["requirements-mpi.txt"] if self._site_mpi is None else []
         names += ["requirements-dali.txt"] if self._choice.dali else []
+        names += ["requirements-timm.txt"] if self._choice.timm else []
         names += ["requirements-dev.txt"] if self._choice.dev else []
         environment.install_packages(log, names, self._supply)
         if self._site_mpi is not None:

@@ -48,7 +48,7 @@ def open_pack(log: Log, folder: Path, python: Path, choice: Choice) -> OpenedPac
             it is not for this Python, this processor or this PyTorch.
     """
     manifest = parts.read_manifest(folder)
-    needed = {"base": True, "dali": choice.dali, "dev": choice.dev}
+    needed = {"base": True, "dali": choice.dali, "timm": choice.timm, "dev": choice.dev}
     used = [name for name in GROUPS if needed.get(name) or (name == "nvcc" and _brings_nvcc(folder, manifest))]
     for name in used:
         if name not in manifest.groups:

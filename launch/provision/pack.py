@@ -22,6 +22,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "base": ("requirements-without-torch.txt", "requirements-mpi.txt", "requirements-uv.txt"),
     "nvcc": ("requirements-nvcc.txt",),
     "dali": ("requirements-dali.txt",),
+    "timm": ("requirements-timm.txt",),
     "dev": ("requirements-dev.txt",),
 }
 """The requirements files of each group of a pack; the first group is in every pack."""
@@ -49,7 +50,7 @@ def make_pack(folder: Path, choice: Choice, python: str, torch: str) -> None:
     """
     packer = _Packer(folder, python, torch)
     # A machine's own compiler for CUDA is used where none is asked for.
-    asked = {"base": True, "nvcc": choice.cuda == "yes", "dali": choice.dali, "dev": choice.dev}
+    asked = {"base": True, "nvcc": choice.cuda == "yes", "dali": choice.dali, "timm": choice.timm, "dev": choice.dev}
     names = [name for name in GROUPS if asked[name]]
     steps = Steps(total=len(names) + 1, log_folder=LOG_FOLDER, prefix="pack-")
     for name in names:
@@ -73,7 +74,7 @@ class _Packer:
             _clear(self._folder)
         if not environment.interpreter().is_file():
             raise StepFailedError(f"there is no {environment.VENV}", mend=SETUP_MEND)
-        held = {file for group in self._groups.values() for file in group.files}
+        held = self._groups["base"].files if self._groups else ()  # Other groups may be left out.
         with tempfile.TemporaryDirectory(prefix="pack-", dir=self._folder) as work:
             fetched = Path(work, "files")
             fetched.mkdir()

@@ -16,6 +16,7 @@ class Choice:
         cuda: "auto", "yes" or "no".
         cuda_arch: compute capabilities, separated by commas; empty for those of the GPUs found.
         dali: whether NVIDIA DALI is installed.
+        timm: whether timm is installed.
         dev: whether the tools for tests and linting are installed.
         offline: folder of the pack that is installed from, empty for the registry.
     """
@@ -24,6 +25,7 @@ class Choice:
     cuda: str | None = None
     cuda_arch: str | None = None
     dali: bool = False
+    timm: bool = False
     dev: bool = False
     offline: str = ""
 
@@ -34,6 +36,7 @@ class Choice:
             cuda=self.cuda or last.cuda,
             cuda_arch=last.cuda_arch if self.cuda_arch is None else self.cuda_arch,
             dali=self.dali or last.dali,
+            timm=self.timm or last.timm,
             dev=self.dev or last.dev,
             offline=self.offline or last.offline,
         )

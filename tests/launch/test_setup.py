@@ -51,7 +51,7 @@ def run_setup(*flags: str, path: str = os.environ["PATH"], **variables: str) -> 
 def test_help_names_every_flag_and_where_wheels_are_kept(tmp_path: Path) -> None:
     done = run_setup("--help", RESIST_HVD_CACHE=str(tmp_path / "kept"))
     assert done.returncode == 0
-    flags = "--python --mpi --cuda --cuda-arch --dali --dev --fresh --pack --offline --for-python --for-torch"
+    flags = "--python --mpi --cuda --cuda-arch --dali --timm --dev --fresh --pack --offline --for-python --for-torch"
     for flag in flags.split():
         assert flag in done.stdout
     assert "kept" in done.stdout
@@ -421,7 +421,7 @@ def test_what_was_chosen_outlasts_an_installation_that_fails(tmp_path: Path, mon
     monkeypatch.setattr(setup, "_files_digest", lambda: "def")
     chosen = dataclasses.replace(DEFAULT, offline="/the/pack", dev=True)
     Stamp(files="abc", venv=str(environment.VENV), python="3.12.1 /the/python", choice=chosen).write(tmp_path / "stamp")
-    for flags in ([], ["--cuda", "no"], ["--dali"]):
+    for flags in ([], ["--cuda", "no"], ["--dali"], ["--dev"]):
         with pytest.raises(SystemExit):
             setup.main(flags)
     python = Path("/the/python")
@@ -429,6 +429,7 @@ def test_what_was_chosen_outlasts_an_installation_that_fails(tmp_path: Path, mon
         (chosen, True, python),
         (dataclasses.replace(chosen, cuda="no"), False, python),
         (dataclasses.replace(chosen, dali=True), False, python),
+        (dataclasses.replace(chosen, timm=True), False, python),
     ]
 
 
