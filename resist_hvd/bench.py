@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resist_hvd.comm import starting
+from resist_hvd.guard import starting
 
 if __name__ == "__main__":
     starting.begin()  # before PyTorch and all else that takes its time is imported
@@ -17,11 +17,11 @@ from jsonargparse import Namespace
 
 from resist_hvd import console, flags
 from resist_hvd.benchmarks import candidates, compare, cycle, loader, step, sync
-from resist_hvd.comm import failure
 from resist_hvd.comm.launch import launched_by_mpi
 from resist_hvd.comm.world import World
 from resist_hvd.config import resolved_recipe
 from resist_hvd.errors import UserError
+from resist_hvd.guard import failure
 from resist_hvd.training.arithmetic import compute_fast
 
 

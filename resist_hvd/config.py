@@ -19,7 +19,7 @@ from resist_hvd.comm.devices import DeviceName
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.settings import MethodName, Momentum
-from resist_hvd.models.architecture import ModelSettings
+from resist_hvd.nets.architecture import ModelSettings
 from resist_hvd.training.folder import finished_rounds
 from resist_hvd.training.optim import OptimSettings
 

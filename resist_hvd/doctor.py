@@ -6,7 +6,7 @@ something must be mended.
 
 from __future__ import annotations
 
-from resist_hvd.comm import starting
+from resist_hvd.guard import starting
 
 if __name__ == "__main__":
     starting.begin()  # before PyTorch and all else that takes its time is imported
@@ -23,11 +23,11 @@ from rich.text import Text
 from resist_hvd import console, flags
 from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import look
-from resist_hvd.comm import failure
 from resist_hvd.comm.launch import launched_rank, person_watches
 from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.guard import failure
 from resist_hvd.units import counted
 
 MUST_MEND = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resist_hvd.comm import starting
+from resist_hvd.guard import starting
 
 if __name__ == "__main__":
     starting.begin()  # before PyTorch and all else that takes its time is imported
@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from resist_hvd import console, data, flags
-from resist_hvd.comm import failure, stacks
-from resist_hvd.comm.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings, parse
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
+from resist_hvd.guard import failure, stacks
+from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.methods import registry
 from resist_hvd.records import Evaluation, Summary
 from resist_hvd.seeds import derive

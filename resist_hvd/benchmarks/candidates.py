@@ -19,7 +19,7 @@ from resist_hvd.data.source import DataSource
 from resist_hvd.methods import registry
 from resist_hvd.methods.base import Method
 from resist_hvd.methods.settings import MethodName
-from resist_hvd.models import ModelSettings, ResNet
+from resist_hvd.nets import ModelSettings, ResNet
 from resist_hvd.seeds import derive
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import OptimSettings, learning_rate

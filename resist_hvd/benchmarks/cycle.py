@@ -30,7 +30,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
-from resist_hvd.models import Architecture, ModelSettings
+from resist_hvd.nets import Architecture, ModelSettings
 from resist_hvd.seeds import derive
 from resist_hvd.units import counted
 

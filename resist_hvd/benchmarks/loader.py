@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 from resist_hvd import data
+from resist_hvd.benchmarks.bare_loaders import bare_dali, torchvision_loader
 from resist_hvd.benchmarks.table import paired_ratio, show_rates
 from resist_hvd.comm.devices import DeviceName, record_event
 from resist_hvd.comm.world import World
 from resist_hvd.config import Precision, Settings
-from resist_hvd.data.baseline import bare_dali, torchvision_loader
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
 from resist_hvd.data.tree import ImageTree
 from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
-from resist_hvd.models import ModelSettings
+from resist_hvd.nets import ModelSettings
 from resist_hvd.seeds import derive
 from resist_hvd.stopwatch import Stopwatch
 from resist_hvd.training.arithmetic import with_precision

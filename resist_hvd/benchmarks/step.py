@@ -23,7 +23,7 @@ from resist_hvd.config import Precision, Settings
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.methods import registry
-from resist_hvd.models import ModelSettings, ResNet
+from resist_hvd.nets import ModelSettings, ResNet
 from resist_hvd.seeds import derive
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.checks import refuse_graphs_without_gpu

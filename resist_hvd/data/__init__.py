@@ -4,7 +4,7 @@ import importlib
 
 import torch
 
-from resist_hvd.data.resident import ImageSet, ResidentSource
+from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.settings import DataName, DataSettings, own_cores
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, TrainStream
 from resist_hvd.data.tree import ImageTree, Share, make_here
@@ -47,14 +47,14 @@ def load(
     """
     settings = settings.on_cores(cores or own_cores())
     if settings.name == "imagenet":
-        from resist_hvd.data import imagenet
+        from resist_hvd.data.files import imagenet
 
         return imagenet.load(settings, shard=shard, seed=seed, device=device, share=share)
     if settings.name == "folder":
-        from resist_hvd.data import folder
+        from resist_hvd.data.memory import folder
 
         images: ImageSet = folder.read(settings, share)
     else:
-        reader = importlib.import_module(f"{__name__}.{_READERS[settings.name]}")
+        reader = importlib.import_module(f"{__name__}.memory.{_READERS[settings.name]}")
         images = reader.read(settings)
     return ResidentSource(images, settings, shard=shard, seed=seed, device=device)

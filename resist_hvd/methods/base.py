@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.methods.settings import Momentum
-from resist_hvd.models import Architecture, SubNet
-from resist_hvd.models.resnet import Block, Unit
+from resist_hvd.nets import Architecture, SubNet
+from resist_hvd.nets.preact_resnet import Block, Unit
 from resist_hvd.protocol.partition import Partition, recorded
 
 NamedPieces = dict[str, list[Tensor]]

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from resist_hvd.comm.transport import Transport
 from resist_hvd.methods.base import Method, NamedPieces, Setup, Velocity, make_subnet
-from resist_hvd.models.resnet import Block
+from resist_hvd.nets.preact_resnet import Block
 from resist_hvd.protocol.partition import deal, depth
 from resist_hvd.seeds import derive
 

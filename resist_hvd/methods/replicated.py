@@ -8,7 +8,7 @@ import torch
 
 from resist_hvd.comm.transport import Transport
 from resist_hvd.methods.base import Method, Setup, Velocity, global_scale, make_subnet
-from resist_hvd.models.resnet import Block
+from resist_hvd.nets.preact_resnet import Block
 from resist_hvd.protocol.partition import depth, replicate
 
 

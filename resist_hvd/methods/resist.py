@@ -10,8 +10,8 @@ from torch import Tensor
 from resist_hvd.comm.transport import Transport
 from resist_hvd.methods.base import Method, Setup, Velocity, global_scale, make_subnet
 from resist_hvd.methods.local_sgd import LocalSGD
-from resist_hvd.models.resnet import Block
-from resist_hvd.models.subnet import make_block
+from resist_hvd.nets.preact_resnet import Block
+from resist_hvd.nets.subnet import make_block
 from resist_hvd.protocol.exchange import exchange
 from resist_hvd.protocol.partition import Partition, deal, depth, holder_groups
 

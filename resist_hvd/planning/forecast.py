@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from resist_hvd.planning import cost
+from resist_hvd.planning.cost import Cost, MethodCosted
 from resist_hvd.planning.settings import PlanSettings
-from resist_hvd.protocol import cost
-from resist_hvd.protocol.cost import Cost, MethodCosted
 from resist_hvd.protocol.partition import depth
 from resist_hvd.units import counted
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from resist_hvd.errors import UserError
+from resist_hvd.planning.cost import TRAINING, MethodCosted
 from resist_hvd.planning.settings import PlanSettings
-from resist_hvd.protocol.cost import TRAINING, MethodCosted
 from resist_hvd.records import RoundRecord
 
 MEND = "Give --measured the folder of a run of the planned network, by resist or local-sgd."

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from resist_hvd import units
-from resist_hvd.models.architecture import Architecture, ModelSettings
-from resist_hvd.models.size import deck_ranges, part_sizes
-from resist_hvd.protocol.cost import Machine, Network, Work
+from resist_hvd.nets.architecture import Architecture, ModelSettings
+from resist_hvd.nets.size import deck_ranges, part_sizes
+from resist_hvd.planning.cost import Machine, Network, Work
 
 
 class Images(NamedTuple):

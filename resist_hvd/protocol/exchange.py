@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from resist_hvd.protocol.partition import Partition
 
+BUCKET_BYTES = 32 * 2**20
+"""Data-parallel training averages gradients in contiguous buckets of about this size, in bytes: few calls, yet most of
+them early."""
+
 
 @dataclass(frozen=True)
 class Average:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from resist_hvd.models.architecture import ModelSettings
+from resist_hvd.nets.architecture import ModelSettings
 from resist_hvd.reporting.reading import RunRecord
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resist_hvd.comm.transport import BytesSent
-from resist_hvd.models.resnet import count_parameters
+from resist_hvd.nets.preact_resnet import count_parameters
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.records import Evaluation, EvaluationRecord, ExtraTestRecord, RankSeconds, RoundRecord, Summary
 from resist_hvd.training.divergence import diverged

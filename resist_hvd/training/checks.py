@@ -7,7 +7,7 @@ import torch
 from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
-from resist_hvd.models import Architecture
+from resist_hvd.nets import Architecture
 from resist_hvd.protocol.partition import depth
 from resist_hvd.training.run import Run
 from resist_hvd.units import counted

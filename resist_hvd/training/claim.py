@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from resist_hvd.comm import last_words
 from resist_hvd.comm.launch import host_name
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.guard import endings
 from resist_hvd.training.disk import disk_errors
 
 CLAIM = "claim.json"
@@ -369,7 +369,7 @@ def claimed(folder: Path, world: World) -> Iterator[Claim | None]:
     with world.agree("claiming the run's folder"), disk_errors(folder), world.activity.unhurried_for("opening files"):
         if world.is_first:
             claim = Claim.take(folder)
-            last_words.let_go_by(claim.release)
+            endings.let_go_by(claim.release)
     try:
         yield claim
     finally:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from resist_hvd.comm import failure
 from resist_hvd.errors import UserError
+from resist_hvd.guard import failure
 
 
 def diverged(what: str, *, where: str) -> UserError:

@@ -22,8 +22,8 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
-from resist_hvd.models import Architecture
-from resist_hvd.models.resnet import Norm
+from resist_hvd.nets import Architecture
+from resist_hvd.nets.preact_resnet import Norm
 from resist_hvd.records import Evaluation
 
 Statistics = list[tuple[Tensor, Tensor]]

@@ -20,8 +20,8 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
-from resist_hvd.models.architecture import Architecture
-from resist_hvd.models.resnet import Block, shapes_of
+from resist_hvd.nets.architecture import Architecture
+from resist_hvd.nets.preact_resnet import Block, shapes_of
 from resist_hvd.training.disk import disk_errors, removed_on_failure, write_whole
 from resist_hvd.training.evaluate import Statistics, calibrate, inference, norms_of
 from resist_hvd.training.tensors import SafetensorsStream

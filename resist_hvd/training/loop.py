@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.devices import finish
-from resist_hvd.comm.signals import name_of
 from resist_hvd.data.source import TrainStream
 from resist_hvd.errors import Stopped
+from resist_hvd.guard.signals import name_of
 from resist_hvd.seeds import derive
 from resist_hvd.training.account import Round, add_evaluation, add_round
 from resist_hvd.training.checkpoint import folder_of, save

@@ -67,7 +67,7 @@ def main():
     if "RESIST_HVD_TEST_BOARD" not in os.environ:
         sys.modules["tensorboard"] = None
     aim = Aim()
-    from resist_hvd.comm import starting
+    from resist_hvd.guard import starting
 
     if aim.begins.search("importing"):
         sound = starting.begin

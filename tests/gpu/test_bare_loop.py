@@ -10,7 +10,7 @@ from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.config import Settings
 from resist_hvd.data.settings import DataSettings
-from resist_hvd.models import Architecture, ModelSettings, ResNet
+from resist_hvd.nets import Architecture, ModelSettings, ResNet
 from resist_hvd.training.optim import OptimSettings
 
 STEPS = 3

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from resist_hvd.data import DataSettings, DataSource, Shard, load
-from resist_hvd.data.imagenet import STD
+from resist_hvd.data.files.imagenet import STD
 from resist_hvd.data.side_stream import IN_USE
 
 from .. import photographs

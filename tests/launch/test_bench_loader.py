@@ -87,7 +87,7 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
 def test_without_dali_there_is_nothing_to_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from resist_hvd.data.baseline import bare_dali
+    from resist_hvd.benchmarks.bare_loaders import bare_dali
     from resist_hvd.data.source import Shard
 
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)

@@ -186,7 +186,7 @@ def test_step_that_fails_on_one_rank_fails_on_all_where_they_agree(
 
 BEGINS_WITH_A_WRONG_FLAG = """
 import os, sys
-from resist_hvd.comm import failure
+from resist_hvd.guard import failure
 
 failure.PATIENCE = 1.0  # for which it leaves the word to rank 0
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":

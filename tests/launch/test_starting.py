@@ -14,7 +14,7 @@ LOST, STOPPED = 69, 75
 
 STOPS_ITSELF = """
 import os, signal
-from resist_hvd.comm import starting
+from resist_hvd.guard import starting
 
 starting.SHORTEST = 2.0
 starting.NOTE = 1.0
@@ -75,7 +75,7 @@ def test_a_rank_that_is_told_alone_while_the_others_wait_for_it_ends_all(
 
 STOPS_AT_THE_END = """
 import os, signal
-from resist_hvd.comm import starting
+from resist_hvd.guard import starting
 
 starting.ENDING = 4.0
 sound = starting.limit_end

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from resist_hvd.config import parse, to_yaml
-from resist_hvd.models.resnet import ResNet
+from resist_hvd.nets.preact_resnet import ResNet
 
 from . import runs
 from .conftest import CLASSES

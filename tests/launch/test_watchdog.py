@@ -17,7 +17,7 @@ ENDLESS = ["--epochs=100000", "--evaluate_every=0", "--checkpoint_every=0"]
 
 HANGS = """
 import time
-from resist_hvd.data.resident import ResidentStream
+from resist_hvd.data.memory.resident import ResidentStream
 
 sound = ResidentStream.__next__
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.optim.sgd import sgd
 
 from resist_hvd.data.source import Batch
-from resist_hvd.models import Architecture, ResNet, SubNet
+from resist_hvd.nets import Architecture, ResNet, SubNet
 from resist_hvd.training.optim import OptimSettings
 
 Partition = Sequence[Sequence[int]]

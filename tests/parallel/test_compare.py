@@ -16,7 +16,7 @@ from resist_hvd.benchmarks.rivals import process_group
 from resist_hvd.comm.world import World
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
-from resist_hvd.models import ModelSettings
+from resist_hvd.nets import ModelSettings
 from resist_hvd.protocol.exchange import ring_bytes
 from resist_hvd.training.optim import OptimSettings
 

@@ -11,7 +11,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.source import TrainStream
 from resist_hvd.methods import data_parallel
 from resist_hvd.methods.settings import MethodName
-from resist_hvd.models import ResNet
+from resist_hvd.nets import ResNet
 from resist_hvd.training.loop import train
 from resist_hvd.training.optim import OptimSettings
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.data import digits
-from resist_hvd.data.images import LabelledImages
-from resist_hvd.data.resident import ResidentSource
+from resist_hvd.data.memory import digits
+from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.resident import ResidentSource
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
-from resist_hvd.models import ModelSettings
+from resist_hvd.nets import ModelSettings
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.export import export
 from resist_hvd.training.loop import LocalTraining, round_seed

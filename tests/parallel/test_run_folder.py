@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.models.resnet import count_parameters
+from resist_hvd.nets.preact_resnet import count_parameters
 from resist_hvd.records import EvaluationRecord, RoundRecord, Summary
 from resist_hvd.training import loop
 from resist_hvd.training.account import summary_of

@@ -14,7 +14,7 @@ from resist_hvd.benchmarks.candidates import copy_parameters
 from resist_hvd.benchmarks.step import BARE, OURS, StepSettings
 from resist_hvd.comm.world import World
 from resist_hvd.data.settings import DataSettings
-from resist_hvd.models import ModelSettings, ResNet
+from resist_hvd.nets import ModelSettings, ResNet
 from resist_hvd.training.optim import OptimSettings
 
 from . import tiny

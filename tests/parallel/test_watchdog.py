@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from resist_hvd.comm import last_words, pulse, watchdog
-from resist_hvd.comm.lifeline import Line, Meeting
-from resist_hvd.comm.watchdog import Watchdog, watched
 from resist_hvd.comm.world import World
+from resist_hvd.guard import endings, pulse, watchdog
+from resist_hvd.guard.lifeline import Line, Meeting
+from resist_hvd.guard.watchdog import Watchdog, watched
 
 pytestmark = pytest.mark.world_sizes(1, 4)
 
@@ -45,8 +45,8 @@ def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch
     world.activity.wait = 0  # in tests of before, only some ranks waited
     yield
     world.activity.unhurried = True
-    assert last_words.ending.before is None
-    assert last_words.ending.status is None
+    assert endings.ending.before is None
+    assert endings.ending.status is None
 
 
 def wait_in_a_collective(world: World, seconds: float) -> None:

@@ -11,12 +11,12 @@ import torch
 from resist_hvd.benchmarks.candidates import CompareSettings
 from resist_hvd.comm.world import World
 from resist_hvd.config import Settings
-from resist_hvd.data.images import LabelledImages
-from resist_hvd.data.resident import ImageSet, ResidentSource
+from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, Shard, TrainStream
 from resist_hvd.methods import registry
-from resist_hvd.models import ModelSettings
+from resist_hvd.nets import ModelSettings
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.training.journal import Journal

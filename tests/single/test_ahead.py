@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from resist_hvd.data.ahead import Ahead
+from resist_hvd.data.files.ahead import Ahead
 
 
 def test_all_items_come_in_their_order_and_then_the_end() -> None:
@@ -76,7 +76,7 @@ def test_closing_ends_the_thread_and_lets_the_iterator_go() -> None:
 def test_a_process_may_end_without_closing() -> None:
     program = """
 import time
-from resist_hvd.data.ahead import Ahead
+from resist_hvd.data.files.ahead import Ahead
 
 def items():
     try:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd.models import Architecture, ModelSettings, ResNet, SubNet
-from resist_hvd.models.resnet import Norm, count_parameters
+from resist_hvd.nets import Architecture, ModelSettings, ResNet, SubNet
+from resist_hvd.nets.preact_resnet import Norm, count_parameters
 
 
 def test_the_authors_cifar_network_to_the_parameter() -> None:

@@ -260,12 +260,12 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path: Path, monkeypatch: pytest
 ENDS_AT_ONCE = """
 import sys
 from pathlib import Path
-from resist_hvd.comm import last_words
+from resist_hvd.guard import endings
 from resist_hvd.training.claim import Claim
 
 taken = Claim.take(Path(sys.argv[1]))
-last_words.let_go_by(taken.release)
-last_words.end_now("lost", last_words.LOST, 0.0)
+endings.let_go_by(taken.release)
+endings.end_now("lost", endings.LOST, 0.0)
 """
 
 

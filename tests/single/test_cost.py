@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from resist_hvd.models import Architecture, ModelSettings, ResNet
-from resist_hvd.models.size import deck_ranges, part_sizes
-from resist_hvd.protocol import cost
-from resist_hvd.protocol.cost import Machine, Network, Work
-from resist_hvd.protocol.exchange import exchange, ring_bytes
+from resist_hvd.nets import Architecture, ModelSettings, ResNet
+from resist_hvd.nets.size import deck_ranges, part_sizes
+from resist_hvd.planning import cost
+from resist_hvd.planning.cost import Machine, Network, Work
+from resist_hvd.protocol.exchange import BUCKET_BYTES, exchange, ring_bytes
 from resist_hvd.protocol.partition import deal, depth
 
 MACHINE = Machine(flops=6e12, bandwidth=1.175e9, latency=5e-5, overhead=2e-3)
@@ -207,7 +207,7 @@ def test_averages_hide_behind_the_backward_pass() -> None:
     slow = Machine(flops=6e12, bandwidth=1e6, latency=0.0)
     hidden, seen = (cost.data_parallel(PAPERS, work(4), machine) for machine in (fast, slow))
     # The last bucket has nothing left to hide behind.
-    assert hidden.seconds_bandwidth == pytest.approx(50 * 1.5 * cost.BUCKET_BYTES / 1e15)
+    assert hidden.seconds_bandwidth == pytest.approx(50 * 1.5 * BUCKET_BYTES / 1e15)
     assert hidden.bound == "compute"
     whole = 50 * cost.local_sgd(PAPERS, work(4), slow).seconds_bandwidth
     assert seen.seconds_bandwidth == pytest.approx(whole - seen.seconds_compute * 2 / 3)

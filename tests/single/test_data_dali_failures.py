@@ -18,9 +18,9 @@ from .. import photographs
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
-from resist_hvd.data import dali_graph
-from resist_hvd.data.dali_graph import Means, decoding_pipeline, training_pipeline
-from resist_hvd.data.dali_suspects import undecodable
+from resist_hvd.data.files import dali_graph
+from resist_hvd.data.files.dali_graph import Means, decoding_pipeline, training_pipeline
+from resist_hvd.data.files.dali_suspects import undecodable
 from resist_hvd.data.settings import DaliSettings
 
 MEANS = Means(batch_size=8, threads=2, prefetch=2, device_id=None, tuning=DaliSettings())

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from resist_hvd.data import DataSettings, DataSource, Shard, load
-from resist_hvd.data.digits import read
+from resist_hvd.data.memory.digits import read
 
 
 def digits(**settings: int) -> DataSource:

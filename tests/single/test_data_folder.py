@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resist_hvd.data import DataSettings, DataSource, Shard, decoding, load
-from resist_hvd.data.folder import read
+from resist_hvd.data.memory.folder import read
 from resist_hvd.errors import UserError
 
 

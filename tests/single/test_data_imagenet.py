@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from resist_hvd.data import Batch, DataSettings, DataSource, Shard, imagenet, load
+from resist_hvd.data import Batch, DataSettings, DataSource, Shard, load
 from resist_hvd.data.broken import read_trusted
-from resist_hvd.data.imagenet import MEAN, STD
+from resist_hvd.data.files import imagenet
+from resist_hvd.data.files.imagenet import MEAN, STD
+from resist_hvd.data.files.torchvision_loader import PlainBatches, Recipe, as_tensor
 from resist_hvd.data.side_stream import making_stream
-from resist_hvd.data.torchvision_loader import PlainBatches, Recipe, as_tensor
 from resist_hvd.errors import UserError
 
 from .. import photographs
@@ -385,7 +386,7 @@ def test_fewer_images_than_workers_draw(sound: Path, loader: str, opened: Open) 
 
 def test_dali_is_asked_for_but_not_there(sound: Path, opened: Open) -> None:
     with (
-        mock.patch("resist_hvd.data.imagenet.dali_is_installed", return_value=False),
+        mock.patch("resist_hvd.data.files.imagenet.dali_is_installed", return_value=False),
         pytest.raises(UserError, match=r"NVIDIA DALI is not installed.*launch/setup --dali.*--data.loader torchvision"),
     ):
         opened(sound, "dali")
@@ -395,7 +396,7 @@ def test_dali_is_asked_for_but_not_there(sound: Path, opened: Open) -> None:
 def test_auto_is_dali_where_it_is_installed(sound: Path, installed: bool, expected: str, opened: Open) -> None:
     if installed:
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    with mock.patch("resist_hvd.data.imagenet.dali_is_installed", return_value=installed):
+    with mock.patch("resist_hvd.data.files.imagenet.dali_is_installed", return_value=installed):
         source = opened(sound, "auto")
     assert type(source._loader).__name__ == expected  # type: ignore[attr-defined]
 
@@ -426,6 +427,6 @@ def test_a_gpu_out_of_memory_beside_torchvision_is_called_that(
         def __iter__(self) -> Iterator[Any]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("resist_hvd.data.torchvision_loader.DataLoader", Copying)
+    monkeypatch.setattr("resist_hvd.data.files.torchvision_loader.DataLoader", Copying)
     with pytest.raises(UserError, match=r"Memory ran out.*Tried to allocate 20.00 MiB.*--data.batch_size"):
         next(opened(sound, "torchvision").train())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resist_hvd.data.images import BatchMaker, LabelledImages
+from resist_hvd.data.memory.images import BatchMaker, LabelledImages
 
 
 def random_images(count: int, *, size: int, channels: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from resist_hvd.data import DataSettings, DataSource, Shard, load
-from resist_hvd.data.imagenet import STD
+from resist_hvd.data.files.imagenet import STD
+from resist_hvd.data.files.torchvision_loader import PlainBatches
 from resist_hvd.data.settings import DaliSettings
-from resist_hvd.data.torchvision_loader import PlainBatches
 
 from .. import photographs
 
@@ -25,7 +25,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
 from nvidia.dali import types
 
-from resist_hvd.data.dali_graph import Means, evaluation_pipeline, reading_pipeline, training_pipeline
+from resist_hvd.data.files.dali_graph import Means, evaluation_pipeline, reading_pipeline, training_pipeline
 
 CPU = torch.device("cpu")
 ARCHIVE = "imagenet-sample.tar"
@@ -139,7 +139,7 @@ def test_what_a_decoder_of_dali_does_not_know_is_left_to_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's decoder may know less than a CPU's. Here nobody foresees that DALI knows no GIF."""
-    monkeypatch.setattr("resist_hvd.data.stand_ins._FOREIGN_STARTS", (b"none",))
+    monkeypatch.setattr("resist_hvd.data.files.stand_ins._FOREIGN_STARTS", (b"none",))
     folder = photographs.make_root(tmp_path / "data", classes=1, train=4, val=1)
     (folder / "train/n00000000/train_0_2.JPEG").write_bytes(photographs.foreign_files()["gif"][1])
     with source_of(folder, "dali", batch_size=4) as source:
@@ -157,7 +157,7 @@ def test_images_that_are_too_large_are_named_and_not_called_damaged(
     for file in large:
         file.write_bytes(photographs.encode(photographs.picture(3, 200, 100), "GIF" if ending == "gif" else "JPEG"))
     monkeypatch.setattr("resist_hvd.data.decoding.LARGEST_IMAGE", 19_999)
-    monkeypatch.setattr("resist_hvd.data.dali.LARGEST_IMAGE", 19_999)
+    monkeypatch.setattr("resist_hvd.data.files.dali.LARGEST_IMAGE", 19_999)
     fault = "has 100 x 200 pixels, more than the 19,999 that are read: scale it down"
     with source_of(folder, "dali", batch_size=5, broken_files="skip") as source:
         assert len(next(source.train())[1]) == 5

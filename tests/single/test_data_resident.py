@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from resist_hvd.data import Batch, DataSettings, Shard
-from resist_hvd.data.images import LabelledImages
+from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.order import EpochOrder
-from resist_hvd.data.resident import ImageSet, ResidentSource
 from resist_hvd.errors import UserError
 
 CPU = torch.device("cpu")

@@ -15,10 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resist_hvd.data import Shard, detection
-from resist_hvd.data.detection import NO_OBJECT, DetectionBatch, DetectionSettings, DetectionSource, Targets
+from resist_hvd.data import Shard
+from resist_hvd.data.detection.batches import (
+    NO_OBJECT,
+    DetectionBatch,
+    DetectionSettings,
+    DetectionSource,
+    Targets,
+)
+from resist_hvd.data.detection.voc import CLASSES, AnnotatedImages, parse_annotation, read_annotation, read_lists
 from resist_hvd.data.side_stream import making_stream
-from resist_hvd.data.voc import CLASSES, AnnotatedImages, parse_annotation, read_annotation, read_lists
 from resist_hvd.errors import UserError
 
 from .. import imagenet_sample
@@ -393,7 +399,7 @@ def test_settings_that_are_wrong_by_themselves(changes: dict[str, Any], message:
 
 
 def test_dali_that_is_not_installed_is_told(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resist_hvd.data.detection.dali_is_installed", lambda: False)
+    monkeypatch.setattr("resist_hvd.data.detection.batches.dali_is_installed", lambda: False)
     with pytest.raises(UserError, match=r"NVIDIA DALI is not installed.*launch/setup --dali"):
         load(devkit, loader="dali")
     assert next(load(devkit, loader="auto").train()).images.shape == (2, 3, 32, 32)
@@ -564,7 +570,7 @@ def test_both_loaders_make_the_same_batches_of_photographs(real: Devkit) -> None
 def test_all_evaluations_are_made_in_one_stream(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU memory belongs to the stream that it was used in: each evaluation's own would be lost to the next."""
     made = mock.Mock(side_effect=making_stream)
-    monkeypatch.setattr(detection, "making_stream", made)
+    monkeypatch.setattr("resist_hvd.data.detection.batches.making_stream", made)
     with load(devkit) as source:
         next(source.train())
         assert len(list(source.test())) == len(list(source.test())) > 0

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
+from resist_hvd.data.files.windows import TRIES, WORDS_PER_WINDOW, Draws, middle_windows, random_windows
 from resist_hvd.data.order import sample_words
-from resist_hvd.data.windows import TRIES, WORDS_PER_WINDOW, Draws, middle_windows, random_windows
 
 sides = st.integers(1, 700)
 

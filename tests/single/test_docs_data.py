@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from resist_hvd.data import DataSettings, Shard, load
 from resist_hvd.image_names import SUFFIXES
-from resist_hvd.models import ResNet
+from resist_hvd.nets import ResNet
 
 from .. import photographs
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd.comm import door, last_words
-from resist_hvd.comm.door import LONGEST_HELLO, MOST_STRANGERS, Door, Stranger
-from resist_hvd.comm.lifeline import Line, Meeting, receive_exactly
-from resist_hvd.comm.watchdog import Watchdog
 from resist_hvd.comm.world import World
+from resist_hvd.guard import door, endings
+from resist_hvd.guard.door import LONGEST_HELLO, MOST_STRANGERS, Door, Stranger
+from resist_hvd.guard.lifeline import Line, Meeting, receive_exactly
+from resist_hvd.guard.watchdog import Watchdog
 
 SIZE = 4
 
@@ -241,7 +241,7 @@ def test_a_longest_hello_is_longer_than_any_rank_says() -> None:
 @pytest.fixture
 def watchdog(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
     """Rank 0's, of two ranks, at its door; its thread has no time."""
-    monkeypatch.setattr(last_words, "ending", last_words.Ending())
+    monkeypatch.setattr(endings, "ending", endings.Ending())
     monkeypatch.setattr(Watchdog, "_meet", lambda _: True)
     found = Watchdog(World(None, 0, 2, 0, 2, "n1", torch.device("cpu")), None)
     found._hosts = ["n1", "n1"]

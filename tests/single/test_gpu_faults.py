@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resist_hvd.data import gpu_faults
+from resist_hvd.data.files import gpu_faults
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from resist_hvd.models import Architecture, ModelSettings, SubNet
-from resist_hvd.models.architecture import BlockKind
-from resist_hvd.models.resnet import Norm
+from resist_hvd.nets import Architecture, ModelSettings, SubNet
+from resist_hvd.nets.architecture import BlockKind
+from resist_hvd.nets.preact_resnet import Norm
 from resist_hvd.protocol.partition import deal, depth
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.comm.judging import ROUNDS, SHORTEST, UNHURRIED, Sight, limit_of, time_of, verdict
+from resist_hvd.guard.judging import ROUNDS, SHORTEST, UNHURRIED, Sight, limit_of, time_of, verdict
 
 LIMIT = 60.0
 NOW = 1_700_000_000.0

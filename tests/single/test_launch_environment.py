@@ -180,7 +180,7 @@ def after_importing(modules: str, **variables: str) -> str:
 
 
 def test_importing_starts_and_changes_nothing() -> None:
-    assert after_importing("resist_hvd.comm.transport, resist_hvd.comm.failure") == "False True True"
+    assert after_importing("resist_hvd.comm.transport, resist_hvd.guard.failure") == "False True True"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import pytest
 
-from resist_hvd.comm import failure, last_words, outcome
 from resist_hvd.errors import Stopped, UserError
+from resist_hvd.guard import endings, failure, outcome
 
 
 class CollectiveFailed(Exception):
@@ -33,7 +33,7 @@ def raises(error: BaseException) -> Callable[[], NoReturn]:
 @pytest.fixture(autouse=True)
 def nothing_decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process that has not ended yet."""
-    monkeypatch.setattr(last_words, "ending", last_words.Ending())
+    monkeypatch.setattr(endings, "ending", endings.Ending())
     monkeypatch.setattr(os, "_exit", sys.exit)
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGINT)}
     yield
@@ -140,9 +140,9 @@ def test_a_file_server_that_hangs_keeps_nobody_from_hearing_that_this_rank_ends(
     server = threading.Event()
     monkeypatch.setattr(outcome, "end", lambda _: server.wait(60))
     heard: list[int] = []
-    last_words.ending.before = heard.append
+    endings.ending.before = heard.append
     began = time.monotonic()
-    assert last_words.ending.begin(69)
+    assert endings.ending.begin(69)
     server.set()
     assert heard == [69]
     assert time.monotonic() - began < 30
@@ -161,7 +161,7 @@ def test_ranks_that_wait_in_mpi_are_ended_where_one_fails_before_there_is_a_worl
     status = 2 if isinstance(error, UserError) else 70
     for fake in (mpi(2, initialized=True), mpi(1, initialized=True), mpi(2, initialized=False)):
         monkeypatch.setitem(sys.modules, "mpi4py.MPI", fake)
-        monkeypatch.setattr(last_words, "ending", last_words.Ending())
+        monkeypatch.setattr(endings, "ending", endings.Ending())
         with pytest.raises(SystemExit) as ended:
             failure.run(raises(error))
         assert ended.value.code == status

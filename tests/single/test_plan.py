@@ -11,10 +11,10 @@ import pytest
 
 from resist_hvd import flags, plan, units
 from resist_hvd.errors import UserError
+from resist_hvd.planning.cost import TRAINING
 from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
 from resist_hvd.planning.measured import measured_rates
 from resist_hvd.planning.settings import PlanSettings
-from resist_hvd.protocol.cost import TRAINING
 
 from .report_runs import round_line
 

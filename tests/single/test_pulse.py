@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from resist_hvd.comm import pulse
 from resist_hvd.comm.activity import Activity
-from resist_hvd.comm.pulse import (
+from resist_hvd.guard import pulse
+from resist_hvd.guard.pulse import (
     CHATTER,
     ENOUGH,
     ENOUGH_ON_PORT,

@@ -12,7 +12,7 @@ import yaml
 from resist_hvd.config import Settings, parse, recipe_names, to_yaml
 from resist_hvd.data.settings import DataName, DataSettings
 from resist_hvd.errors import UserError
-from resist_hvd.models import ModelSettings
+from resist_hvd.nets import ModelSettings
 from resist_hvd.training.folder import set_aside
 from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.starts import tell, write_settings

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd.data.ahead import Ahead
+from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.side_stream import IN_USE, MakingStream, SameStream, SideStream, made_beside, making_stream
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resist_hvd.comm import stacks
+from resist_hvd.guard import stacks
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from resist_hvd.comm.judging import UNHURRIED
 from resist_hvd.comm.launch import prepare_horovod
-from resist_hvd.comm.watchdog import leave_stalls_to_watchdog
+from resist_hvd.guard.judging import UNHURRIED
+from resist_hvd.guard.watchdog import leave_stalls_to_watchdog
 
 CHECK, SHUTDOWN, DISABLE = (
     f"HOROVOD_STALL_{name}" for name in ("CHECK_TIME_SECONDS", "SHUTDOWN_TIME_SECONDS", "CHECK_DISABLE")

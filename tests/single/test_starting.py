@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from resist_hvd.comm import start_limit, starting, undertaker
-from resist_hvd.comm.judging import SHORTEST, UNHURRIED
+from resist_hvd.guard import reaper, start_limit, starting
+from resist_hvd.guard.judging import SHORTEST, UNHURRIED
 
 LIBRARY_CALL = "ctypes.PyDLL(None).sleep({seconds})"
 """Holds Python's lock, as MPI's start does."""
@@ -62,7 +62,7 @@ def test_then_the_launcher_is_ended_too(tmp_path: Path) -> None:
     program.write_text("import pathlib, sys\npathlib.Path(sys.argv[1]).touch()\n")
     then = [str(program), str(done)]
     call = LIBRARY_CALL.format(seconds=50)
-    status, _ = ended(rank_program(call, before=f"starting.undertaker.arguments = lambda: {then}"))
+    status, _ = ended(rank_program(call, before=f"starting.reaper.arguments = lambda: {then}"))
     assert status == 69
     assert done.exists()
 
@@ -130,10 +130,10 @@ def test_ranks_that_are_late_are_named_by_what_keeps_them() -> None:
 
 
 def test_only_a_launcher_of_open_mpi_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert undertaker.arguments() == []
-    monkeypatch.setattr(undertaker, "name_and_start", lambda _: ("mpirun", "1"))
-    monkeypatch.setenv(undertaker.KILL_TIMEOUT, "5")
-    assert undertaker.arguments() == [undertaker.__file__, str(os.getppid()), str(undertaker.GRACE + 10)]
+    assert reaper.arguments() == []
+    monkeypatch.setattr(reaper, "name_and_start", lambda _: ("mpirun", "1"))
+    monkeypatch.setenv(reaper.KILL_TIMEOUT, "5")
+    assert reaper.arguments() == [reaper.__file__, str(os.getppid()), str(reaper.GRACE + 10)]
 
 
 def test_ctrl_c_ends_a_program_that_is_one_process_without_a_traceback() -> None:
@@ -169,7 +169,7 @@ def test_time_in_which_a_job_is_suspended_does_not_count(monkeypatch: pytest.Mon
 def test_a_word_ends_a_process_whose_python_cannot_run_and_none_once_it_is_cancelled() -> None:
     program = """
 import ctypes, os, sys, threading, time
-from resist_hvd.comm.starting import ExitOnWord
+from resist_hvd.guard.starting import ExitOnWord
 if sys.argv[1] == "cancelled":
     word = ExitOnWord(69)
     word.cancel()

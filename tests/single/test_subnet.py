@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from resist_hvd.models import Architecture, ModelSettings, ResNet, SubNet
-from resist_hvd.models import subnet as subnet_module
-from resist_hvd.models.subnet import make_block
+from resist_hvd.nets import Architecture, ModelSettings, ResNet, SubNet
+from resist_hvd.nets import subnet as subnet_module
+from resist_hvd.nets.subnet import make_block
 
 CPU = torch.device("cpu")
 CASES = [

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from gpu_check.programs import answering
-from resist_hvd.comm import failure
 from resist_hvd.comm.world import World
+from resist_hvd.guard import failure
 
 SIZES = (1, 1000, 1_000_000, 25_000_000)
 BUSY = 20_000_000

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from gpu_check.programs import answering
 from resist_hvd import config, data, train
-from resist_hvd.comm import failure
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Shard
+from resist_hvd.guard import failure
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from gpu_check.programs import answering
-from resist_hvd.comm import failure
 from resist_hvd.comm.devices import gpu_identity
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
+from resist_hvd.guard import failure
 from resist_hvd.protocol.exchange import exchange
 from resist_hvd.protocol.partition import deal, holder_groups
 

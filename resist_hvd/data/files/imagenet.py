@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resist_hvd.data.ahead import Ahead
 from resist_hvd.data.broken import BrokenFiles
+from resist_hvd.data.files.ahead import Ahead
+from resist_hvd.data.files.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.side_stream import MakingStream, made_beside, making_stream
@@ -68,10 +68,10 @@ def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenF
         )
     # Each brings a library along that takes a while to load.
     if settings.loader == "torchvision" or not installed:
-        from resist_hvd.data.torchvision_loader import TorchvisionLoader
+        from resist_hvd.data.files.torchvision_loader import TorchvisionLoader
 
         return TorchvisionLoader(settings, mean=MEAN, std=STD, device=device, broken=broken)
-    from resist_hvd.data.dali import DaliLoader
+    from resist_hvd.data.files.dali import DaliLoader
 
     return DaliLoader(settings, mean=MEAN, std=STD, device=device, broken=broken)
 

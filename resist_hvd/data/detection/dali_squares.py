@@ -14,11 +14,11 @@ from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 
 from resist_hvd.data.broken import USUAL_ENDS
-from resist_hvd.data.dali_graph import Means, Source
-from resist_hvd.data.dali_memory import as_tensor
-from resist_hvd.data.gpu_faults import is_of_gpu, sentence
+from resist_hvd.data.detection.squares import Choices, SquareDecoder, SquareFormat, read_whole
+from resist_hvd.data.files.dali_graph import Means, Source
+from resist_hvd.data.files.dali_memory import as_tensor
+from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence
 from resist_hvd.data.settings import DaliSettings
-from resist_hvd.data.squares import Choices, SquareDecoder, SquareFormat, read_whole
 
 
 class DaliSquares(SquareDecoder):

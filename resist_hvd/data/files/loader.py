@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resist_hvd.data.files.windows import WORDS_PER_WINDOW, Draws
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.order import EpochOrder, sample_words
 from resist_hvd.data.source import Batch, Shard
-from resist_hvd.data.windows import WORDS_PER_WINDOW, Draws
 
 BATCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of batches by the names of `DataSettings.image_type`."""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from resist_hvd import console
-from resist_hvd.comm import outcome
 from resist_hvd.comm.launch import host_name, launched_rank
 from resist_hvd.comm.world import World
+from resist_hvd.guard import outcome
 
 LOST = 69
 """Exit status where a rank or the launcher was lost, after sysexits' EX_UNAVAILABLE: start it again."""

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.decoding import fit_square
-from resist_hvd.data.images import LabelledImages
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.resident import ImageSet
+from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.tree import ImageTree, Share, find_images, make_here
 from resist_hvd.errors import UserError

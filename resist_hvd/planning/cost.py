@@ -21,15 +21,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
 
+from resist_hvd.protocol.exchange import BUCKET_BYTES
 from resist_hvd.protocol.partition import depth
 
 MethodCosted = Literal["resist", "local-sgd", "data-parallel", "gpipe", "federated-dropout"]
 FLOAT = 4
 """Bytes of a number."""
-
-BUCKET_BYTES = 32 * 2**20
-"""Data-parallel training averages gradients in contiguous buckets of about this size, in bytes: few calls, yet most of
-them early."""
 
 TRAINING = 3
 """Passes a training step takes, in forward passes: the backward pass computes two gradients in each convolution."""

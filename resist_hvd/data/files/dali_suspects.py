@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from resist_hvd.data import dali_graph
-from resist_hvd.data.dali_graph import Means
-from resist_hvd.data.gpu_faults import is_of_gpu
-from resist_hvd.data.stand_ins import PLACEHOLDER
+from resist_hvd.data.files import dali_graph
+from resist_hvd.data.files.dali_graph import Means
+from resist_hvd.data.files.gpu_faults import is_of_gpu
+from resist_hvd.data.files.stand_ins import PLACEHOLDER
 
 
 def undecodable(means: Means, paths: Sequence[NDArray[np.uint8]]) -> Iterator[int]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
-from resist_hvd.models.architecture import EXPANSION, Architecture
+from resist_hvd.nets.architecture import EXPANSION, Architecture
 from resist_hvd.tensor_files import read_tensors
 
 LONGEST_DESCRIPTION = 64 * 2**20

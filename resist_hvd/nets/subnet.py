@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from resist_hvd.models.architecture import Architecture
-from resist_hvd.models.resnet import Block, ResNet, initialise
+from resist_hvd.nets.architecture import Architecture
+from resist_hvd.nets.preact_resnet import Block, ResNet, initialise
 from resist_hvd.seeds import derive
 
 

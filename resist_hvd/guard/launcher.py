@@ -12,9 +12,9 @@ import threading
 import time
 from pathlib import Path
 
-from resist_hvd.comm import last_words, signals
-from resist_hvd.comm.last_words import LOST
 from resist_hvd.comm.world import World
+from resist_hvd.guard import endings, signals
+from resist_hvd.guard.endings import LOST
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -51,9 +51,9 @@ def _watch(world: World, parent: int, shell: int) -> None:
     while True:
         time.sleep(INTERVAL)
         if os.getppid() != parent:
-            if last_words.ending.begin(LOST):
-                message = f"The launcher has gone [{last_words.whereabouts()}]. {last_words.advice()}"
-                last_words.end_now(message, LOST, 0.2 * world.local_rank)
+            if endings.ending.begin(LOST):
+                message = f"The launcher has gone [{endings.whereabouts()}]. {endings.advice()}"
+                endings.end_now(message, LOST, 0.2 * world.local_rank)
             return
         if shell and parent_of(parent) != shell:
             shell = 0

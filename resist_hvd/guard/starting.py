@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from resist_hvd.comm import outcome, start_limit, undertaker
-from resist_hvd.comm.judging import SHORTEST, UNHURRIED
 from resist_hvd.comm.launch import host_name, launched_by_mpi, launched_rank
+from resist_hvd.guard import outcome, reaper, start_limit
+from resist_hvd.guard.judging import SHORTEST, UNHURRIED
 
-LOST, STOPPED = 69, 75  # those of `last_words`, which imports PyTorch
+LOST, STOPPED = 69, 75  # those of `endings`, which imports PyTorch
 
 NOTE = 120.0
 """Seconds after which rank 0 says whom it waits for."""
@@ -135,7 +135,7 @@ def _start_helper(
         "status": status,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()] + (["--ending"] if ending else [])
-    then = undertaker.arguments()
+    then = reaper.arguments()
     program = [
         sys.executable,
         "-I",

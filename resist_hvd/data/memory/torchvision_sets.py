@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from resist_hvd.data.images import LabelledImages
-from resist_hvd.data.resident import ImageSet
+from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
 

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resist_hvd.data.imagenet import MEAN, STD, dali_is_installed
+from resist_hvd.data.detection.squares import PillowSquares, SquareDecoder, SquareFormat
+from resist_hvd.data.detection.voc import CLASSES, AnnotatedImages, read_lists
+from resist_hvd.data.files.imagenet import MEAN, STD, dali_is_installed
 from resist_hvd.data.order import EpochOrder
 from resist_hvd.data.settings import LoaderName, own_cores
 from resist_hvd.data.side_stream import made_beside, making_stream, to_device
 from resist_hvd.data.source import DataSpec, Shard
-from resist_hvd.data.squares import PillowSquares, SquareDecoder, SquareFormat
 from resist_hvd.data.stream import Position, check_one_batch
-from resist_hvd.data.voc import CLASSES, AnnotatedImages, read_lists
 from resist_hvd.errors import UserError
 
 NO_OBJECT = -1
@@ -301,5 +301,7 @@ def _decoder(settings: DetectionSettings, batch_size: int, device: torch.device)
         )
     if settings.loader == "torchvision" or not installed:
         return PillowSquares(square_format, device)
-    decoder: SquareDecoder = importlib.import_module("resist_hvd.data.dali_squares").DaliSquares(square_format, device)
+    decoder: SquareDecoder = importlib.import_module("resist_hvd.data.detection.dali_squares").DaliSquares(
+        square_format, device
+    )
     return decoder

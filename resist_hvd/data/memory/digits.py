@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from resist_hvd.data.images import LabelledImages
-from resist_hvd.data.resident import ImageSet
+from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.data.settings import DataSettings
 
 _TEST_SIZE = 360

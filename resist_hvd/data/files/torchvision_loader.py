@@ -14,13 +14,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from resist_hvd.data.broken import BrokenFiles, read_trusted
-from resist_hvd.data.gpu_faults import is_of_gpu, sentence
+from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence
+from resist_hvd.data.files.loader import BATCH_TYPES, ImageLoader, TrainingPlan
+from resist_hvd.data.files.loader_processes import Tether, forked_from_a_server, starting_processes
+from resist_hvd.data.files.windows import middle_windows, random_windows
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan
-from resist_hvd.data.loader_processes import Tether, forked_from_a_server, starting_processes
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
-from resist_hvd.data.windows import middle_windows, random_windows
 from resist_hvd.errors import UserError
 
 Made = tuple[Tensor, Tensor, dict[int, str]]

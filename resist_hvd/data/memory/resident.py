@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resist_hvd.data.images import BatchMaker, LabelledImages
+from resist_hvd.data.memory.images import BatchMaker, LabelledImages
 from resist_hvd.data.order import EpochOrder, fixed_choice, sample_words
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resist_hvd.models.architecture import EXPANSION, Architecture
+from resist_hvd.nets.architecture import EXPANSION, Architecture
 
 
 @dataclass(frozen=True)

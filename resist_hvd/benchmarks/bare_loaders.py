@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
-from resist_hvd.data.imagenet import MEAN, STD
+from resist_hvd.data.files.imagenet import MEAN, STD
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
 from resist_hvd.errors import UserError
@@ -29,7 +29,7 @@ def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.
     try:
         from nvidia.dali import Pipeline, fn, types
 
-        from resist_hvd.data.dali_graph import Means
+        from resist_hvd.data.files.dali_graph import Means
     except ImportError as error:
         raise UserError("NVIDIA DALI is not installed", mend="Install it with launch/setup --dali.") from error
     means = Means.of(settings, settings.batch_size, device)

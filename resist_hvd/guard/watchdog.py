@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from resist_hvd.comm import last_words, stacks, undertaker
-from resist_hvd.comm.door import Door, Stranger
-from resist_hvd.comm.judging import NAMED, ROUNDS, UNHURRIED, Sight, limit_of, said_of_silent, time_of, verdict
-from resist_hvd.comm.last_words import LOST
-from resist_hvd.comm.lifeline import Line, Meeting
-from resist_hvd.comm.pulse import Pulse
 from resist_hvd.comm.world import World
+from resist_hvd.guard import endings, reaper, stacks
+from resist_hvd.guard.door import Door, Stranger
+from resist_hvd.guard.endings import LOST
+from resist_hvd.guard.judging import NAMED, ROUNDS, UNHURRIED, Sight, limit_of, said_of_silent, time_of, verdict
+from resist_hvd.guard.lifeline import Line, Meeting
+from resist_hvd.guard.pulse import Pulse
 
 BEAT = 1.0
 """Seconds between two words."""
@@ -75,7 +75,7 @@ class Watchdog:
         self._wakeup = socket.socketpair()
         self._selector.register(self._wakeup[1], selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        last_words.ending.before = self._say_goodbye
+        endings.ending.before = self._say_goodbye
         world.unheard = self.unheard
         if world.size == 1:
             self._all_in.set()
@@ -107,7 +107,7 @@ class Watchdog:
             return True
         if world.is_first:
             rank = connected.index(False)
-            last_words.write(
+            endings.write(
                 f"The watchdog is off: rank {rank} on {self._hosts[rank]} cannot reach {world.host} by TCP at "
                 f"{' or '.join(meeting.addresses) or '127.0.0.1'}, port {meeting.port}.\n"
             )
@@ -128,7 +128,7 @@ class Watchdog:
             self._watch_until_over()
         except Exception as error:  # a defect here must not end a sound run, nor look like a rank that is lost
             self._say_goodbye(0)
-            last_words.write(f"The watchdog of rank {self.world.rank} is off: {type(error).__name__}: {error}\n")
+            endings.write(f"The watchdog of rank {self.world.rank} is off: {type(error).__name__}: {error}\n")
 
     def _watch_until_over(self) -> None:
         last = time.monotonic()
@@ -261,31 +261,31 @@ class Watchdog:
             message: what was seen, without a full stop.
             stalled: whether ranks stand still: then each one writes its stacks.
         """
-        if self._over.is_set() or not last_words.ending.begin(LOST):
+        if self._over.is_set() or not endings.ending.begin(LOST):
             return
         here = f"rank {self.world.rank} of {self.world.size} on {self.world.host}"
         # Rank 0 speaks for all that it reaches; without it, the lowest.
         patience = 0.2 if self.world.is_first else 0.2 + 0.15 * min(self.world.rank, 8)
         for peer in self._peers.values():
             peer.line.send({"lost": stalled})
-        undertaker.call()
-        advice = last_words.advice()
+        reaper.call()
+        advice = endings.advice()
         if stalled:
             self._write_stacks(0.5)
             advice = f"Stacks: {stacks.place()}. {advice}" if stacks.place() else advice
-        last_words.end_now(f"{message}, says {here}. {advice}", LOST, patience)
+        endings.end_now(f"{message}, says {here}. {advice}", LOST, patience)
 
     def _follow(self, *, stalled: bool) -> NoReturn:
         """End as rank 0 has decided, once it has said why."""
-        if last_words.ending.begin(LOST):
-            undertaker.call()
+        if endings.ending.begin(LOST):
+            reaper.call()
             end = time.monotonic() + 1.5
             if stalled:
                 self._write_stacks(1.5)
             time.sleep(max(0.0, end - time.monotonic()))
-            last_words.ending.spoken.set()
+            endings.ending.spoken.set()
         else:
-            last_words.ending.spoken.wait(timeout=5.0)
+            endings.ending.spoken.wait(timeout=5.0)
         os._exit(LOST)
 
     def _write_stacks(self, patience: float) -> None:
@@ -304,7 +304,7 @@ class Watchdog:
     def stop(self) -> None:
         """End watching; all ranks do, one after another."""
         self._say_goodbye(0)
-        last_words.ending.before = None
+        endings.ending.before = None
         self.world.unheard = str
         self._wake()
         if self._thread.ident is not None:

@@ -14,8 +14,8 @@ import socket
 import threading
 import time
 
-from resist_hvd.comm import last_words, starting
 from resist_hvd.comm.world import World
+from resist_hvd.guard import endings, starting
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """The signals that stop a run: cancelled, Ctrl-C, and what a scheduler sends ahead of a limit."""
@@ -57,9 +57,9 @@ def told(world: World, number: int, cause: str = "") -> None:
         cause: what to call it; its name by default.
     """
     cause = cause or name_of(number)
-    if last_words.ending.status is not None:  # a launcher ends the others once one rank has ended
-        last_words.ending.spoken.wait(timeout=1.0)
-        os._exit(last_words.ending.status)
+    if endings.ending.status is not None:  # a launcher ends the others once one rank has ended
+        endings.ending.spoken.wait(timeout=1.0)
+        os._exit(endings.ending.status)
     if world.stop_signal == 0 and world.can_stop:
         _stop_soon(world, number, cause)
     elif world.stop_signal == 0 or time.monotonic() - world.stop_told_at > AT_ONCE:
@@ -74,11 +74,11 @@ def _stop_soon(world: World, number: int, cause: str) -> None:
     opening = f"Told to stop by {cause} [{world.position}]"
     if silent := world.unheard():
         # A launcher that has lost a host tells so, too, and kills a second later.
-        last_words.say(f"{opening}, and the round cannot be ended without all ranks. {silent}. {last_words.advice()}")
+        endings.say(f"{opening}, and the round cannot be ended without all ranks. {silent}. {endings.advice()}")
     else:
-        last_words.write(
+        endings.write(
             f"{opening}: a checkpoint is written when the round is done, and the run ends. A second signal ends it at "
-            f"once. Until then: {last_words.advice()}\n"
+            f"once. Until then: {endings.advice()}\n"
         )
 
 
@@ -90,13 +90,13 @@ def _end_at_once(world: World, number: int, cause: str) -> None:
     """
     again = world.stop_signal != 0
     # A second signal asks for an end without a checkpoint. A first one, where there is nothing to save, for a stop.
-    status = 128 + number if again or not world.resumable else last_words.STOPPED
-    if not last_words.ending.begin(status):
+    status = 128 + number if again or not world.resumable else endings.STOPPED
+    if not endings.ending.begin(status):
         return
     if again:
         why = "the second signal"
     else:
         why = "a rank died (its launcher names it) or the job was cancelled" if world.size > 1 else "it was cancelled"
     patience = 0.1 if world.is_first else 0.6 + 0.05 * min(world.rank, 5)
-    message = f"Told to stop by {cause}: {why} [{last_words.whereabouts()}]. {last_words.advice()}"
-    last_words.end_now(message, status, patience)
+    message = f"Told to stop by {cause}: {why} [{endings.whereabouts()}]. {endings.advice()}"
+    endings.end_now(message, status, patience)

@@ -6,15 +6,15 @@ What needs PyTorch is loaded when it is first asked for: a plan is made of numbe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resist_hvd.models.architecture import Architecture, ModelSettings
+from resist_hvd.nets.architecture import Architecture, ModelSettings
 
 if TYPE_CHECKING:
-    from resist_hvd.models.resnet import ResNet
-    from resist_hvd.models.subnet import SubNet
+    from resist_hvd.nets.preact_resnet import ResNet
+    from resist_hvd.nets.subnet import SubNet
 
 __all__ = ["Architecture", "ModelSettings", "ResNet", "SubNet"]
 
-_WITH_PYTORCH = {"ResNet": "resist_hvd.models.resnet", "SubNet": "resist_hvd.models.subnet"}
+_WITH_PYTORCH = {"ResNet": "resist_hvd.nets.preact_resnet", "SubNet": "resist_hvd.nets.subnet"}
 
 
 def __getattr__(name: str) -> Any:

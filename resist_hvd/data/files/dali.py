@@ -14,20 +14,20 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, types
 
-from resist_hvd.data import dali_graph
 from resist_hvd.data.broken import USUAL_ENDS, BrokenFiles
-from resist_hvd.data.dali_graph import Means, Source
-from resist_hvd.data.dali_memory import as_tensor
-from resist_hvd.data.dali_suspects import undecodable
 from resist_hvd.data.decoding import LARGEST_IMAGE
-from resist_hvd.data.gpu_faults import is_of_gpu, sentence, unexplained
+from resist_hvd.data.files import dali_graph
+from resist_hvd.data.files.dali_graph import Means, Source
+from resist_hvd.data.files.dali_memory import as_tensor
+from resist_hvd.data.files.dali_suspects import undecodable
+from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence, unexplained
+from resist_hvd.data.files.loader import BATCH_TYPES, ImageLoader, TrainingPlan
+from resist_hvd.data.files.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError
+from resist_hvd.data.files.windows import Draws, middle_windows, random_windows
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.loader import BATCH_TYPES, ImageLoader, TrainingPlan
 from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
-from resist_hvd.data.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError
-from resist_hvd.data.windows import Draws, middle_windows, random_windows
 
 
 @dataclass(frozen=True, kw_only=True)

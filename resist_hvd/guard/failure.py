@@ -12,12 +12,12 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn
 
 from resist_hvd import console
-from resist_hvd.comm import last_words, outcome, signals, starting
-from resist_hvd.comm.last_words import LOST, STOPPED, advice, advise, current_world, say, whereabouts
 from resist_hvd.comm.launch import launched_rank
-from resist_hvd.comm.launcher import watch_launcher
 from resist_hvd.comm.world import World
 from resist_hvd.errors import Stopped, UserError
+from resist_hvd.guard import endings, outcome, signals, starting
+from resist_hvd.guard.endings import LOST, STOPPED, advice, advise, current_world, say, whereabouts
+from resist_hvd.guard.launcher import watch_launcher
 
 __all__ = [
     "INTERNAL_ERROR",
@@ -74,7 +74,7 @@ def run(program: Callable[[], None]) -> None:
             error.where = ", ".join(filter(None, (error.where, whereabouts())))
         take_down(str(error), error.exit_status)
     except SystemExit as ended:  # after the help, or what the program itself ends with on all ranks
-        if last_words.ending.status is None:
+        if endings.ending.status is None:
             status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
             if status or launched_rank() == 0:
                 outcome.end(status)
@@ -102,7 +102,7 @@ def _told_early(number: int, _: object) -> NoReturn:
     if launched_rank() > 0:
         time.sleep(TURN)
     status = STOPPED if number == signal.SIGUSR2 else 128 + number
-    if last_words.ending.begin(status):
+    if endings.ending.begin(status):
         say(f"Stopped by {signals.name_of(number)} before anything was begun; start it again")
     os._exit(status)
 
@@ -119,17 +119,17 @@ def watch(world: World) -> None:
 
     All ranks must call it together.
     """
-    last_words.joined(world)
+    endings.joined(world)
     signals.answer(world)
     watch_launcher(world)
 
 
 def leave(message: str, status: int) -> NoReturn:
     """End this process, all others doing the same; with a message if there is one."""
-    last_words.ending.begin(status)
+    endings.ending.begin(status)
     if message:
         say(message)
-    last_words.ending.spoken.set()
+    endings.ending.spoken.set()
     _limit_end(status)
     sys.exit(status)
 
@@ -149,19 +149,19 @@ def take_down(message: str, status: int, details: str = "") -> NoReturn:
         status: the exit status.
         details: what to print before it: a traceback.
     """
-    first = last_words.ending.begin(status)
+    first = endings.ending.begin(status)
     world = current_world()
     if not first:  # another thread of this rank is about to end it
-        last_words.ending.spoken.wait(timeout=5.0)
-        os._exit(last_words.ending.status or status)
+        endings.ending.spoken.wait(timeout=5.0)
+        os._exit(endings.ending.status or status)
     if world is None or world.size == 1:
         say(message, details)
-        last_words.ending.spoken.set()
+        endings.ending.spoken.set()
         _end_mpi(status)
         sys.exit(status)
     # What breaks on one rank breaks calls on the others, and what is wrong with all of them need be said only once.
-    last_words.say_unless_said(message, 0.0 if world.is_first else 1.0 + 0.1 * min(world.rank, 20), details)
-    last_words.ending.spoken.set()
+    endings.say_unless_said(message, 0.0 if world.is_first else 1.0 + 0.1 * min(world.rank, 20), details)
+    endings.ending.spoken.set()
     world.comm.Abort(status)
     sys.exit(status)
 

@@ -12,7 +12,7 @@ import socket
 import time
 from dataclasses import dataclass
 
-from resist_hvd.comm.lifeline import Line, Meeting, own_addresses
+from resist_hvd.guard.lifeline import Line, Meeting, own_addresses
 
 LONGEST_HELLO = 4096
 """Bytes that a stranger may send without a line's end."""

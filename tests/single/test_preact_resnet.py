@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
-from resist_hvd.models import Architecture, ModelSettings, ResNet, resnet
-from resist_hvd.models.resnet import LONGEST_DESCRIPTION, Norm, Projection, shapes_of
+from resist_hvd.nets import Architecture, ModelSettings, ResNet
+from resist_hvd.nets.preact_resnet import LONGEST_DESCRIPTION, Norm, Projection, shapes_of
 from resist_hvd.training.tensors import SafetensorsStream
 
 CASES = [
@@ -220,7 +220,7 @@ def test_files_that_may_not_be_read_are_not_called_damaged(tmp_path: Path, monke
     def refuse(path: Path) -> dict[str, Tensor]:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(resnet, "read_tensors", refuse)
+    monkeypatch.setattr("resist_hvd.nets.preact_resnet.read_tensors", refuse)
     with pytest.raises(UserError, match=r"Permission denied \[.*model.safetensors\]") as caught:
         ResNet.load(tmp_path)
     assert "Export it again" not in str(caught.value)

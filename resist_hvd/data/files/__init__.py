@@ -1,0 +1,1 @@
+"""Images decoded from the disk batch by batch."""

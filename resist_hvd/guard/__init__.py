@@ -1,0 +1,1 @@
+"""Endings of a program: signals, launchers, ranks that are lost, and the watchdog that finds them."""
