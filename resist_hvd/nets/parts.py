@@ -1,0 +1,250 @@
+"""A network as the protocol sees it: parts in a row, some of which are dealt out.
+
+The network is the composition of its parts: each takes the output of the one before it. Parts of a *deck* are residual
+blocks of equal parameters, which keep the shape, so that the network computes something sensible without any of them:
+they are what ResIST deals out. All other parts together are the trunk, which every worker has.
+
+No module is kept here but on PyTorch's meta device, where it takes no memory: a worker makes the parts that it holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resist_hvd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network.
+
+    Attributes:
+        name: its prefix in the exported model's state dict, as "layer3.7"; "" where its parameters have none.
+        make: makes the module, a new one at each call, where PyTorch's default device is: often the meta device.
+        deck: the name of the deck that it is dealt from; None for a part that every worker has.
+        branches: of a part that is dealt: names of its submodules that end its residual branches, each linear in its
+            weight and bias (a convolution, a linear layer, a norm). The global network scales dealt blocks' branches,
+            and an exported one has the scale in these weights. Without names the network computes x + s (block(x) - x).
+        initialise: fills a module's parameters from a seed. Without it they are as `make` makes them on a CPU, with
+            PyTorch's random numbers begun at the seed.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    deck: str | None = None
+    branches: tuple[str, ...] = ()
+    initialise: Callable[[nn.Module, int], None] | None = None
+
+    def prefixed(self, name: str) -> str:
+        """Return the name that a tensor of the part has in the exported model."""
+        return f"{self.name}.{name}" if self.name else name
+
+
+class Deck(NamedTuple):
+    """Blocks that are dealt out together.
+
+    Attributes:
+        name: of the deck.
+        first: the place of its first block among the parts; the others follow it without a gap.
+        blocks: how many there are.
+    """
+
+    name: str
+    first: int
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be dealt out.
+
+    Attributes:
+        parts: in the order in which inputs pass through them.
+        example: inputs on the meta device, a batch of one; None where they are not known.
+        description: its family and all that its parts are made from, as plain JSON values: an exported model's
+            `model.json` has it, and a checkpoint.
+        title: what people call it, in a few words.
+
+    Raises:
+        UserError: the parts cannot be dealt out; the message says which, and why.
+    """
+
+    parts: tuple[Part, ...]
+    example: Tensor | None = None
+    description: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @cached_property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The parts' modules, on the meta device."""
+        with torch.device("meta"):
+            return tuple(part.make() for part in self.parts)
+
+    @cached_property
+    def decks(self) -> tuple[Deck, ...]:
+        """The decks, in the network's order."""
+        found, first = [], 0
+        for name, members in groupby(self.parts, key=lambda part: part.deck):
+            blocks = len(list(members))
+            if name is not None:
+                found.append(Deck(name, first, blocks))
+            first += blocks
+        return tuple(found)
+
+    @property
+    def deck_sizes(self) -> tuple[int, ...]:
+        """The number of blocks of each deck, as the protocol has it; blocks are numbered through."""
+        return tuple(deck.blocks for deck in self.decks)
+
+    @cached_property
+    def blocks(self) -> tuple[Part, ...]:
+        """The parts that are dealt out: block b of the protocol is the b-th of them."""
+        return tuple(part for part in self.parts if part.deck is not None)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters of the whole network."""
+        return sum(parameter.numel() for module in self.modules for parameter in module.parameters())
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Each part's output for the example, on the meta device.
+
+        Raises:
+            UserError: a part does not take what the one before it puts out, or a block changes the shape.
+        """
+        if self.example is None:
+            raise ValueError("outputs need an example of the inputs")
+        outputs, x = [], self.example
+        for part, module in zip(self.parts, self.modules, strict=True):
+            shape = x.shape
+            with torch.no_grad():
+                x = passed_through(part, module, x)
+            if part.deck is not None and x.shape != shape:
+                raise UserError(
+                    f"Block {part.name!r} turns inputs of shape {list(shape)} into {list(x.shape)}",
+                    mend="Deal out blocks that keep the shape; others belong to the trunk (deck=None).",
+                )
+            outputs.append(x)
+        return tuple(outputs)
+
+
+def passed_through(part: Part, module: nn.Module, x: Tensor) -> Tensor:
+    """Return a part's output.
+
+    Raises:
+        UserError: the part does not take the input, or puts out something else than one tensor.
+    """
+    try:
+        output = module(x)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"Part {part.name!r} of the network does not take an input of shape {list(x.shape)}: "
+            f"{' '.join(str(error).split())[:300]}",
+            mend="Have each part take the output of the one before it, and the first the data's images: their size is "
+            "--data.image_size.",
+        ) from None
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"Part {part.name!r} of the network puts out a {type(output).__name__}",
+            mend="Have each part put out one tensor.",
+        )
+    return output
+
+
+def check(network: Network) -> None:
+    """Refuse a network that cannot be dealt out.
+
+    Raises:
+        UserError: with the part, and the reason.
+    """
+    parts, modules = network.parts, network.modules
+    counts = Counter(part.name for part in parts if part.name)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"Two parts of the network have one name, {twice[0]!r}", mend="Name each part differently.")
+    apart = Counter(deck.name for deck in network.decks)
+    if torn := [name for name, count in apart.items() if count > 1]:
+        raise UserError(
+            f"The blocks of deck {torn[0]!r} do not follow one another without others between them",
+            mend="Give each chain of blocks a deck of its own.",
+        )
+    owners: dict[int, str] = {}
+    for part, module in zip(parts, modules, strict=True):
+        for name, parameter in module.named_parameters():
+            if id(parameter) in owners:
+                raise UserError(
+                    f"Parameter {name!r} of part {part.name!r} is tied to part {owners[id(parameter)]!r}",
+                    mend="Parts live on different workers: give each its own parameters, and have make return a new "
+                    "module at each call.",
+                )
+            if not parameter.is_floating_point():
+                raise UserError(
+                    f"Parameter {name!r} of part {part.name!r} is of type {parameter.dtype}", mend="Have it float."
+                )
+        owners |= {id(parameter): part.name for parameter in module.parameters()}
+        for name, layer in module.named_modules():
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats:
+                raise UserError(
+                    f"Layer {name!r} of part {part.name!r} keeps running statistics of its batches",
+                    mend="They would differ from worker to worker: take resist_hvd.nets.Norm, or "
+                    "track_running_stats=False; evaluation computes exact ones.",
+                )
+    for deck in network.decks:
+        check_deck(network, deck)
+    if network.example is not None:
+        _ = network.outputs
+
+
+def check_deck(network: Network, deck: Deck) -> None:
+    """Refuse a deck whose blocks do not have equal parameters.
+
+    Raises:
+        UserError: with the block, and how it differs.
+    """
+    first, *others = range(deck.first, deck.first + deck.blocks)
+    parameters = shapes(network.modules[first])
+    if not parameters:
+        raise UserError(f"The blocks of deck {deck.name!r} have no parameters", mend="Deal out blocks that learn.")
+    for place in others:
+        here = shapes(network.modules[place])
+        if here != parameters:
+            names = sorted(name for name in here.keys() | parameters.keys() if here.get(name) != parameters.get(name))
+            raise UserError(
+                f"Blocks of deck {deck.name!r} are unequal: {names[0]} is {here.get(names[0], 'missing')} in "
+                f"{network.parts[place].name!r} and {parameters.get(names[0], 'missing')} in "
+                f"{network.parts[first].name!r}",
+                mend="Deal out blocks of the same shape; others belong to the trunk (deck=None).",
+            )
+    for place in (first, *others):
+        part, module = network.parts[place], network.modules[place]
+        for branch in part.branches:
+            if not hasattr(find(module, branch), "weight"):
+                raise UserError(
+                    f"Block {part.name!r} has no layer {branch!r} with a weight, which is to end a residual branch",
+                    mend="Name the layers that end its branches, or none.",
+                )
+
+
+def shapes(module: nn.Module) -> dict[str, list[int]]:
+    """Return the shape of each of a module's parameters by name, in their order."""
+    return {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def find(module: nn.Module, name: str) -> nn.Module | None:
+    """Return the submodule of a name, None where there is none."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
