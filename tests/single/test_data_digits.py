@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from resist_hvd.data import DataSettings, DataSource, Shard, load
 from resist_hvd.data.memory.digits import read
@@ -42,6 +43,20 @@ def test_the_split_is_stratified_and_fixed() -> None:
     per_class = torch.bincount(first.test.labels)
     of_all = torch.bincount(torch.cat([first.train.labels, first.test.labels]))
     assert ((per_class - of_all * 360 / 1797).abs() <= 1).all()
+
+
+def test_the_split_is_that_of_scikit_learn() -> None:
+    original = load_digits()
+    train, test = train_test_split(
+        np.arange(1797), test_size=360, stratify=original.target, shuffle=True, random_state=0
+    )
+    images = read(DataSettings())
+    assert torch.equal(images.train.labels, torch.from_numpy(original.target[train]))
+    assert torch.equal(images.test.labels, torch.from_numpy(original.target[test]))
+    as_bytes = torch.from_numpy(np.rint(original.images * 255 / 16).astype(np.uint8))[..., None]
+    small = read(DataSettings(image_size=8, crop_padding=0))
+    assert torch.equal(small.train.images, as_bytes[train])
+    assert torch.equal(small.test.images, as_bytes[test])
 
 
 def test_the_scaled_up_digits_look_like_the_small_ones() -> None:

@@ -4,10 +4,12 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 (its test half), 8 x 8 pixels of 17 grey levels.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resist_hvd.data.memory.images import LabelledImages
@@ -23,20 +25,40 @@ def read(settings: DataSettings) -> ImageSet:
 
     The test set has its share of each class. Digits are not mirrored by default, and cropped with a padding of 2.
     """
-    digits = load_digits()
-    images = _scaled_up(torch.from_numpy(digits.images), settings.image_size or 32)
-    labels = torch.from_numpy(digits.target)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=_TEST_SIZE, stratify=digits.target, shuffle=True, random_state=0
-    )
+    # Importing scikit-learn takes each rank more than a second: its file is read without it.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    images = _scaled_up(torch.from_numpy(table[:, :-1].reshape(-1, 8, 8)), settings.image_size or 32)
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
+    train, test = _split(labels.numpy())
     padding = 2 if settings.crop_padding is None else settings.crop_padding
     return ImageSet(
         name="digits",
-        classes=tuple(str(digit) for digit in digits.target_names),
+        classes=tuple("0123456789"),
         train=LabelledImages.of(images[train], labels[train], padding=padding),
         test=LabelledImages.of(images[test], labels[test], padding=0),
         mirrored=False,
     )
+
+
+def _split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The training and test images' numbers: scikit-learn's `train_test_split`, stratified, with `random_state` 0."""
+    random = np.random.RandomState(0)
+    exact = np.bincount(labels) * (1 - _TEST_SIZE / len(labels))
+    of_train = np.floor(exact).astype(np.int64)
+    remainders = exact - of_train
+    for remainder in np.unique(remainders)[::-1]:  # the largest are rounded up; chance decides between equal ones
+        tied = np.flatnonzero(remainders == remainder)
+        missing = len(labels) - _TEST_SIZE - int(of_train.sum())
+        of_train[random.choice(tied, size=min(len(tied), missing), replace=False)] += 1
+        if missing <= len(tied):
+            break
+    members = [random.permutation(np.flatnonzero(labels == label)) for label in range(len(of_train))]
+    train = np.concatenate([own[:first] for own, first in zip(members, of_train, strict=True)])
+    test = np.concatenate([own[first:] for own, first in zip(members, of_train, strict=True)])
+    return random.permutation(train), random.permutation(test)
 
 
 def _scaled_up(digits: Tensor, size: int) -> Tensor:
