@@ -69,7 +69,8 @@ class Network:
 
     Attributes:
         parts: in the order in which inputs pass through them.
-        example: inputs on the meta device, a batch of one; None where they are not known.
+        example: inputs on the meta device, a batch of two, since norms refuse a single number a channel; None where
+            they are not known.
         description: its family and all that its parts are made from, as plain JSON values: an exported model's
             `model.json` has it, and a checkpoint.
         title: what people call it, in a few words.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from resist_hvd.errors import UserError
 from resist_hvd.nets.architecture import EXPANSION, Architecture
+from resist_hvd.nets.parts import Network, Part
 from resist_hvd.tensor_files import read_tensors
 
 LONGEST_DESCRIPTION = 64 * 2**20
@@ -211,6 +213,38 @@ class ResNet(nn.Module):
                 module.set_statistics(tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])
         model.load_state_dict(tensors, assign=True)
         return model.eval()
+
+
+def network(architecture: Architecture, *, image_size: int, zero_residual: bool = False) -> Network:
+    """Return a network's parts: its stem, its blocks, of which those that keep the shape are dealt out, its head.
+
+    Args:
+        architecture: its shape.
+        image_size: height and width of its images, in pixels.
+        zero_residual: whether blocks begin as the identity, as `initialise` has it.
+    """
+    fill = partial(initialise, zero_residual=zero_residual)
+    parts = [Part("stem", partial(Stem, architecture), initialise=fill)]
+    last = 1 if architecture.block == "basic" else 2
+    for section, blocks in enumerate(architecture.sections):
+        for place in range(blocks):
+            dealt = place >= architecture.leading[section]
+            parts.append(
+                Part(
+                    f"sections.{section}.{place}",
+                    partial(Block, architecture, section, first=place == 0 and not dealt),
+                    deck=f"sections.{section}" if dealt else None,
+                    branches=(f"units.{last}.conv",),
+                    initialise=fill,
+                )
+            )
+    parts.append(Part("head", partial(Head, architecture), initialise=fill))
+    return Network(
+        tuple(parts),
+        example=torch.empty(2, architecture.channels, image_size, image_size, device="meta"),
+        description={"family": "preact_resnet", **architecture.to_json()},
+        title=f"pre-activation ResNet, sections {','.join(map(str, architecture.sections))}",
+    )
 
 
 def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:

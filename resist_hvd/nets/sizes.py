@@ -66,4 +66,5 @@ def _measure(module: nn.Module, x: Tensor) -> Size:
         output = module(x)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     numbers = sum(saved.numel() for saved in kept.values())
-    return Size(parameters, counter.get_total_flops(), numbers, math.prod(output.shape[1:]))
+    inputs = len(x)
+    return Size(parameters, counter.get_total_flops() // inputs, numbers // inputs, math.prod(output.shape[1:]))

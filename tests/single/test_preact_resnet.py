@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from resist_hvd.errors import UserError
 from resist_hvd.nets import Architecture, ModelSettings, ResNet
-from resist_hvd.nets.preact_resnet import LONGEST_DESCRIPTION, Norm, Projection, shapes_of
+from resist_hvd.nets.preact_resnet import LONGEST_DESCRIPTION, Norm, Projection, initialise, network, shapes_of
 from resist_hvd.training.tensors import SafetensorsStream
 
 CASES = [
@@ -99,6 +100,40 @@ def test_a_strided_projection_is_a_convolution(inputs: int, layout: torch.memory
         (found,) = torch.autograd.grad((projection(x) * slope).sum(), projection.weight)
     (wanted,) = torch.autograd.grad((expected * slope).sum(), projection.weight)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [*CASES, replace(CASES[0], partition="all")])
+def test_parts_are_the_network(settings: ModelSettings) -> None:
+    whole = make(settings)
+    architecture = whole.architecture
+    size = 32 if settings.stem == "imagenet" else 8
+    parts = network(architecture, image_size=size)
+    assert parts.deck_sizes == tuple(blocks for blocks in architecture.decks if blocks)
+    assert [part.name for part in parts.blocks] == [
+        "sections.{}.{}".format(*architecture.place(block)) for block in range(architecture.partitionable)
+    ]
+    weights = whole.state_dict()
+    x = images(size)
+    for part in parts.parts:
+        module = part.make().double()
+        module.load_state_dict({name: weights.pop(part.prefixed(name)) for name in module.state_dict()})
+        x = module(x)
+    assert not weights
+    assert torch.equal(x, whole(images(size)))
+    assert parts.parameters == sum(parameter.numel() for parameter in whole.parameters())
+
+
+def test_parts_begin_as_the_network_does() -> None:
+    architecture = Architecture.of(CASES[0], channels=3, classes=5)
+    for zero in (False, True):
+        for part in network(architecture, image_size=8, zero_residual=zero).parts:
+            one, other = part.make(), part.make()
+            assert part.initialise is not None
+            part.initialise(one, 7)
+            initialise(other, 7, zero_residual=zero)
+            assert all(map(torch.equal, one.parameters(), other.parameters()))
+            for branch in part.branches:
+                assert zero != bool(one.get_submodule(branch).weight.any())
 
 
 def test_norms_keep_no_running_statistics() -> None:
