@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
-from resist_hvd import console, flags
-from resist_hvd.benchmarks import candidates, compare, cycle, loader, step, sync
+from resist_hvd import console
+from resist_hvd.benchmarks import compare, cycle, loader, step, sync
 from resist_hvd.comm.launch import launched_by_mpi
 from resist_hvd.comm.world import World
-from resist_hvd.config import resolved_recipe
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
+from resist_hvd.settings import flags
+from resist_hvd.settings.bench import CompareSettings, CycleSettings, LoaderSettings, StepSettings, SyncSettings
+from resist_hvd.settings.reading import resolved_recipe
 from resist_hvd.training.arithmetic import compute_fast
 
 
@@ -43,19 +45,19 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "sync": Benchmark(
-        sync.SyncSettings,
+        SyncSettings,
         sync.run,
         "seconds of ResIST's synchronisation, over MPI_Allreduce's of the trunk alone",
     ),
-    "step": Benchmark(step.StepSettings, step.run, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
+    "step": Benchmark(StepSettings, step.run, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
     "compare": Benchmark(
-        candidates.CompareSettings,
+        CompareSettings,
         compare.run,
         "seconds of a step by ResIST (without it, by the first), over those of the fastest other",
     ),
-    "loader": Benchmark(loader.LoaderSettings, loader.run, "images a second by this loader, over those by bare DALI"),
+    "loader": Benchmark(LoaderSettings, loader.run, "images a second by this loader, over those by bare DALI"),
     "cycle": Benchmark(
-        cycle.CycleSettings,
+        CycleSettings,
         cycle.run,
         "seconds of a round on a full machine, over those on an idle one",
         alone=cycle.compare,

@@ -13,14 +13,13 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import fields
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resist_hvd import console, flags
+from resist_hvd import console
 from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import look
 from resist_hvd.comm.launch import launched_rank, person_watches
@@ -28,6 +27,8 @@ from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
+from resist_hvd.settings import flags
+from resist_hvd.settings.tools import DoctorSettings
 from resist_hvd.units import counted
 
 MUST_MEND = 1
@@ -35,27 +36,6 @@ MUST_MEND = 1
 
 WIDTH = 120
 MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "mend": ("MEND", "bold red")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorSettings:
-    """Look at every rank's machine before a long run, and say what must be mended: then the status is 1."""
-
-    output: Path = Path("runs")
-    """The folder that the run will write to."""
-
-    config: Path | None = None
-    """The file of settings that the run will be given: it must be the same on all hosts."""
-
-    seconds: float = 20.0
-    """About how long to measure the network between hosts."""
-
-    quick: bool = False
-    """Leave the network and the clocks out: a health check for a container."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.seconds < float("inf"):
-            raise ValueError(f"--seconds is {self.seconds}; give a number above 0")
 
 
 def main() -> None:

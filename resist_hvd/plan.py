@@ -7,12 +7,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from resist_hvd import console, flags
+from resist_hvd import console
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.planning import tables
 from resist_hvd.planning.forecast import SCALE, Forecast, Planner
+from resist_hvd.planning.inputs import machine_of
 from resist_hvd.planning.measured import measured_rates
-from resist_hvd.planning.settings import PlanSettings
+from resist_hvd.settings import flags
+from resist_hvd.settings.plan import PlanSettings
 
 WIDTH = 130
 """Columns of the tables where the output is no terminal."""
@@ -50,7 +52,7 @@ def write_json(planner: Planner) -> None:
     plan = {
         "settings": {name: plain(value) for name, value in asdict(settings).items() if name != "model"},
         "model": asdict(settings.model),
-        "machine": asdict(settings.machine(planner.rate("resist"))),
+        "machine": asdict(machine_of(settings, planner.rate("resist"))),
         "parameters_global": planner.network.whole.parameters,
         "parameters_trunk": planner.network.trunk.parameters,
         "partitionable": planner.network.partitionable,

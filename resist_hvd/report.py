@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from resist_hvd import __version__, console, drawing, flags
+from resist_hvd import __version__, console, drawing
 from resist_hvd.drawing import Theme
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import Figure, figures
 from resist_hvd.reporting.page import Drawn, page
 from resist_hvd.reporting.reading import RunRecord, read_runs
+from resist_hvd.settings import flags
+from resist_hvd.settings.tools import ReportSettings
 from resist_hvd.training.disk import create
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSettings:
-    """Show what runs did: give their folders, then flags.
-
-    Runs that are unfinished, damaged, or of an older version are reported as far as they go.
-    """
-
-    output: Path | None = None
-    """The folder for report.html and the pictures. Default: report in the folder of the first run."""
-
-    title: str = "ResIST: what runs did"
-    """The page's heading."""
 
 
 def main() -> None:

@@ -13,9 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from resist_hvd import console, data, flags
+from resist_hvd import console, data
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings, parse
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure, stacks
@@ -23,6 +22,9 @@ from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.methods import registry
 from resist_hvd.records import Evaluation, Summary
 from resist_hvd.seeds import derive
+from resist_hvd.settings import flags
+from resist_hvd.settings.reading import parse
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.account import extra_test, summary_of
 from resist_hvd.training.arithmetic import compute_deterministically, compute_fast, with_precision
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSource
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.capturing import capture_stream, capturing
 
 

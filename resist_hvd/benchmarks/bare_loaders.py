@@ -11,9 +11,9 @@ from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
 from resist_hvd.data.files.imagenet import MEAN, STD
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 
 def bare_dali(settings: DataSettings, *, shard: Shard, seed: int, device: torch.device) -> Iterator[Any]:

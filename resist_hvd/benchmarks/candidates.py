@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -11,82 +10,24 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks import rivals
-from resist_hvd.comm.devices import DeviceName, finish
+from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSource
 from resist_hvd.methods import registry
 from resist_hvd.methods.base import Method
-from resist_hvd.methods.settings import MethodName
-from resist_hvd.nets import ModelSettings, ResNet
+from resist_hvd.nets import ResNet
 from resist_hvd.seeds import derive
+from resist_hvd.settings.bench import OURS, THEIRS, CompareSettings
+from resist_hvd.settings.run import MethodName, Settings
 from resist_hvd.training.loop import LocalTraining
-from resist_hvd.training.optim import OptimSettings, learning_rate
+from resist_hvd.training.optim import learning_rate
 from resist_hvd.training.run import Run, method_setup
 
-OURS: dict[str, MethodName] = {"resist": "resist", "local-sgd": "local-sgd", "data-parallel": "data-parallel"}
-THEIRS: dict[str, type[rivals.Rival]] = {
-    "pytorch-ddp": rivals.DataParallelRival,
-    "pytorch-post-local-sgd": rivals.PostLocalSGDRival,
-}
+RIVALS: dict[str, type[rivals.Rival]] = dict(
+    zip(THEIRS, (rivals.DataParallelRival, rivals.PostLocalSGDRival), strict=True)
+)
 PROBES = 3
 """Number of times that a PyTorch loop's arithmetic is measured alone, by which communication is told from it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareSettings:
-    """Train by ResIST and by what one would use instead, in turn.
-
-    Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel and its PostLocalSGDOptimizer.
-    """
-
-    candidates: str = ",".join((*OURS, *THEIRS))
-    """Names of the candidates, with commas between."""
-
-    local_iterations: int = 10
-    """l, the local iterations of a round."""
-
-    rounds: int = 4
-    """Timed rounds of each measurement, after one that is not; each begins anew from the same weights and images."""
-
-    repeats: int = 3
-    """Number of times that each is measured, in turn."""
-
-    min_blocks: int = 5
-    """m, the fewest partitionable blocks a sub-network has."""
-
-    seed: int = 1
-    """Partitions, weights and images come from it."""
-
-    evaluate: bool = True
-    """Evaluate what each has trained, once."""
-
-    interface: str | None = None
-    """The network interface for PyTorch's collectives; Open MPI's is chosen by its own options."""
-
-    device: DeviceName = "auto"
-    """Device to compute on; auto is cuda where there is a GPU."""
-
-    json: Path | None = None
-    """Write every measurement into this file as JSON."""
-
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(sections="1,1,13,1", width_factor=0.25))
-    data: DataSettings = field(default_factory=DataSettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
-
-    def __post_init__(self) -> None:
-        for name in ("local_iterations", "rounds", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; give 1 or more")
-        unknown = set(self.names) - {*OURS, *THEIRS}
-        if unknown or not self.names:
-            raise ValueError(f"--candidates is {self.candidates!r}; give some of {', '.join((*OURS, *THEIRS))}")
-
-    @property
-    def names(self) -> list[str]:
-        """The candidates' names."""
-        return [name for name in self.candidates.split(",") if name]
 
 
 class Candidate(ABC):
@@ -199,9 +140,10 @@ class Theirs(Candidate):
 
 def make(name: str, settings: CompareSettings, world: World, source: DataSource) -> Candidate:
     """Return a candidate at its beginning; all ranks make it together."""
-    if name in OURS:
-        return Ours(OURS[name], settings, world, source)
-    return Theirs(THEIRS[name], settings, world, source)
+    for ours in OURS:
+        if ours == name:
+            return Ours(ours, settings, world, source)
+    return Theirs(RIVALS[name], settings, world, source)
 
 
 def make_run(name: MethodName, settings: CompareSettings, world: World, source: DataSource) -> Run:

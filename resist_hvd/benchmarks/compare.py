@@ -11,11 +11,12 @@ from time import perf_counter
 
 from resist_hvd import console, data
 from resist_hvd.benchmarks import results, rivals
-from resist_hvd.benchmarks.candidates import CompareSettings, make
+from resist_hvd.benchmarks.candidates import make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
 from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
+from resist_hvd.settings.bench import CompareSettings
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.units import counted, scaled
 

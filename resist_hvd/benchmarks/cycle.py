@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 from statistics import median
@@ -30,8 +29,9 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
-from resist_hvd.nets import Architecture, ModelSettings
+from resist_hvd.nets import Architecture
 from resist_hvd.seeds import derive
+from resist_hvd.settings.bench import CycleSettings
 from resist_hvd.units import counted
 
 IDLE, FULL = "idle", "full"
@@ -40,55 +40,6 @@ SIDE = 256
 
 Measured = dict[str, dict[str, list[float]]]
 """By state, idle or full: milliseconds of each measured round's arithmetic, and of its synchronisation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CycleSettings:
-    """Time rounds by Horovod's cycle, and by whether ranks that wait yield."""
-
-    ranks: int = 4
-    """Ranks of the worlds to start, on this machine."""
-
-    cycles: str = "0.1,0.5,1,5"
-    """Horovod's cycles to compare, in milliseconds."""
-
-    starts: int = 3
-    """Worlds started for each way of waiting, in turn."""
-
-    repeats: int = 3
-    """Measurements in each world, of the idle and of the full machine in turn."""
-
-    rounds: int = 3
-    """Rounds in one measurement."""
-
-    work: float = 50.0
-    """Milliseconds of arithmetic in a round, on a core left alone."""
-
-    spinners: int | None = None
-    """Processes that keep a host full. Default: as many as it has cores."""
-
-    min_blocks: int = 3
-    """m, the fewest partitionable blocks a sub-network has."""
-
-    seed: int = 1
-    """Partitions and weights come from it."""
-
-    json: Path | None = None
-    """File that what was measured is written to."""
-
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(sections="1,1,9,1", width_factor=0.125))
-
-    def __post_init__(self) -> None:
-        for name, least in {"ranks": 1, "starts": 1, "repeats": 1, "rounds": 1, "spinners": 0, "work": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}; give {least} or more")
-        try:
-            sound = all(0 < float(cycle) < 1000 for cycle in self.cycles.split(","))
-        except ValueError:
-            sound = False
-        if not sound:
-            raise ValueError(f"--cycles is {self.cycles}; give milliseconds above 0, as 0.1,1")
 
 
 # -- many worlds, in turn ------------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -17,16 +16,15 @@ import torch
 from resist_hvd import data
 from resist_hvd.benchmarks.bare_loaders import bare_dali, torchvision_loader
 from resist_hvd.benchmarks.table import paired_ratio, show_rates
-from resist_hvd.comm.devices import DeviceName, record_event
+from resist_hvd.comm.devices import record_event
 from resist_hvd.comm.world import World
-from resist_hvd.config import Precision, Settings
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
 from resist_hvd.data.tree import ImageTree
 from resist_hvd.errors import UserError
 from resist_hvd.methods import registry
-from resist_hvd.nets import ModelSettings
 from resist_hvd.seeds import derive
+from resist_hvd.settings.bench import LoaderSettings
+from resist_hvd.settings.data import DataSettings
 from resist_hvd.stopwatch import Stopwatch
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.compiling import check_compiler
@@ -35,105 +33,6 @@ from resist_hvd.training.run import Run, method_setup
 from resist_hvd.units import counted
 
 OURS, DALI, TORCHVISION = "this loader", "bare DALI, the same operators", "torchvision's DataLoader"
-
-STEPS_A_BATCH_READY = 8
-"""Steps that are timed on a GPU for each batch that its loader may have ready: those are few of them then."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderSettings:
-    """Time an ImageNet loader, and how long a training step waits for it."""
-
-    batches: int = 24
-    """Batches in one pass."""
-
-    passes: int = 7
-    """How often each is measured, in turn."""
-
-    steps: int = 4
-    """Training steps that are timed with the loader beside them, on a GPU at least eight for each batch that the loader
-    may have ready; 0 leaves them out."""
-
-    min_blocks: int = 5
-    """m, the fewest blocks of the sub-network that these steps train."""
-
-    precision: Precision = "fp32"
-    """What these steps compute convolutions in; auto as in training."""
-
-    compile: bool = False
-    """Compile the network that these steps train with torch.compile."""
-
-    device: DeviceName = "auto"
-    """What to compute on; auto is cuda where there is a GPU."""
-
-    threads: tuple[int, ...] = ()
-    """Numbers of decoding threads to try one after the other, as [4,8,16]. Default: --data.decode_threads alone."""
-
-    hardware_load: tuple[float, ...] = ()
-    """Shares of a GPU's JPEG hardware to try with each of them, as [0.65,0.8,0.95]. Default: --data.dali.hardware_load
-    alone."""
-
-    seed: int = 1
-    """Order, windows and weights come from it."""
-
-    model: ModelSettings = field(
-        default_factory=lambda: ModelSettings(name="preact_resnet50", block="bottleneck", stem="imagenet")
-    )
-    data: DataSettings = field(
-        default_factory=lambda: DataSettings(name="imagenet", root=Path("imagenet"), batch_size=64)
-    )
-
-    def __post_init__(self) -> None:
-        for name, least in {"batches": 1, "passes": 1, "steps": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} is {getattr(self, name)}; give {least} or more")
-        if self.data.name != "imagenet":
-            raise ValueError(f"--data.name is {self.data.name}, which has no loader to be timed; leave it out")
-        if any(threads < 1 for threads in self.threads):
-            raise ValueError(f"--threads is {list(self.threads)}; give numbers of at least 1")
-        if any(not 0 <= load <= 1 for load in self.hardware_load):
-            raise ValueError(f"--hardware_load is {list(self.hardware_load)}; give shares from 0 to 1")
-        _ = self.training  # settings that do not go together are told at once
-
-    @property
-    def ready(self) -> int:
-        """Batches that the loader has made before they are asked for, and the one that it is at."""
-        return self.data.prefetch + 1
-
-    def timed_steps(self, device: torch.device) -> int:
-        """Return how many steps are timed on a device: so many that few of them take what was ready before."""
-        return max(self.steps, STEPS_A_BATCH_READY * self.ready) if device.type == "cuda" else self.steps
-
-    @property
-    def training(self) -> Settings:
-        """The settings of a run whose steps are timed."""
-        return Settings(
-            min_blocks=self.min_blocks,
-            local_iterations=max(self.ready, self.steps),
-            seed=self.seed,
-            precision=self.precision,
-            compile=self.compile,
-            epochs=1e9,
-            model=self.model,
-            data=self.data,
-        )
-
-    def ways(self, cores: float) -> dict[str, DataSettings]:
-        """Return the ways of loading that are timed, by what tells them apart: nothing where there is one.
-
-        Args:
-            cores: that this rank has.
-        """
-        own = self.data.on_cores(cores)
-        tried = product(self.threads or (own.threads,), self.hardware_load or (own.dali.hardware_load,))
-        return {
-            self._name(threads, load): replace(own, decode_threads=threads, dali=replace(own.dali, hardware_load=load))
-            for threads, load in tried
-        }
-
-    def _name(self, threads: int, load: float) -> str:
-        parts = [counted(threads, "thread")] if self.threads else []
-        return ", ".join([*parts, f"hardware load {load:g}"] if self.hardware_load else parts)
 
 
 def run(settings: LoaderSettings, world: World) -> float:
@@ -288,7 +187,7 @@ def training_beside(settings: LoaderSettings, world: World, source: data.DataSou
     the loader has ready, so that it must keep up. While a GPU is waited for, at their end, the loader makes as many
     again: so there many more steps are timed.
     """
-    steps = settings.timed_steps(world.device)
+    steps = settings.timed_steps(gpu=world.device.type == "cuda")
     training, ready = with_precision(settings.training, world), settings.ready
     training = replace(training, local_iterations=max(ready, steps))
     method = registry.make("resist", method_setup(training, source, world), seed=derive(settings.seed, "round", 0))

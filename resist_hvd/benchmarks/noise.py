@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from resist_hvd.data.files.loader import BATCH_TYPES
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard, TrainStream
+from resist_hvd.settings.data import DataSettings
 
 
 class NoiseSource(DataSource):

@@ -28,7 +28,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.source import TrainStream
 from resist_hvd.errors import UserError
 from resist_hvd.protocol.exchange import ring_bytes
-from resist_hvd.training.optim import OptimSettings
+from resist_hvd.settings.optim import OptimSettings
 
 
 class Rival(ABC):

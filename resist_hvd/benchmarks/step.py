@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -17,97 +17,22 @@ from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.table import paired_ratio, show
-from resist_hvd.comm.devices import DeviceName, finish
+from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
-from resist_hvd.config import Precision, Settings
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.methods import registry
-from resist_hvd.nets import ModelSettings, ResNet
+from resist_hvd.nets import ResNet
 from resist_hvd.seeds import derive
+from resist_hvd.settings.bench import StepSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.checks import refuse_graphs_without_gpu
 from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
-from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run, method_setup
 from resist_hvd.units import counted
 
 BARE, OURS = "bare PyTorch loop", "through method and loop"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSettings:
-    """Time a local step of ResIST: data, forward, backward, update.
-
-    One rank trains the whole network. Images are a data set's, or, with --image_size, noise in memory.
-    """
-
-    recipe: str | None = None
-    """A recipe whose settings to begin with: network, batches, optimizer, precision."""
-
-    image_size: int | None = None
-    """Train on noise of this height and width in pixels, on the device, instead of a data set: no reader is in the
-    way."""
-
-    channels: int = 3
-    """Channels of this noise."""
-
-    classes: int = 1000
-    """Classes of this noise."""
-
-    min_blocks: int = 5
-    """m, the fewest partitionable blocks a sub-network has."""
-
-    steps: int = 5
-    """Steps in one measurement."""
-
-    repeats: int = 15
-    """How often each is measured, in turn; as many steps as in one measurement precede them, and do not count."""
-
-    seed: int = 1
-    """Partitions, weights and data come from it."""
-
-    precision: Precision = "fp32"
-    """What both loops compute convolutions in; auto as in training."""
-
-    compile: bool = False
-    """Compile both networks with torch.compile."""
-
-    cuda_graphs: bool = False
-    """Replay both loops' steps as CUDA graphs."""
-
-    device: DeviceName = "auto"
-    """What to compute on; auto is cuda where there is a GPU."""
-
-    json: Path | None = None
-    """Write every measurement into this file as JSON."""
-
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(sections="1,1,13,1", width_factor=0.25))
-    data: DataSettings = field(default_factory=lambda: DataSettings(batch_size=64))
-    optim: OptimSettings = field(default_factory=OptimSettings)
-
-    def __post_init__(self) -> None:
-        for name, least in {"image_size": 1, "channels": 1, "classes": 2, "steps": 1, "repeats": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}; give {least} or more")
-        _ = self.training  # settings that do not go together are told at once
-
-    @property
-    def training(self) -> Settings:
-        """The settings of a run whose steps these are."""
-        return Settings(
-            min_blocks=self.min_blocks,
-            seed=self.seed,
-            precision=self.precision,
-            compile=self.compile,
-            cuda_graphs=self.cuda_graphs,
-            epochs=1e9,
-            model=self.model,
-            data=self.data,
-            optim=self.optim,
-        )
 
 
 def run(settings: StepSettings, world: World) -> float:

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
 
 from resist_hvd.benchmarks.table import paired_ratio, show
 from resist_hvd.comm.baseline import allreduce_by_mpi
-from resist_hvd.comm.devices import DeviceName, finish
+from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
-from resist_hvd.nets import Architecture, ModelSettings
+from resist_hvd.nets import Architecture
 from resist_hvd.seeds import derive
+from resist_hvd.settings.bench import SyncSettings
 from resist_hvd.units import counted
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyncSettings:
-    """Time ResIST's synchronisation: trunk average, block averages and moves."""
-
-    min_blocks: int = 5
-    """m, the fewest partitionable blocks a sub-network has."""
-
-    repeats: int = 20
-    """Number of times that each is measured, in turn."""
-
-    seed: int = 1
-    """Partitions and weights come from it."""
-
-    device: DeviceName = "auto"
-    """Device to compute on; auto is cuda where there is a GPU."""
-
-    model: ModelSettings = field(default_factory=lambda: ModelSettings(final_norm=False))
 
 
 def run(settings: SyncSettings, world: World) -> float:

@@ -5,9 +5,9 @@ import importlib
 import torch
 
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
-from resist_hvd.data.settings import DataName, DataSettings, own_cores
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, TrainStream
 from resist_hvd.data.tree import ImageTree, Share, make_here
+from resist_hvd.settings.data import DataName, DataSettings, own_cores
 
 __all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "ExtraTest", "Shard", "TrainStream", "load"]
 

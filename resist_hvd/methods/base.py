@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
-from resist_hvd.methods.settings import Momentum
 from resist_hvd.nets import Architecture, SubNet
 from resist_hvd.nets.preact_resnet import Block, Unit
 from resist_hvd.protocol.partition import Partition, recorded
+from resist_hvd.settings.run import Momentum
 
 NamedPieces = dict[str, list[Tensor]]
 """Flat tensors by name, each as the pieces of memory that its numbers lie in, in order."""

@@ -7,7 +7,7 @@ from resist_hvd.methods.data_parallel import DataParallel
 from resist_hvd.methods.ensemble import Ensemble
 from resist_hvd.methods.local_sgd import LocalSGD
 from resist_hvd.methods.resist import Resist, WarmUp
-from resist_hvd.methods.settings import MethodName
+from resist_hvd.settings.run import MethodName
 
 
 def make(name: MethodName, setup: Setup, *, seed: int, samples: int = 0, warmup_samples: int = 0) -> Method:

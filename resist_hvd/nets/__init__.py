@@ -6,7 +6,8 @@ What needs PyTorch is loaded when it is first asked for: a plan is made of numbe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resist_hvd.nets.architecture import Architecture, ModelSettings
+from resist_hvd.nets.architecture import Architecture
+from resist_hvd.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from resist_hvd.nets.preact_resnet import ResNet

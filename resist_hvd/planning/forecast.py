@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Cost, MethodCosted
-from resist_hvd.planning.settings import PlanSettings
+from resist_hvd.planning.inputs import machine_of, network_of, work_of
 from resist_hvd.protocol.partition import depth
+from resist_hvd.settings.plan import PlanSettings
 from resist_hvd.units import counted
 
 METHODS: tuple[MethodCosted, ...] = ("resist", "local-sgd", "data-parallel", "gpipe", "federated-dropout")
@@ -107,8 +108,8 @@ class Planner:
 
     def __init__(self, settings: PlanSettings, rates: Mapping[MethodCosted, float] | None = None) -> None:
         self.settings = settings
-        self.network = settings.network()
-        self._thinned = settings.network(kept_filters=settings.keep)
+        self.network = network_of(settings)
+        self._thinned = network_of(settings, kept_filters=settings.keep)
         self._rates = dict(rates or {})
 
     def rate(self, method: MethodCosted) -> float:
@@ -118,7 +119,7 @@ class Planner:
 
     def round(self, method: MethodCosted, workers: int, **changes: int) -> Cost:
         """Return what a round costs; with another l or m if given."""
-        work, machine = self.settings.work(workers, **changes), self.settings.machine(self.rate(method))
+        work, machine = work_of(self.settings, workers, **changes), machine_of(self.settings, self.rate(method))
         match method:
             case "resist":
                 return cost.resist(self.network, work, machine)

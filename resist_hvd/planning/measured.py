@@ -10,8 +10,9 @@ import yaml
 
 from resist_hvd.errors import UserError
 from resist_hvd.planning.cost import TRAINING, MethodCosted
-from resist_hvd.planning.settings import PlanSettings
+from resist_hvd.planning.inputs import network_of
 from resist_hvd.records import RoundRecord
+from resist_hvd.settings.plan import PlanSettings
 
 MEND = "Give --measured the folder of a run of the planned network, by resist or local-sgd."
 COMPARED = ("name", "sections", "block", "stem", "width_factor", "final_norm", "partition")
@@ -70,7 +71,7 @@ def _rate(folder: Path, config: dict[str, Any], settings: PlanSettings) -> float
     if not rounds:
         seen = f"No round can be read here: {faults[0]}" if faults else "There is no finished round here"
         raise UserError(seen, where=str(folder), mend=MEND)
-    network = settings.network()
+    network = network_of(settings)
     whole = config["method"] == "local-sgd"
     load = network.whole if whole else network.sub_network(rounds[-1].workers, int(config.get("min_blocks", 0)))
     batch = int((config.get("data") or {}).get("batch_size", settings.batch_size))

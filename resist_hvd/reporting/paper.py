@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from resist_hvd.nets.architecture import ModelSettings
 from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.settings.model import ModelSettings
 
 
 class PapersRow(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from resist_hvd import console
 from resist_hvd.comm.devices import computes_bf16
 from resist_hvd.comm.world import World
-from resist_hvd.config import Precision, Settings
 from resist_hvd.errors import UserError
+from resist_hvd.settings.run import Precision, Settings
 
 
 def with_precision(settings: Settings, world: World) -> Settings:

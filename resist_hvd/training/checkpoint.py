@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from resist_hvd.config import plain
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
 from resist_hvd.methods.base import NamedPieces
+from resist_hvd.settings.reading import plain
 from resist_hvd.tensor_files import each_tensor
 from resist_hvd.training.disk import digest, disk_errors, flush, write_whole
 from resist_hvd.training.divergence import diverged

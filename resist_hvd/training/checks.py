@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
 from resist_hvd.nets import Architecture
 from resist_hvd.protocol.partition import depth
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.run import Run
 from resist_hvd.units import counted
 

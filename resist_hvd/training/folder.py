@@ -11,7 +11,6 @@ from pathlib import Path
 
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
-from resist_hvd.records import RecordError, Summary
 from resist_hvd.training.disk import disk_errors
 
 
@@ -111,11 +110,3 @@ def unseen(folder: Path, why: str) -> UserError:
 def round_of(checkpoint: Path) -> int:
     """Return the round after which a checkpoint in a folder was written."""
     return int(checkpoint.name.removeprefix("round-"))
-
-
-def finished_rounds(folder: Path) -> int:
-    """Return how many rounds the run in a folder had when it ended by itself, 0 where it has not."""
-    try:
-        return Summary.read(folder / "summary.json").rounds
-    except (OSError, RecordError):
-        return 0

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
 from resist_hvd.data.source import DataSource
 from resist_hvd.methods.base import Method, Setup
 from resist_hvd.nets import Architecture
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.claim import Claim
 from resist_hvd.training.memory import TrainingMemory
 

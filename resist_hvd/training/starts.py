@@ -24,8 +24,9 @@ import yaml
 import resist_hvd
 from resist_hvd.comm.libraries import libraries
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings, plain, to_yaml
 from resist_hvd.records import StartRecord
+from resist_hvd.settings.reading import plain, to_yaml
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.disk import append, write_whole
 
 Changes = dict[str, tuple[Any, Any]]

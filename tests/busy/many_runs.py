@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resist_hvd import config, train
+from resist_hvd import train
 from resist_hvd.comm.activity import Activity
+from resist_hvd.settings import reading
 
 STALLED = 120.0
 """Seconds after which a run counts as standing still."""
@@ -94,9 +95,9 @@ def make_runs() -> None:
         faulthandler.dump_traceback_later(STALLED, repeat=True)
         began, waits.longest = time.monotonic(), 0.0
         if name in expected:
-            train.run_training(config.parse([*arguments, f"--max_rounds={1 + number % (ROUNDS - 1)}"]))
+            train.run_training(reading.parse([*arguments, f"--max_rounds={1 + number % (ROUNDS - 1)}"]))
             arguments.append("--resume")
-        train.run_training(config.parse(arguments))
+        train.run_training(reading.parse(arguments))
         seconds = time.monotonic() - began
         faulthandler.cancel_dump_traceback_later()
         longest = float(world.gather([waits.longest]).max())

@@ -8,10 +8,11 @@ import torch
 
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
-from resist_hvd.config import Settings
-from resist_hvd.data.settings import DataSettings
-from resist_hvd.nets import Architecture, ModelSettings, ResNet
-from resist_hvd.training.optim import OptimSettings
+from resist_hvd.nets import Architecture, ResNet
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.run import Settings
 
 STEPS = 3
 

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.data.files.imagenet import STD
 from resist_hvd.data.side_stream import IN_USE
+from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 
@@ -266,7 +267,8 @@ SHORT_OF_MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
+from resist_hvd.settings.data import DataSettings
 from resist_hvd.errors import UserError
 
 gpu = torch.device("cuda", 0)

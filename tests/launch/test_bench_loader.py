@@ -9,8 +9,8 @@ import pytest
 from resist_hvd import bench
 from resist_hvd.benchmarks.loader import LoaderSettings
 from resist_hvd.benchmarks.table import show_rates
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 from . import runs

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from resist_hvd import data
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
+from resist_hvd.settings.data import DataSettings
 
 from .. import plain_network
 from . import runs

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from resist_hvd.config import parse, to_yaml
 from resist_hvd.nets.preact_resnet import ResNet
+from resist_hvd.settings.reading import parse, to_yaml
 
 from . import runs
 from .conftest import CLASSES

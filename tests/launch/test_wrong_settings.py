@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from resist_hvd.config import Settings, make_parser, parse
 from resist_hvd.errors import UserError
-from resist_hvd.flags import alternatives, field_types
+from resist_hvd.settings.flags import alternatives, field_types
+from resist_hvd.settings.reading import make_parser, parse
+from resist_hvd.settings.run import Settings
 
 from . import runs
 

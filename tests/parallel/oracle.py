@@ -16,7 +16,7 @@ from torch.optim.sgd import sgd
 
 from resist_hvd.data.source import Batch
 from resist_hvd.nets import Architecture, ResNet, SubNet
-from resist_hvd.training.optim import OptimSettings
+from resist_hvd.settings.optim import OptimSettings
 
 Partition = Sequence[Sequence[int]]
 

@@ -9,13 +9,13 @@ import pytest
 from resist_hvd.comm.transport import BytesSent
 from resist_hvd.comm.world import World
 from resist_hvd.methods import data_parallel
-from resist_hvd.nets import ModelSettings
 from resist_hvd.nets.preact_resnet import Block
 from resist_hvd.nets.size import deck_ranges, part_sizes
 from resist_hvd.planning import cost
 from resist_hvd.protocol.exchange import exchange, ring_bytes
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.records import RoundRecord
+from resist_hvd.settings.model import ModelSettings
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
 

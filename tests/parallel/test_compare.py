@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from resist_hvd.benchmarks import compare
-from resist_hvd.benchmarks.candidates import CompareSettings, make
+from resist_hvd.benchmarks.candidates import make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
 from resist_hvd.benchmarks.rivals import process_group
 from resist_hvd.comm.world import World
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
-from resist_hvd.nets import ModelSettings
 from resist_hvd.protocol.exchange import ring_bytes
-from resist_hvd.training.optim import OptimSettings
+from resist_hvd.settings.bench import CompareSettings
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
 
 from . import tiny
 

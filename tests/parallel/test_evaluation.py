@@ -15,8 +15,9 @@ from torch.nn import functional
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Architecture, ModelSettings, ResNet
+from resist_hvd.nets import Architecture, ResNet
 from resist_hvd.nets.preact_resnet import Block, Norm
+from resist_hvd.settings.model import ModelSettings
 from resist_hvd.training import evaluate as evaluation_module
 from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on, images_at_once
 from resist_hvd.training.export import export

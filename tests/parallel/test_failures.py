@@ -12,10 +12,10 @@ import torch
 
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.training import checkpoint
 from resist_hvd.training.checkpoint import find_newest, save
 from resist_hvd.training.loop import train
-from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run
 
 from . import tiny

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
-from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.folder import make_folder
 from resist_hvd.training.loop import train

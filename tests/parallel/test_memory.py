@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
 from resist_hvd.methods.base import Method
-from resist_hvd.nets import ModelSettings
 from resist_hvd.records import RoundRecord
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.loop import LocalTraining, round_seed, train
 from resist_hvd.training.run import Run

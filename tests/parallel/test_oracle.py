@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
-from resist_hvd.nets import ModelSettings
 from resist_hvd.records import RoundRecord
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import TrainStream
 from resist_hvd.methods import data_parallel
-from resist_hvd.methods.settings import MethodName
 from resist_hvd.nets import ResNet
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.run import MethodName
 from resist_hvd.training.loop import train
-from resist_hvd.training.optim import OptimSettings
 
 from . import tiny
 from .assembly import assemble, named_parameters

@@ -11,13 +11,13 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.memory import digits
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ResidentSource
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Shard
-from resist_hvd.nets import ModelSettings
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.export import export
 from resist_hvd.training.loop import LocalTraining, round_seed
-from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run
 
 from .. import plain_network

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
 from resist_hvd.nets import subnet
 from resist_hvd.records import StartRecord
+from resist_hvd.settings.run import Settings
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate

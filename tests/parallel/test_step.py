@@ -13,9 +13,10 @@ from resist_hvd.benchmarks.bare import BareLoop
 from resist_hvd.benchmarks.candidates import copy_parameters
 from resist_hvd.benchmarks.step import BARE, OURS, StepSettings
 from resist_hvd.comm.world import World
-from resist_hvd.data.settings import DataSettings
-from resist_hvd.nets import ModelSettings, ResNet
-from resist_hvd.training.optim import OptimSettings
+from resist_hvd.nets import ResNet
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
 
 from . import tiny
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from resist_hvd import stopwatch
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
 from resist_hvd.errors import UserError
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
-from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import GraphStep, StaticStep, Step
 

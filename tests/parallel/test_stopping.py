@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
 from resist_hvd.errors import Stopped
 from resist_hvd.methods.resist import WarmUp
+from resist_hvd.settings.run import Settings
 from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
 from resist_hvd.training.folder import make_folder

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from resist_hvd.benchmarks.candidates import CompareSettings
 from resist_hvd.comm.world import World
-from resist_hvd.config import Settings
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, Shard, TrainStream
 from resist_hvd.methods import registry
-from resist_hvd.nets import ModelSettings
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
+from resist_hvd.settings.bench import CompareSettings
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.journal import Journal
-from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.run import Run, method_setup
 
 TRAIN_IMAGES = 64

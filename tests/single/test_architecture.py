@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd.nets import Architecture, ModelSettings, ResNet, SubNet
+from resist_hvd.nets import Architecture, ResNet, SubNet
 from resist_hvd.nets.preact_resnet import Norm, count_parameters
+from resist_hvd.settings.model import ModelSettings
 
 
 def test_the_authors_cifar_network_to_the_parameter() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from resist_hvd.comm.devices import computes_bf16
-from resist_hvd.config import Settings
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.arithmetic import compute_fast, settled, with_precision
 
 BOTH, NONE = [("a", True), ("b", True)], [("a", False), ("b", False)]

@@ -10,7 +10,7 @@ import torch
 
 from resist_hvd.benchmarks import loader
 from resist_hvd.benchmarks.loader import LoaderSettings, images_a_second, in_advance
-from resist_hvd.data.settings import DataSettings
+from resist_hvd.settings.data import DataSettings
 
 from .test_stopwatch import Device
 
@@ -41,6 +41,6 @@ def test_batches_that_are_under_way_before_do_not_count(waits: bool, monkeypatch
 
 def test_a_gpus_steps_are_many_times_the_batches_that_are_ready() -> None:
     settings = LoaderSettings(steps=4, data=OWN)
-    assert settings.timed_steps(CPU) == 4
-    assert settings.timed_steps(GPU) == 8 * (OWN.prefetch + 1)
-    assert LoaderSettings(steps=100, data=OWN).timed_steps(GPU) == 100
+    assert settings.timed_steps(gpu=False) == 4
+    assert settings.timed_steps(gpu=True) == 8 * (OWN.prefetch + 1)
+    assert LoaderSettings(steps=100, data=OWN).timed_steps(gpu=True) == 100

@@ -10,9 +10,9 @@ from resist_hvd import bench
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.step import StepSettings
 from resist_hvd.benchmarks.table import show
-from resist_hvd.config import parse
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.reading import parse
 
 
 def parsed(*flags: str) -> StepSettings:

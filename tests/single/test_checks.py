@@ -8,11 +8,12 @@ from typing import Any, cast
 import pytest
 import torch
 
-from resist_hvd.config import Settings
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Architecture, ModelSettings, ResNet
+from resist_hvd.nets import Architecture, ResNet
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.run import Run
 

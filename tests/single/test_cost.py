@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from resist_hvd.nets import Architecture, ModelSettings, ResNet
+from resist_hvd.nets import Architecture, ResNet
 from resist_hvd.nets.size import deck_ranges, part_sizes
 from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Machine, Network, Work
 from resist_hvd.protocol.exchange import BUCKET_BYTES, exchange, ring_bytes
 from resist_hvd.protocol.partition import deal, depth
+from resist_hvd.settings.model import ModelSettings
 
 MACHINE = Machine(flops=6e12, bandwidth=1.175e9, latency=5e-5, overhead=2e-3)
 

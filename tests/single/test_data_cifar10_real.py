@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data import DataSource, Shard, load
+from resist_hvd.settings.data import DataSettings
 
 ARCHIVE = "cifar10-jpeg.tar.xz"
 

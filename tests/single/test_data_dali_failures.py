@@ -11,8 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 
@@ -21,7 +22,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 from resist_hvd.data.files import dali_graph
 from resist_hvd.data.files.dali_graph import Means, decoding_pipeline, training_pipeline
 from resist_hvd.data.files.dali_suspects import undecodable
-from resist_hvd.data.settings import DaliSettings
+from resist_hvd.settings.data import DaliSettings
 
 MEANS = Means(batch_size=8, threads=2, prefetch=2, device_id=None, tuning=DaliSettings())
 

@@ -5,8 +5,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.data.memory.digits import read
+from resist_hvd.settings.data import DataSettings
 
 
 def digits(**settings: int) -> DataSource:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
 from resist_hvd.data.extra_tests import TestFolder, find_extra_tests
-from resist_hvd.data.settings import DataName
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataName, DataSettings
 
 CLASSES = tuple(f"n{number:08d}" for number in range(12))
 NAMES = ("matched-frequency", "threshold0.7", "top-images")

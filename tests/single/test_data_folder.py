@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from resist_hvd.data import DataSettings, DataSource, Shard, decoding, load
+from resist_hvd.data import DataSource, Shard, decoding, load
 from resist_hvd.data.memory.folder import read
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 
 def noise(seed: int, *, size: tuple[int, int] = (8, 8)) -> NDArray[np.uint8]:

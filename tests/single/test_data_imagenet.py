@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from resist_hvd.data import Batch, DataSettings, DataSource, Shard, load
+from resist_hvd.data import Batch, DataSource, Shard, load
 from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.files import imagenet
 from resist_hvd.data.files.imagenet import MEAN, STD
 from resist_hvd.data.files.torchvision_loader import PlainBatches, Recipe, as_tensor
 from resist_hvd.data.side_stream import making_stream
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 

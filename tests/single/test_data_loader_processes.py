@@ -13,7 +13,8 @@ PROGRAM = """
 import signal, sys, torch
 import psutil
 from pathlib import Path
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
+from resist_hvd.settings.data import DataSettings
 
 settings = DataSettings(
     name="imagenet", root=Path(sys.argv[1]), loader="torchvision", batch_size=4, image_size=32, decode_threads=2

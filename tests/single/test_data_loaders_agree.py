@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from resist_hvd.data import DataSettings, DataSource, Shard, load
+from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.data.files.imagenet import STD
 from resist_hvd.data.files.torchvision_loader import PlainBatches
-from resist_hvd.data.settings import DaliSettings
+from resist_hvd.settings.data import DaliSettings, DataSettings
 
 from .. import photographs
 
@@ -236,7 +236,8 @@ MEMORY = """
 import gc, sys
 from pathlib import Path
 import torch
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
+from resist_hvd.settings.data import DataSettings
 
 def resident():
     gc.collect()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
 from resist_hvd.data.tree import find_images
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 

@@ -9,11 +9,12 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from resist_hvd.data import Batch, DataSettings, Shard
+from resist_hvd.data import Batch, Shard
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.order import EpochOrder
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from resist_hvd.data import DataSettings, Shard
-from resist_hvd.data.settings import DaliSettings, DataName
+from resist_hvd.data import Shard
+from resist_hvd.settings.data import DaliSettings, DataName, DataSettings
 
 
 def test_the_defaults_are_the_embedded_demonstration() -> None:
@@ -96,7 +96,7 @@ def test_one_setting_of_dali_is_named_whole() -> None:
 
 
 def test_every_setting_is_documented_where_flags_take_their_help_from() -> None:
-    source = Path(__file__).parents[2].joinpath("resist_hvd", "data", "settings.py").read_text()
+    source = Path(__file__).parents[2].joinpath("resist_hvd", "settings", "data.py").read_text()
     for field in (*dataclasses.fields(DataSettings), *dataclasses.fields(DaliSettings)):
         after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert after.strip().startswith('"""'), field.name

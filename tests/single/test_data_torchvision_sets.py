@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision import datasets
 
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
 from resist_hvd.data.memory import torchvision_sets
 from resist_hvd.data.memory.torchvision_sets import read
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from resist_hvd.data import DataSettings, Shard, load
+from resist_hvd.data import Shard, load
 from resist_hvd.image_names import SUFFIXES
 from resist_hvd.nets import ResNet
+from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resist_hvd.training.optim import FlatSGD, OptimSettings
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.training.optim import FlatSGD
 
 SIZES = (7, 1, 30)
 STEPS = 5

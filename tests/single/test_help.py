@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from resist_hvd import __version__, bench, doctor, flags, plan, report, train
-from resist_hvd.planning.settings import PlanSettings
+from resist_hvd import __version__, bench, doctor, plan, report, train
 from resist_hvd.report import ReportSettings
+from resist_hvd.settings import flags
+from resist_hvd.settings.plan import PlanSettings
 
 PROGRAMS: dict[str, type[Any]] = {
     "plan": PlanSettings,

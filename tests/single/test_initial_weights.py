@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from resist_hvd.nets import Architecture, ModelSettings, SubNet
-from resist_hvd.nets.architecture import BlockKind
+from resist_hvd.nets import Architecture, SubNet
 from resist_hvd.nets.preact_resnet import Norm
 from resist_hvd.protocol.partition import deal, depth
+from resist_hvd.settings.model import BlockKind, ModelSettings
 
 CPU = torch.device("cpu")
 SETTINGS = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from resist_hvd.training.optim import OptimSettings, learning_rate
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.training.optim import learning_rate
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from resist_hvd import flags, plan, units
+from resist_hvd import plan, units
 from resist_hvd.errors import UserError
 from resist_hvd.planning.cost import TRAINING
 from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
+from resist_hvd.planning.inputs import network_of
 from resist_hvd.planning.measured import measured_rates
-from resist_hvd.planning.settings import PlanSettings
+from resist_hvd.settings import flags
+from resist_hvd.settings.plan import PlanSettings
 
 from .report_runs import round_line
 
@@ -117,13 +119,13 @@ def write_run(folder: Path, **changes: Any) -> str:
 def test_a_runs_pace_is_taken_for_the_plans(tmp_path: Path) -> None:
     asked = settings("--measured", write_run(tmp_path / "run"))
     rates = measured_rates(asked)
-    load = asked.network().sub_network(4, 5)
+    load = network_of(asked).sub_network(4, 5)
     assert rates == {"resist": TRAINING * load.flops * 64 / 2.0}
     planner = Planner(asked, rates)
     assert planner.rate("resist") == planner.rate("local-sgd") == rates["resist"]
     both = settings("--measured", f"{tmp_path / 'run'},{write_run(tmp_path / 'other', method='local-sgd')}")
     planner = Planner(both, measured_rates(both))
-    assert planner.rate("local-sgd") == planner.rate("gpipe") == TRAINING * both.network().whole.flops * 64 / 2.0
+    assert planner.rate("local-sgd") == planner.rate("gpipe") == TRAINING * network_of(both).whole.flops * 64 / 2.0
 
 
 def test_the_slowest_ranks_pace_counts(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_the_slowest_ranks_pace_counts(tmp_path: Path) -> None:
     ranks = replace(line.ranks, seconds_compute=(7.0, 9.0, 9.0, 11.0), seconds_data=(1.0, 2.0, 0.5, 0.5))
     (folder / "rounds.jsonl").write_text(3 * replace(line, ranks=ranks).as_line())
     asked = settings("--measured", str(folder))
-    load = asked.network().sub_network(4, 5)
+    load = network_of(asked).sub_network(4, 5)
     assert measured_rates(asked) == {"resist": TRAINING * load.flops * 64 / (11.5 / 5)}
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Architecture, ModelSettings, ResNet
+from resist_hvd.nets import Architecture, ResNet
 from resist_hvd.nets.preact_resnet import LONGEST_DESCRIPTION, Norm, Projection, initialise, network, shapes_of
+from resist_hvd.settings.model import ModelSettings
 from resist_hvd.training.tensors import SafetensorsStream
 
 CASES = [

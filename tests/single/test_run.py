@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from resist_hvd.config import Settings
-from resist_hvd.data.settings import DataSettings
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.run import Progress, Run
 
 

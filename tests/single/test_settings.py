@@ -9,12 +9,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from resist_hvd.config import Settings, parse, recipe_names, to_yaml
-from resist_hvd.data.settings import DataName, DataSettings
 from resist_hvd.errors import UserError
-from resist_hvd.nets import ModelSettings
+from resist_hvd.settings.data import DataName, DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.reading import parse, recipe_names, to_yaml
+from resist_hvd.settings.run import Settings
 from resist_hvd.training.folder import set_aside
-from resist_hvd.training.optim import OptimSettings
 from resist_hvd.training.starts import tell, write_settings
 
 from .report_runs import summary

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from resist_hvd.nets import Architecture, ModelSettings, ResNet, SubNet
+from resist_hvd.nets import Architecture, ResNet, SubNet
 from resist_hvd.nets import subnet as subnet_module
 from resist_hvd.nets.subnet import make_block
+from resist_hvd.settings.model import ModelSettings
 
 CPU = torch.device("cpu")
 CASES = [

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpu_check.programs import answering
-from resist_hvd import config, data, train
+from resist_hvd import data, train
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Shard
 from resist_hvd.guard import failure
+from resist_hvd.settings import reading
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
 
@@ -19,7 +20,7 @@ PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 
 def answer(folder: Path, device: str) -> dict[str, Any]:
     """Return accuracy in percent and loss for each precision; all ranks call it together."""
-    settings = config.parse(["--resume", "--output", str(folder), "--device", device])
+    settings = reading.parse(["--resume", "--output", str(folder), "--device", device])
     world = World.join(settings.device)
     failure.watch(world)
     source = data.load(

@@ -21,11 +21,11 @@ from resist_hvd.data.detection.squares import PillowSquares, SquareDecoder, Squa
 from resist_hvd.data.detection.voc import CLASSES, AnnotatedImages, read_lists
 from resist_hvd.data.files.imagenet import MEAN, STD, dali_is_installed
 from resist_hvd.data.order import EpochOrder
-from resist_hvd.data.settings import LoaderName, own_cores
 from resist_hvd.data.side_stream import made_beside, making_stream, to_device
 from resist_hvd.data.source import DataSpec, Shard
 from resist_hvd.data.stream import Position, check_one_batch
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import LoaderName, own_cores
 
 NO_OBJECT = -1
 """The label of a place in a batch's targets that holds no object."""

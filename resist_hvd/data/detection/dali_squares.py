@@ -18,7 +18,7 @@ from resist_hvd.data.detection.squares import Choices, SquareDecoder, SquareForm
 from resist_hvd.data.files.dali_graph import Means, Source
 from resist_hvd.data.files.dali_memory import as_tensor
 from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence
-from resist_hvd.data.settings import DaliSettings
+from resist_hvd.settings.data import DaliSettings
 
 
 class DaliSquares(SquareDecoder):

@@ -25,9 +25,9 @@ from resist_hvd.data.files.loader import BATCH_TYPES, ImageLoader, TrainingPlan
 from resist_hvd.data.files.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError
 from resist_hvd.data.files.windows import Draws, middle_windows, random_windows
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
+from resist_hvd.settings.data import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True)

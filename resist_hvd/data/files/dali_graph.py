@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from resist_hvd.data.settings import DaliSettings, DataSettings
+from resist_hvd.settings.data import DaliSettings, DataSettings
 
 Node = Any
 """A value in a graph: DALI's `DataNode`, one array for each image of a batch."""

@@ -16,12 +16,12 @@ from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.files.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.side_stream import MakingStream, made_beside, making_stream
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.stream import NumberedStream, check_one_batch
 from resist_hvd.data.tree import ImageTree, Share, find_images
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)

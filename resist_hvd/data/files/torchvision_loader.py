@@ -19,9 +19,9 @@ from resist_hvd.data.files.loader import BATCH_TYPES, ImageLoader, TrainingPlan
 from resist_hvd.data.files.loader_processes import Tether, forked_from_a_server, starting_processes
 from resist_hvd.data.files.windows import middle_windows, random_windows
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 Made = tuple[Tensor, Tensor, dict[int, str]]
 """A batch from a process: images, labels, and what is wrong with each file that it found broken."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet
-from resist_hvd.data.settings import DataSettings
+from resist_hvd.settings.data import DataSettings
 
 _TEST_SIZE = 360
 _BRIGHTEST = 16

@@ -13,9 +13,9 @@ from resist_hvd.data.decoding import fit_square
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.tree import ImageTree, Share, find_images, make_here
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 _CHANNELS = 3
 _FILES_A_TASK = 64

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.memory.images import BatchMaker, LabelledImages
 from resist_hvd.data.order import EpochOrder, fixed_choice, sample_words
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.stream import NumberedStream, check_one_batch
+from resist_hvd.settings.data import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from torchvision import datasets
 
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet
-from resist_hvd.data.settings import DataSettings
 from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
 
 _logger = logging.getLogger(__name__)
 

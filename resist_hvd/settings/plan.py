@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from resist_hvd import units
-from resist_hvd.nets.architecture import Architecture, ModelSettings
-from resist_hvd.nets.size import deck_ranges, part_sizes
-from resist_hvd.planning.cost import Machine, Network, Work
+from resist_hvd.settings.model import ModelSettings
 
 
 class Images(NamedTuple):
@@ -123,7 +121,7 @@ class PlanSettings:
         if self.plot is not None and self.plot.suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot is {str(self.plot)!r}; give a file that ends in .png, .svg or .pdf")
         # Quantities and numbers of workers are read when they are needed; a wrong one is to be told at once.
-        _ = self.worker_counts, self.machine(), self.flops
+        _ = self.worker_counts, self.flops, self.link, self.seconds_latency, self.seconds_overhead
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
@@ -146,6 +144,21 @@ class PlanSettings:
         return units.quantity(self.compute_rate, units.FLOPS, setting="compute_rate", example="6tflop")
 
     @property
+    def link(self) -> float:
+        """What a host's link carries in a second, in bytes, headers included."""
+        return units.quantity(self.bandwidth, units.RATES, setting="bandwidth", example="10gbit")
+
+    @property
+    def seconds_latency(self) -> float:
+        """Seconds until the first byte of a message arrives."""
+        return units.quantity(self.latency, units.TIMES, setting="latency", example="50us", may_be_zero=True)
+
+    @property
+    def seconds_overhead(self) -> float:
+        """Seconds of a synchronisation besides."""
+        return units.quantity(self.overhead, units.TIMES, setting="overhead", example="2ms", may_be_zero=True)
+
+    @property
     def data(self) -> Images:
         """The images as they are planned with."""
         known = DATASETS[self.dataset]
@@ -155,25 +168,3 @@ class PlanSettings:
             self.classes or known.classes,
             self.images or known.train,
         )
-
-    def machine(self, flops: float | None = None) -> Machine:
-        """Return what the plan's workers compute on, and what joins them; at another compute rate if one is given."""
-        bandwidth = units.quantity(self.bandwidth, units.RATES, setting="bandwidth", example="10gbit")
-        return Machine(
-            flops=flops or self.flops,
-            bandwidth=bandwidth * self.efficiency,
-            latency=units.quantity(self.latency, units.TIMES, setting="latency", example="50us", may_be_zero=True),
-            overhead=units.quantity(self.overhead, units.TIMES, setting="overhead", example="2ms", may_be_zero=True),
-            ranks_per_host=self.ranks_per_host,
-        )
-
-    def network(self, *, kept_filters: float = 1.0) -> Network:
-        """Return the network in numbers, with a share of its filters."""
-        model = ModelSettings(**{**self.model.__dict__, "width_factor": self.model.width_factor * kept_filters})
-        architecture = Architecture.of(model, channels=self.data.channels, classes=self.data.classes)
-        return Network(part_sizes(architecture, self.data.size), deck_ranges(architecture))
-
-    def work(self, workers: int, **changes: int) -> Work:
-        """Return a round's work on so many workers; with another l or m if given."""
-        given = {"local_iterations": self.local_iterations, "min_blocks": self.min_blocks, **changes}
-        return Work(workers=workers, batch=self.batch_size, micro_batches=self.micro_batches, **given)

@@ -1,0 +1,131 @@
+"""Settings of a run: typed, documented, refused when wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.optim import OptimSettings
+
+MethodName = Literal["resist", "local-sgd", "data-parallel", "ensemble"]
+Momentum = Literal["restart", "keep"]
+Precision = Literal["auto", "fp32", "bf16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A run's settings.
+
+    Without any flag, the embedded demonstration (recipe digits) is trained. Flags override --config, which overrides
+    --recipe.
+    """
+
+    method: MethodName = "resist"
+    """resist; local-sgd (the paper's baseline); data-parallel (gradients averaged in each step); or ensemble (S shallow
+    networks, never aggregated, predictions averaged)."""
+
+    local_iterations: int = 50
+    """l, the local iterations of a round: training steps between two synchronisations."""
+
+    min_blocks: int = 5
+    """m, the fewest partitionable blocks a sub-network has; blocks are shared among workers where that needs it."""
+
+    momentum: Momentum = "restart"
+    """When a round ends: restart momentum at zero, or keep it for the trunk and for blocks that stay with a worker."""
+
+    warmup_epochs: float = 0.0
+    """Epochs of local SGD on the whole, scaled network that precede ResIST."""
+
+    scale_activations: bool = True
+    """Scale the output of partitioned blocks in the global network by k / N (1 / S where no block is shared)."""
+
+    epochs: float = 10.0
+    """Passes over the training set, summed over workers."""
+
+    max_rounds: int | None = None
+    """Stop after this many rounds, if that is earlier; the learning rate's schedule is not changed by it. A run that
+    has reached it and is resumed without it goes on to the end of its epochs."""
+
+    seed: int = 1
+    """The run's seed: initial weights, partitions, the order of images and their augmentation."""
+
+    precision: Precision = "fp32"
+    """bf16 computes convolutions in bfloat16 (autocast); parameters and averages stay float32. Where bfloat16 is
+    imitated it is many times slower: auto is bf16 where all ranks have instructions for it (AMX or AVX512-BF16; GPUs
+    from Ampere on), else fp32, and a run stays with what it began with. On GPUs from Ampere on fp32's convolutions are
+    in TF32, of 10 bits, as PyTorch has it; NVIDIA_TF32_OVERRIDE=0 in the environment forbids that."""
+
+    compile: bool = False
+    """Compile network and loss with torch.compile: some minutes at the start, faster steps afterwards. On CPUs it gains
+    little."""
+
+    cuda_graphs: bool = False
+    """Launch a whole training step on a GPU at once, as a CUDA graph: faster where layers are so small that the CPU
+    cannot launch one after another fast enough. Not for data-parallel, which communicates within a step."""
+
+    device: DeviceName = "auto"
+    """Device to compute on; auto is cuda where there is a GPU."""
+
+    evaluate_every: int = 0
+    """Rounds between evaluations of the global model; 0 evaluates at the end only."""
+
+    checkpoint_every: int = 0
+    """Rounds between checkpoints; 0 writes one at the end only."""
+
+    keep_checkpoints: int = 2
+    """Number of the newest checkpoints that stay."""
+
+    trace: bool = False
+    """Write what every rank did in the first five rounds into trace.json, for Perfetto or chrome://tracing."""
+
+    output: Path | None = None
+    """The run's folder. Default: a new one under runs/."""
+
+    watchdog: float | None = None
+    """Seconds without progress after which a rank counts as lost: all others say which and end, with status 69.
+    Default: ten times the median round, at least 60; half an hour until the first round is done. While files are read
+    or written it is half an hour, too, and for MPI's start never less than 60. 0 switches it off."""
+
+    resume: bool = False
+    """Go on from the newest good checkpoint in --output, with the run's own settings but for those that are given;
+    where there is none, start anew."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+
+    def __post_init__(self) -> None:
+        lowest = {
+            "local_iterations": 1,
+            "min_blocks": 0,
+            "warmup_epochs": 0,
+            "max_rounds": 1,
+            "seed": 0,
+            "evaluate_every": 0,
+            "checkpoint_every": 0,
+            "keep_checkpoints": 1,
+            "watchdog": 0,
+        }
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"--{name} is {value}; give {least} or more")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"--epochs is {self.epochs}; give a number above 0")
+        if self.warmup_epochs and self.method != "resist":
+            raise ValueError(f"--warmup_epochs precedes ResIST only; leave it out with --method {self.method}")
+        if self.data.image_type != "fp32" and self.precision == "fp32":
+            raise ValueError(
+                f"--data.image_type is {self.data.image_type}, but --precision is fp32; give --precision bf16, too"
+            )
+        if self.cuda_graphs and self.method == "data-parallel":
+            raise ValueError(
+                "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out"
+            )
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
