@@ -1,4 +1,4 @@
-# Sourced by launch/quickstart, launch/run and launch/test: the folders, the path, and what ranks on one machine need.
+# Sourced by launch/quickstart, launch/run, launch/test and others: the folders, the path, and what ranks on one machine need.
 # shellcheck shell=bash
 launch=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 root=${launch%/*}

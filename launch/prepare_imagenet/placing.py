@@ -1,110 +1,82 @@
-"""Putting images into class folders so that any moment is a good one to be stopped at, and nothing is ever lost."""
+"""Placing one image: a link, a copy, or a smaller JPEG of the same name.
+
+Why JPEGs and no archive of records: it is what a small disk and a slow decoder both need, and every reader of class
+folders takes it as it is. 200 of ImageNet's photographs, scaled to a shorter side of 320 pixels, have 0.39 of their
+bytes and are decoded in half the time; at 256 pixels it is 0.27 of the bytes, and a third of the time. The images
+differ from the published ones: an accuracy to be compared with others' is measured on the original validation images.
+"""
 
 import errno
-import filecmp
+import io
 import os
 import shutil
 from pathlib import Path
-from typing import Literal, get_args
 
-from prepare_imagenet.pictures import Picture
-from resist_hvd.errors import UserError
+from PIL import Image
 
-Manner = Literal["link", "symlink", "copy", "move"]
-MANNERS: tuple[str, ...] = get_args(Manner)
+from resist_hvd import console
+from resist_hvd.data.decoding import decode_rgb
 
+QUALITY = 90
 
-def write_whole(target: Path, content: bytes) -> None:
-    """Write a file that is there as a whole, or not at all."""
-    partial = _partial(target)
-    partial.write_bytes(content)
-    os.replace(partial, target)
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK)
+"""Errors where a hard link cannot be made, and a file may still be copied."""
 
 
-def _partial(target: Path) -> Path:
-    # Hidden, so that no reader takes it for an image, and always the same, so that the next run writes over it.
-    return target.with_name(f".{target.name}.partial")
+def place(file: Path, target: Path, pack: int | None) -> str:
+    """Put an image where it belongs, whole or not at all; return what was done, in words.
 
-
-def place(picture: Picture, target: Path, manner: Manner) -> bool:
-    """Put an image where it belongs, unless it is there already; return whether there was something to do.
-
-    An archive's image is unpacked whatever the manner; the archive stays. A moved file is gone from its old place only
-    once all of it is at its new one.
+    Args:
+        file: the image, which stays as it is.
+        target: its place; what is there is left.
+        pack: pixels of the shorter side that it is scaled down to; None leaves it as it is.
 
     Raises:
-        UserError: another file has that name, or a hard link cannot be made between the two places.
         OSError: the disk is full, or may not be written to.
     """
-    if picture.file is not None and target.exists() and picture.file.samefile(target):
-        # A link's old name goes too where files are to be moved, but never the only one.
-        if manner == "move" and picture.file.stat().st_nlink > 1 and not _one_path(picture.file, target):
-            picture.file.unlink()
-            return True
-        return False
-    if os.path.lexists(target):
-        return _already_there(picture, target, manner)
-    if picture.file is None:
-        write_whole(target, picture.read())
-    elif manner == "link":
-        _link(picture.file, target)
-    elif manner == "symlink":
-        target.symlink_to(picture.file.absolute())
-    elif manner == "copy":
-        _copy(picture.file, target)
-    else:
-        _move(picture.file, target)
-    return True
-
-
-def _one_path(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
-def _already_there(picture: Picture, target: Path, manner: Manner) -> bool:
-    same = target.is_file() and target.stat().st_size == picture.size
-    if same and manner == "move" and picture.file is not None:
-        same = filecmp.cmp(picture.file, target, shallow=False)
-        if same:
-            picture.file.unlink()
-            return True
-    if not same:
-        raise UserError(
-            f"Another file of that name, or a broken link, lies where {picture.source} belongs",
-            where=str(target),
-            mend="Remove it if it is of no use, or give another --output.",
-        )
-    return False
-
-
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.link(file.resolve(), target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-            raise
-        raise UserError(
-            f"No hard link can be made to {file} ({error.strerror})",
-            where=str(target),
-            mend="Give --files symlink, copy or move, or an --output on the file system of the download.",
-        ) from error
-
-
-def _copy(file: Path, target: Path) -> None:
-    partial = _partial(target)
-    shutil.copyfile(file, partial)
-    os.replace(partial, target)
-
-
-def _move(file: Path, target: Path) -> None:
-    try:
-        os.rename(file, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        partial = _partial(target)
+    if target.exists():
+        return "there before"
+    # Hidden, so that no reader takes it for an image, and always the same, so that the next run writes over it.
+    partial = target.with_name(f".{target.name}.partial")
+    done = "copied"
+    if pack is None:
+        try:
+            os.link(os.path.realpath(file), target)
+            return "linked"
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
         shutil.copyfile(file, partial)
-        with partial.open("rb") as copied:
-            os.fsync(copied.fileno())
-        os.replace(partial, target)
-        file.unlink()
+    else:
+        try:
+            partial.write_bytes(packed(file.read_bytes(), pack))
+            done = "packed"
+        except ValueError as error:
+            console.out(f"kept as it is: {file} {error}")
+            shutil.copyfile(file, partial)
+    os.replace(partial, target)
+    return done
+
+
+def packed(encoded: bytes, side: int) -> bytes:
+    """Return an image as a JPEG whose shorter side has at most `side` pixels; the same bytes if it is one already.
+
+    Raises:
+        ValueError: it cannot be decoded; the message continues "the file ...".
+    """
+    pixels = decode_rgb(encoded)
+    with Image.open(io.BytesIO(encoded)) as header:
+        kept = header.format == "JPEG" and header.mode in ("RGB", "L")
+        # It may say which side is up, which the pixels alone do not.
+        exif = header.info.get("exif", b"")
+    image = Image.fromarray(pixels)
+    shorter = min(image.size)
+    if shorter <= side:
+        if kept:
+            return encoded
+    else:
+        width, height = (max(side, round(length * side / shorter)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY, exif=exif)
+    return file.getvalue()
