@@ -80,7 +80,7 @@ def field_types(settings: type[Any], prefix: str = "") -> dict[str, Any]:
 
 def alternatives(kind: Any) -> list[Any]:
     """Return the types that a union has, without None; the type itself where it is none."""
-    members = [kind] if get_origin(kind) in (Literal, tuple) else list(get_args(kind)) or [kind]
+    members = [kind] if get_origin(kind) in (Literal, tuple, dict) else list(get_args(kind)) or [kind]
     return [member for member in members if member is not NoneType]
 
 
@@ -91,6 +91,8 @@ def placeholder(kind: Any) -> str:
         return "{" + ",".join(get_args(kind)) + "}"
     if get_origin(kind) is tuple:
         return "[X,...]"
+    if get_origin(kind) is dict:
+        return "{NAME:X,...}"
     return {bool: "{true,false}", int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
@@ -101,6 +103,8 @@ def wanted(kind: Any) -> str:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
         return "numbers in brackets, like [0.5,0.75]"
+    if get_origin(kind) is dict:
+        return "names and values in braces, like {patch_size: 4}"
     return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 BlockKind = Literal["basic", "bottleneck"]
 StemKind = Literal["cifar", "imagenet"]
 Scope = Literal["section3", "all"]
+
+Family = Literal["preact", "torchvision", "timm", "parts"]
 
 SECTIONS = {
     "preact_resnet50": (3, 4, 6, 3),
@@ -24,7 +27,18 @@ class ModelSettings:
     """The residual network to train."""
 
     name: str = "preact_resnet101"
-    """One of preact_resnet50, preact_resnet101, preact_resnet152, preact_resnet200; `sections` overrides its depth."""
+    """One of preact_resnet50, preact_resnet101, preact_resnet152, preact_resnet200, whose depth sections overrides; or
+    torchvision/NAME or timm/NAME, as torchvision/resnet50, timm/vit_tiny_patch16_224."""
+
+    parts: str | None = None
+    """A network of your own: module:function, or FILE.py:function, that returns a resist_hvd.nets.Network or a list of
+    parts."""
+
+    weights: Path | None = None
+    """A file of weights to begin with, as trained elsewhere: safetensors, or a state dict that torch.save wrote."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the constructor of a torchvision or timm network is given besides, or the function of parts."""
 
     sections: str | None = None
     """Blocks of each section, as numbers: 1,1,12,1. The third section's blocks are what ResIST deals out."""
@@ -49,8 +63,16 @@ class ModelSettings:
     """Blocks to deal out: those of section3 but its strided one, or all that are not strided (the paper's ablation)."""
 
     def __post_init__(self) -> None:
+        if self.family != "preact":
+            self._refuse_what_does_nothing()
+            return
         if self.sections is None and self.name not in SECTIONS:
-            raise ValueError(f"model.name is {self.name!r}; give one of {', '.join(SECTIONS)}, or model.sections")
+            raise ValueError(
+                f"--model.name is {self.name!r}; give one of {', '.join(SECTIONS)}, torchvision/NAME or timm/NAME, or "
+                "--model.sections"
+            )
+        if self.options:
+            raise ValueError("--model.options are for torchvision's, timm's and your own networks; leave them out")
         if not 0 < self.width_factor < math.inf or round(64 * self.width_factor) < 1:
             raise ValueError(f"model.width_factor is {self.width_factor}; give one that leaves a channel, like 0.25")
         counts = self.counts
@@ -58,6 +80,29 @@ class ModelSettings:
             raise ValueError(
                 f"model.sections is {self.sections!r}; give three numbers of blocks or more, none 0, like 1,1,12,1"
             )
+
+    def _refuse_what_does_nothing(self) -> None:
+        """Refuse settings of pre-activation networks that are not their defaults, where the network is another."""
+        fields = type(self).__dataclass_fields__
+        which = f"--model.parts {self.parts}" if self.family == "parts" else self.name
+        for name in ("sections", "block", "stem", "width_factor", "final_norm"):
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"--model.{name} is {getattr(self, name)}, which does nothing for {which}: it is for "
+                    f"{', '.join(SECTIONS)}; leave the flag out"
+                )
+        if self.family == "parts" and self.name != fields["name"].default:
+            raise ValueError(f"--model.name is {self.name}, and --model.parts gives another network; leave one out")
+
+    @property
+    def family(self) -> Family:
+        """Where the network comes from."""
+        if self.parts is not None:
+            return "parts"
+        match self.name.partition("/"):
+            case ("torchvision" | "timm" as library, "/", _):
+                return library
+        return "preact"
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -119,6 +119,10 @@ class Settings:
             raise ValueError(f"--epochs is {self.epochs}; give a number above 0")
         if self.warmup_epochs and self.method != "resist":
             raise ValueError(f"--warmup_epochs precedes ResIST only; leave it out with --method {self.method}")
+        if not 0 <= self.optim.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"--optim.warmup_epochs is {self.optim.warmup_epochs}, but --epochs is {self.epochs}; give fewer"
+            )
         if self.data.image_type != "fp32" and self.precision == "fp32":
             raise ValueError(
                 f"--data.image_type is {self.data.image_type}, but --precision is fp32; give --precision bf16, too"

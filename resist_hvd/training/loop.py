@@ -161,7 +161,8 @@ class LocalTraining:
         if not self._step.is_prepared:
             prepare(self._step, images, labels, run)
         with world.stopwatch.measure("compute"):
-            self.rate = learning_rate(optim, run.progress.samples / run.target, step=run.batch / run.target)
+            done, step = run.progress.samples / run.target, run.batch / run.target
+            self.rate = learning_rate(optim, done, step=step, epochs=run.settings.epochs)
             loss = self._step(images, labels, self.rate)
             run.progress.samples += run.batch
         return loss

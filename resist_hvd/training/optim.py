@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resist_hvd.settings.optim import OptimSettings
 
 
-def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0) -> float:
+def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0, epochs: float = 1.0) -> float:
     """Return the learning rate of a step that begins when `progress`, from 0 to 1, of the run's iterations are done.
 
     A warm-up rises by as much in each step, the first included (Goyal et al. 2017, section 2.2): a first step of rate
@@ -21,9 +21,11 @@ def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0
         settings: the schedule.
         progress: how much of the run is done.
         step: how much of it this step does.
+        epochs: of the run, by which a warm-up in epochs is measured.
     """
-    if progress < settings.warmup:
-        return settings.lr * min(1.0, (progress + step) / settings.warmup)
+    warmup = settings.warmup_epochs / epochs or settings.warmup
+    if progress < warmup:
+        return settings.lr * min(1.0, (progress + step) / warmup)
     match settings.schedule:
         case "constant":
             return settings.lr
@@ -31,7 +33,7 @@ def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0
             passed = sum(progress >= milestone for milestone in settings.milestones)
             return settings.lr / settings.divide_by**passed
         case "cosine":
-            rest = (progress - settings.warmup) / (1.0 - settings.warmup)
+            rest = (progress - warmup) / (1.0 - warmup)
             return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
 
 

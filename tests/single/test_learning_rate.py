@@ -56,3 +56,10 @@ def test_it_never_turns_negative_nor_rises_again() -> None:
     # The last round may train a few images more than the epochs say.
     settings = OptimSettings(lr=1.0, schedule="cosine")
     assert learning_rate(settings, 1.01) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_warm_up_in_epochs_is_one_in_shares_of_the_run() -> None:
+    by_share, by_epochs = OptimSettings(lr=0.8, warmup=0.25), OptimSettings(lr=0.8, warmup_epochs=5.0)
+    for progress in (0.0, 0.1, 0.24, 0.26, 0.9):
+        expected = learning_rate(by_share, progress, step=0.05)
+        assert learning_rate(by_epochs, progress, step=0.05, epochs=20.0) == expected
