@@ -5,13 +5,15 @@ import os
 import platform
 import re
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 from provision import environment, horovod_wheel, pack
-from provision.environment import LAUNCH, LOG_FOLDER, ROOT, STAMP_FILE, VENV
-from provision.installation import PATCH, Installation
-from provision.machine import release
-from provision.stamp import DEFAULT, Choice, Stamp, files_digest, read_stamp
+from provision.environment import LAUNCH, LOG_FOLDER, RECORD_FILE, ROOT, VENV
+from provision.horovod_wheel import PATCH
+from provision.installation import Installation
+from provision.pack import release
+from provision.record import Choice, Record, files_digest, read_record
 from provision.steps import Log, StepFailedError, Steps, exclusive
 
 
@@ -51,13 +53,13 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--offline",
         metavar="DIR",
-        type=Path,
+        type=_folder,
         help="install from a pack, without a network, beside the PyTorch and torchvision that the Python has",
     )
     parser.add_argument(
         "--pack",
         metavar="DIR",
-        type=Path,
+        type=_folder,
         help="install nothing, but make a pack for --offline in this folder: with --dali, --timm, --dev what these "
         "install, with --cuda yes a compiler for CUDA",
     )
@@ -76,6 +78,7 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         help="the oldest PyTorch that a pack is for (default: %(default)s, the oldest that will do)",
     )
     flags = parser.parse_args(arguments)
+    flags.timm |= flags.dev
     if flags.pack and flags.offline:
         parser.error("--pack makes a pack and --offline installs from one: give one of them")
     if flags.pack and release(flags.for_torch) < release(pack.TORCH):
@@ -92,40 +95,35 @@ def main(arguments: list[str]) -> None:
         SystemExit: a flag is wrong or a step failed, and a message has said how.
     """
     flags = parse_flags(arguments)
-    offline = str(flags.offline.absolute()) if flags.offline else ""
-    asked = Choice(flags.mpi, flags.cuda, flags.cuda_arch, flags.dali, flags.timm or flags.dev, flags.dev, offline)
+    given = {each.name: value for each in fields(Choice) if (value := getattr(flags, each.name))}
     own_programs = str(VENV / "bin")
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(folder for folder in path if folder != own_programs)
     with exclusive(ROOT):
         if flags.pack:
-            pack.make_pack(flags.pack.absolute(), asked, flags.for_python, flags.for_torch)
+            pack.make_pack(Path(flags.pack), Choice(**given), flags.for_python, flags.for_torch)
             return
-        remembered = read_stamp(STAMP_FILE)
-        last = remembered if remembered is not None and remembered.files and _runs(remembered) else None
-        choice = asked.over(remembered.choice if remembered else DEFAULT)
+        record = read_record(RECORD_FILE)
+        choice = replace(record.choice, **given)
+        usable = bool(record.files) and _venv_version() == record.python.partition(" ")[0]
         # Another Python on the PATH than last time is no reason to begin anew, or to look for PyTorch elsewhere.
-        known = remembered if choice.offline else last
-        if flags.python is not None or known is None or bool(known.choice.offline) != bool(choice.offline):
-            python = _this_python(offline=bool(choice.offline))
-        else:
-            python = known.python
-        wanted = Stamp(_files_digest(), str(VENV), python, choice)
+        stays = (usable or choice.offline) and bool(choice.offline) == bool(record.choice.offline)
+        python = record.python if stays and flags.python is None else _this_python(offline=bool(choice.offline))
+        wanted = Record(_files_digest(), str(VENV), python, choice)
         # The flags that depend on the machine make it look again.
-        looks_again = flags.mpi or flags.cuda or flags.cuda_arch is not None or flags.fresh
-        if last == wanted and not looks_again and _in_order():
+        looks_again = flags.mpi or flags.cuda or flags.cuda_arch or flags.fresh
+        if usable and record == wanted and not looks_again and _in_order():
             print(f"{VENV} is complete: nothing to do")
-        else:
-            if remembered is None:
-                STAMP_FILE.unlink(missing_ok=True)
-            else:
-                # What was chosen for the last installation that was finished outlasts one that fails.
-                remembered.unfinished().write(STAMP_FILE)
-            install(wanted, keep_venv=last is not None and last.allows_adding(wanted) and not flags.fresh)
+            return
+        if record.files:
+            # What was chosen for the last installation that was finished outlasts one that fails.
+            replace(record, files="").write(RECORD_FILE)
+        keeps = usable and record.foundation() == wanted.foundation() and not flags.fresh
+        install(wanted, keep_venv=keeps)
 
 
-def install(wanted: Stamp, *, keep_venv: bool) -> None:
-    """Do all steps, and leave the stamp.
+def install(wanted: Record, *, keep_venv: bool) -> None:
+    """Do all steps, and leave the record.
 
     Args:
         wanted: what to install.
@@ -143,7 +141,7 @@ def install(wanted: Stamp, *, keep_venv: bool) -> None:
     steps.do(f"Horovod {horovod_wheel.VERSION}", installation.horovod)
     steps.do("resist_hvd", installation.project)
     steps.do("check", installation.check)
-    wanted.write(STAMP_FILE)
+    wanted.write(RECORD_FILE)
     print("done: `source .venv/bin/activate` puts everything on the PATH")
 
 
@@ -152,6 +150,10 @@ def _architectures(text: str) -> str:
     if not all(number.isdecimal() for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities such as 80,90")
     return ",".join(sorted(set(numbers), key=int))
+
+
+def _folder(text: str) -> str:
+    return str(Path(text).absolute())
 
 
 def _version(text: str) -> str:
@@ -172,16 +174,13 @@ def _this_python(*, offline: bool) -> str:
     return f"{platform.python_version()} {python}"
 
 
-def _runs(stamp: Stamp) -> bool:
-    """Return whether the virtual environment's Python still runs, and is the one of the stamp."""
-    log = Log(LOG_FOLDER / "0-python.log")
+def _venv_version() -> str:
+    """Return the version of the virtual environment's Python, empty where it does not run any more."""
+    question: list[str | Path] = [environment.interpreter(), "-c", "import platform; print(platform.python_version())"]
     try:
-        version = log.read(
-            [environment.interpreter(), "-c", "import platform; print(platform.python_version())"], mend=""
-        )
+        return Log(LOG_FOLDER / "0-python.log").read(question, mend="").strip()
     except (StepFailedError, OSError):
-        return False
-    return version.strip() == stamp.python.partition(" ")[0]
+        return ""
 
 
 def _in_order() -> bool:

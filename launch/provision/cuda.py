@@ -29,53 +29,38 @@ class Gpus:
 
 
 @dataclass(frozen=True)
-class Nccl:
-    """The NCCL that PyTorch loads: the folder with its headers, and the library itself."""
-
-    headers: Path
-    library: Path
-
-
-@dataclass(frozen=True)
 class PyTorch:
-    """The PyTorch that Horovod is built for.
+    """The PyTorch that Horovod is built for, by the answers of `probe.py facts`.
 
     Attributes:
         cuda: the CUDA version it was built for, such as "13.2"; None for one without CUDA.
-        nccl: its NCCL, None where there is none with headers.
-        headers: the folder with the headers of CUDA's libraries that PyTorch's packages bring, None where they do not.
+        nccl: the NCCL library that it loads, None where none was found.
+        nccl_headers: the folder with that library's headers, None where it has none.
+        cuda_headers: the folder with headers of CUDA's libraries that PyTorch's packages bring, for what a toolkit may
+            lack; None where they bring none.
     """
 
     cuda: str | None
-    nccl: Nccl | None
-    headers: Path | None = None
+    nccl: str | None
+    nccl_headers: str | None
+    cuda_headers: str | None = None
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """Toolkit, architectures and NCCL that NCCL operations are built with.
+    """Toolkit, architectures and PyTorch that NCCL operations are built with.
 
     Attributes:
         home: the CUDA toolkit's folder; None for the compiler locked in requirements-nvcc.txt, fetched for the build.
         version: the toolkit's version, such as "13.0".
         architectures: the compute capabilities to build for, as plain integers such as "90".
-        nccl: the NCCL that PyTorch loads.
-        headers: a folder with headers of CUDA's libraries that the toolkit may lack, None for none.
+        pytorch: what to build against; it has NCCL with headers.
     """
 
     home: Path | None
     version: str
     architectures: tuple[str, ...]
-    nccl: Nccl
-    headers: Path | None = None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Tools for building NCCL operations, or the reason why they are not."""
-
-    cuda: Cuda | None
-    lack: str = ""
+    pytorch: PyTorch
 
 
 def find_gpus(log: Log, devices: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/version")) -> Gpus:
@@ -126,8 +111,8 @@ def fits(toolkit: str, torch_cuda: str) -> bool:
 
 def decide(
     log: Log, wanted: str, architectures: tuple[str, ...], gpus: Gpus, pytorch: PyTorch, locked: str | None
-) -> Decision:
-    """Return what to build NCCL operations with, or why to build without.
+) -> tuple[Cuda | None, str]:
+    """Return what to build NCCL operations with, or None and why to build without.
 
     A toolkit that CUDA_HOME names comes first, if it fits. Then the locked compiler: it is the one this project was
     tested with, and the same on every machine. Only where it cannot be had is one looked for on the machine.
@@ -144,21 +129,21 @@ def decide(
         StepFailedError: `wanted` is "yes", and something is missing.
     """
     if wanted == "no":
-        return Decision(None, "--cuda no was given")
+        return None, "--cuda no was given"
     architectures = architectures or gpus.architectures
     if pytorch.cuda is None:
         lack = "this PyTorch is built without CUDA"
-    elif pytorch.nccl is None:
+    elif not (pytorch.nccl and pytorch.nccl_headers):
         lack = "no NCCL with its headers was found beside PyTorch or in the system"
     elif not architectures:
         lack = "nvidia-smi tells no compute capability of this machine's GPU" if gpus.present else "no GPU was found"
     else:
         home, version, lack = _find_toolkit(log, pytorch.cuda, locked)
         if not lack:
-            return Decision(Cuda(home, version, architectures, pytorch.nccl, pytorch.headers))
+            return Cuda(home, version, architectures, pytorch), ""
     log.note(f"no NCCL operations: {lack}")
     if wanted == "auto":
-        return Decision(None, lack)
+        return None, lack
     major = (pytorch.cuda or "").partition(".")[0]
     raise StepFailedError(
         lack,

@@ -1,15 +1,14 @@
 """The virtual environment: made, filled with the locked packages, bound to one MPI, and checked."""
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from provision.machine import Machine, ask
 from provision.steps import Log, StepFailedError, clean_environment
 from provision.toolchain import SiteMpi
 
@@ -17,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 VENV = ROOT / ".venv"
 LOG_FOLDER = VENV / "setup-logs"
-STAMP_FILE = VENV / "resist-setup.json"
+RECORD_FILE = VENV / "resist-setup.json"
 
 VENV_MEND = (
     "On Debian and Ubuntu the module is a package of its own: `apt-get install python3-venv`. Without root, put uv on "
@@ -32,24 +31,6 @@ MPI4PY_MEND = (
     "PrgEnv-gnu, and cudatoolkit or rocm where the site's MPI moves data of GPUs. Then run launch/setup again."
 )
 CHECK_MEND = "Run launch/setup --fresh, which makes .venv anew; a wheel of Horovod in the cache is used again."
-
-
-@dataclass(frozen=True)
-class Supply:
-    """Source of packages.
-
-    Attributes:
-        wheels: a folder with all that is needed; None for the registry.
-    """
-
-    wheels: Path | None = None
-
-    def flags(self) -> list[str | Path]:
-        """Return the flags of `uv pip install` that have it look nowhere else."""
-        return ["--offline", "--no-index", "--find-links", self.wheels] if self.wheels else []
-
-
-REGISTRY = Supply()
 
 
 def interpreter() -> Path:
@@ -75,7 +56,7 @@ def clear_venv() -> None:
     """
     if not VENV.exists():
         return
-    entries = [entry for entry in VENV.iterdir() if entry not in (LOG_FOLDER, STAMP_FILE)]
+    entries = [entry for entry in VENV.iterdir() if entry not in (LOG_FOLDER, RECORD_FILE)]
     if entries and not (VENV / "pyvenv.cfg").is_file():
         raise StepFailedError(f"{VENV} is not a virtual environment", mend="Move it away and run launch/setup again.")
     for entry in entries:
@@ -106,56 +87,37 @@ def make_venv(log: Log) -> None:
         log.run([*command, "-r", LAUNCH / "requirements-uv.txt"], mend=REGISTRY_MEND, env=clean_environment())
 
 
-def make_machine_venv(log: Log, machine: Machine, wheels: Path) -> None:
-    """Make an empty virtual environment that sees a machine's own PyTorch, with uv from its wheel.
+def uv_install(
+    log: Log, *arguments: str | Path, wheels: Path | None = None, mend: str = REGISTRY_MEND, **variables: str
+) -> None:
+    """Install into the virtual environment by uv.
 
     Args:
         log: the step's log.
-        machine: whose PyTorch is to be seen.
-        wheels: where uv's wheel is.
-
-    Raises:
-        StepFailedError: this Python cannot make one.
+        arguments: more flags of `uv pip install`, and what to install.
+        wheels: a folder with all that is needed; None for the registry.
+        mend: what to do where it fails.
+        variables: more of its environment.
     """
-    if not interpreter().is_file():
-        # What a virtual environment was made from may have another PyTorch than it.
-        system = [] if machine.is_virtual else ["--system-site-packages"]
-        log.run([machine.python, "-m", "venv", "--without-pip", *system, VENV], mend=VENV_MEND, env=clean_environment())
-    seen = log.read([interpreter(), "-I", "-c", "import sys; print(sys.path)"], mend=VENV_MEND)
-    hidden = [folder for folder in machine.folders if repr(folder) not in seen]
-    site = next((VENV / "lib").glob("python*/site-packages"))
-    # Packages of a virtual environment, or of a user, are not the system's: they are named.
-    (site / "machine.pth").write_text("".join(f"{folder}\n" for folder in hidden))
-    uv = VENV / "bin/uv"
-    wheel = next(iter(wheels.glob("uv-*.whl")), None)
-    if wheel is None:
-        raise StepFailedError(f"no wheel of uv is in {wheels}", mend=CHECK_MEND)
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".data/scripts/uv"))
-        uv.write_bytes(archive.read(name))
-    uv.chmod(0o755)
-
-
-def uv_install(log: Log, *arguments: str | Path, mend: str = REGISTRY_MEND, **variables: str) -> None:
-    """Install into the virtual environment by uv, with further variables in its environment."""
     own = VENV / "bin/uv"
     uv = own if own.is_file() else shutil.which("uv")
-    command = [uv or own, "pip", "install", "--python", interpreter(), *arguments]
+    source: list[str | Path] = ["--offline", "--no-index", "--find-links", wheels] if wheels else []
+    command: list[str | Path] = [uv or own, "pip", "install", "--python", interpreter(), *source, *arguments]
     log.run(command, mend=mend, env=clean_environment() | variables)
 
 
-def install_packages(log: Log, names: list[str], supply: Supply = REGISTRY) -> None:
+def install_packages(log: Log, names: list[str], wheels: Path | None = None) -> None:
     """Install the locked packages of the given requirements files."""
     files = [part for name in names for part in ("-r", LAUNCH / name)]
     # What a pack lacks, PyTorch among it, the machine has: nothing is to be resolved.
-    flags = ["--no-deps", *supply.flags()] if supply.wheels else []
-    uv_install(log, "--require-hashes", *flags, *files)
+    flags = ["--no-deps"] if wheels else []
+    uv_install(log, "--require-hashes", *flags, *files, wheels=wheels)
 
 
-def install_nvcc(log: Log, folder: Path, supply: Supply) -> Path:
+def install_nvcc(log: Log, folder: Path, wheels: Path | None) -> Path:
     """Install the locked compiler for CUDA into a folder of its own, and return the toolkit's folder in it."""
-    flags = ("--require-hashes", "--no-deps", "--target", folder, *supply.flags())
-    uv_install(log, *flags, "-r", LAUNCH / "requirements-nvcc.txt")
+    flags = ("--require-hashes", "--no-deps", "--target", folder)
+    uv_install(log, *flags, "-r", LAUNCH / "requirements-nvcc.txt", wheels=wheels)
     compilers = sorted(folder.glob("nvidia/cu*/bin/nvcc"))
     if not compilers:
         raise StepFailedError(
@@ -188,6 +150,15 @@ def bind_site_mpi(mpi: SiteMpi) -> None:
         link = VENV / "lib" / name
         link.unlink(missing_ok=True)
         link.symlink_to(mpi.library)
+
+
+def ask(
+    python: list[str | Path], log: Log, question: str, *words: str, mend: str, env: Mapping[str, str]
+) -> dict[str, Any]:
+    """Ask a Python, named with its flags, one of the questions in `probe.py`."""
+    command = [*python, Path(__file__).with_name("probe.py"), question, *words]
+    answer: dict[str, Any] = json.loads(log.read(command, mend=mend, env=env).splitlines()[-1])
+    return answer
 
 
 def probe(log: Log, question: str, *words: str, mend: str = CHECK_MEND) -> dict[str, Any]:

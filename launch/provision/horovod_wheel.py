@@ -2,20 +2,20 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from provision.cuda import Cuda, Nccl
-from provision.environment import REGISTRY, Supply, install_nvcc
-from provision.parts import COPY_MEND
-from provision.patching import PatchError, apply_patch
+from provision.cuda import Cuda, PyTorch
+from provision.environment import LAUNCH, install_nvcc, interpreter
 from provision.steps import Log, StepFailedError, clean_environment
 from provision.toolchain import SiteMpi
 
 VERSION = "0.28.1"
+PATCH = LAUNCH / f"horovod-{VERSION}.patch"
 SDIST = f"horovod-{VERSION}.tar.gz"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 FEATURES = {
@@ -62,25 +62,6 @@ class WheelKey:
         return f"horovod-{VERSION}_torch-{self.torch}_{mpi_name}_{self.cuda}_{self.abi}_{digest}"
 
 
-@dataclass(frozen=True)
-class BuildInputs:
-    """Inputs of a wheel's build.
-
-    Attributes:
-        python: the virtual environment's interpreter; PyTorch, CMake, Ninja and the registry's MPI are beside it.
-        patch: the unified diff to apply to the source.
-        site_mpi: the MPI whose compiler wrapper is on the PATH, None for the registry's.
-        cuda: what to build NCCL operations with, None for a build without.
-        supply: where the source and the locked compiler for CUDA come from.
-    """
-
-    python: Path
-    patch: Path
-    site_mpi: SiteMpi | None
-    cuda: Cuda | None
-    supply: Supply = REGISTRY
-
-
 def recipe_digest(patch: bytes) -> str:
     """Return the digest of what is built, apart from what it is built against."""
     features = "".join(f"{name}={value}\n" for name, value in sorted(FEATURES.items()))
@@ -121,8 +102,15 @@ def verify_sha256(file: Path, expected: str) -> None:
         )
 
 
-def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
+def build_wheel(key: WheelKey, site_mpi: SiteMpi | None, cuda: Cuda | None, wheels: Path | None, log: Log) -> Path:
     """Build the wheel of this key, put it into the cache, and return its path there.
+
+    Args:
+        key: names it in the cache.
+        site_mpi: the MPI whose compiler wrapper is on the PATH, None for the registry's, which is in `.venv`.
+        cuda: what to build NCCL operations with, None for a build without.
+        wheels: a folder with the source and the locked compiler for CUDA; None for the registry.
+        log: the step's log.
 
     Raises:
         StepFailedError: the source cannot be fetched, is not the pinned one, or cannot be patched or built.
@@ -131,31 +119,20 @@ def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=cache) as folder:
         work = Path(folder)
-        sdist = fetch_sdist(inputs.python, work, log) if inputs.supply.wheels is None else _packed(inputs.supply.wheels)
-        source = _unpack(sdist, work)
-        try:
-            changed = apply_patch(inputs.patch.read_bytes().decode(), source)
-        except PatchError as error:
-            raise StepFailedError(
-                str(error), mend=f"Take {inputs.patch.name} from a fresh copy of the project."
-            ) from None
-        log.note(f"patched: {', '.join(changed)}")
-        environment = _build_environment(inputs)
-        if inputs.cuda is not None:
-            environment |= _cuda_environment(inputs.cuda, inputs.supply, work, log)
+        sdist = fetch_sdist(work, log) if wheels is None else wheels / SDIST
+        verify_sha256(sdist, SDIST_SHA256)
+        with tarfile.open(sdist) as archive:
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none.
+            archive.extractall(work)
+        source = work / f"horovod-{VERSION}"
+        apply_patch(PATCH, source)
+        environment = _build_environment(site_mpi)
+        if cuda is not None:
+            environment |= _cuda_environment(cuda, wheels, work, log)
             # CMake asks the nvcc that it finds first, whatever CUDA_HOME says.
             environment["PATH"] = f"{environment['CUDA_HOME']}/bin{os.pathsep}{environment['PATH']}"
-        command: list[str | Path] = [
-            inputs.python,
-            "-m",
-            "pip",
-            "wheel",
-            source,
-            "--wheel-dir",
-            work / "out",
-            "--verbose",
-        ]
-        command += ["--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+        command: list[str | Path] = [interpreter(), "-m", "pip", "wheel", source, "--wheel-dir", work / "out"]
+        command += ["--verbose", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         # Quiet, since setup.py would otherwise hand `VERBOSE=1` to Ninja, which takes it for a target.
         command += ["--config-settings=--global-option=--quiet"]
         log.run(command, env=environment, mend=BUILD_MEND)
@@ -168,84 +145,86 @@ def build_wheel(key: WheelKey, inputs: BuildInputs, log: Log) -> Path:
     return wheel
 
 
-def fetch_sdist(python: Path, work: Path, log: Log) -> Path:
+def fetch_sdist(work: Path, log: Log) -> Path:
     """Download Horovod's source. Pip asks it for its metadata, but verifies the hash before it runs anything of it."""
     with tempfile.NamedTemporaryFile("w", prefix="horovod-", suffix=".txt") as pinned:
         pinned.write(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
         pinned.flush()
-        command: list[str | Path] = [python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+        command: list[str | Path] = [interpreter(), "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
         command += ["--require-hashes", "--no-binary", ":all:", "--no-build-isolation"]
         command += ["--dest", work, "--requirement", pinned.name]
         log.run(command, env=clean_environment(), mend=FETCH_MEND)
-    sdist = work / SDIST
-    if not sdist.is_file():
-        raise StepFailedError("pip has downloaded no source archive of Horovod", mend=FETCH_MEND)
-    verify_sha256(sdist, SDIST_SHA256)
-    return sdist
+    return work / SDIST
 
 
-def _packed(wheels: Path) -> Path:
-    """Return Horovod's source in the folder of what a pack held."""
-    sdist = wheels / SDIST
-    if not sdist.is_file():
-        raise StepFailedError(f"the pack has no {SDIST}", mend=COPY_MEND)
-    verify_sha256(sdist, SDIST_SHA256)
-    return sdist
+def apply_patch(patch: Path, source: Path) -> None:
+    """Apply a unified diff: what each hunk replaces must be in its file exactly once.
+
+    A fresh machine may lack both `patch` and `git`. The source is pinned: the numbers of lines have nothing to add.
+
+    Raises:
+        StepFailedError: the patch does not fit the source.
+    """
+    for change in re.split(r"^--- a/", patch.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        name = change.partition("\n")[0]
+        file = source / name
+        content = file.read_text(encoding="utf-8") if file.is_file() else ""
+        for hunk in re.split(r"^@@.*\n", change, flags=re.MULTILINE)[1:]:
+            lines = re.findall(r"^([ +-])(.*\n)", hunk, flags=re.MULTILINE)
+            old, new = ("".join(line for sign, line in lines if sign in signs) for signs in (" -", " +"))
+            if content.count(old) != 1:
+                mend = f"Take {patch.name} from a fresh copy of the project."
+                raise StepFailedError(f"the patch does not fit {name}: another version, or already patched", mend=mend)
+            content = content.replace(old, new)
+        file.write_text(content, encoding="utf-8")
 
 
-def _unpack(sdist: Path, work: Path) -> Path:
-    with tarfile.open(sdist) as archive:
-        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none.
-        archive.extractall(work)
-    return work / f"horovod-{VERSION}"
-
-
-def _nccl_home(work: Path, nccl: Nccl) -> Path:
+def _nccl_home(work: Path, pytorch: PyTorch) -> Path:
     """Return a folder laid out as a linker expects; NCCL's wheel has `libnccl.so.2`, but no name without a number."""
     home = work / "nccl"
     for folder in ("lib", "include"):
         (home / folder).mkdir(parents=True)
-    for header in nccl.headers.glob("nccl*"):
+    for header in Path(pytorch.nccl_headers or "").glob("nccl*"):
         (home / "include" / header.name).symlink_to(header)
-    (home / "lib/libnccl.so").symlink_to(nccl.library)
+    (home / "lib/libnccl.so").symlink_to(pytorch.nccl or "")
     return home
 
 
-def _cuda_environment(cuda: Cuda, supply: Supply, work: Path, log: Log) -> dict[str, str]:
+def _cuda_environment(cuda: Cuda, wheels: Path | None, work: Path, log: Log) -> dict[str, str]:
     """Return the variables of a build with NCCL operations, having fetched the locked compiler if it is chosen."""
-    home = cuda.home or install_nvcc(log, work / "cuda", supply)
+    home = cuda.home or install_nvcc(log, work / "cuda", wheels)
     variables = {
         "CUDA_HOME": str(home),
         "HOROVOD_CUDA_HOME": str(home),
         "HOROVOD_GPU_OPERATIONS": "NCCL",
         "HOROVOD_NCCL_LINK": "SHARED",
-        "HOROVOD_NCCL_HOME": str(_nccl_home(work, cuda.nccl)),
+        "HOROVOD_NCCL_HOME": str(_nccl_home(work, cuda.pytorch)),
         "HOROVOD_BUILD_CUDA_CC_LIST": ",".join(cuda.architectures),
     }
-    if cuda.headers is not None:
+    if cuda.pytorch.cuda_headers:
         # Searched last: what the toolkit itself lacks of the headers that PyTorch's own ask for.
         own = os.environ.get("CPLUS_INCLUDE_PATH")
-        variables["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, (own, str(cuda.headers))))
+        variables["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, (own, cuda.pytorch.cuda_headers)))
     return variables
 
 
-def _build_environment(inputs: BuildInputs) -> dict[str, str]:
+def _build_environment(site_mpi: SiteMpi | None) -> dict[str, str]:
     environment = clean_environment() | FEATURES
     jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(_parallel_jobs())
     environment |= {
-        "PATH": f"{inputs.python.parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
+        "PATH": f"{interpreter().parent}{os.pathsep}{environment.get('PATH', os.defpath)}",
         "CMAKE_GENERATOR": "Ninja",
         "CMAKE_BUILD_PARALLEL_LEVEL": jobs,
         "MAKEFLAGS": f"-j{jobs}",  # Keeps setup.py from asking for eight.
         "PYTHONNOUSERSITE": "1",
         "LDFLAGS": f"{environment.get('LDFLAGS', '')} -Wl,--strip-debug",  # 64 MB of it, which nobody reads.
     }
-    if inputs.site_mpi is not None:
+    if site_mpi is not None:
         # The library itself is linked into .venv/lib; this is for others of the same MPI, such as its C++ bindings.
-        environment["LDFLAGS"] += f" -Wl,-rpath,{inputs.site_mpi.library.parent}"
-        if inputs.site_mpi.is_cray:
+        environment["LDFLAGS"] += f" -Wl,-rpath,{site_mpi.library.parent}"
+        if site_mpi.is_cray:
             # There is no mpicxx to be asked for flags: the compilers themselves know MPI.
-            environment["CC"], environment["CXX"] = inputs.site_mpi.compilers
+            environment["CC"], environment["CXX"] = site_mpi.compilers
     return environment
 
 

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from provision import cuda, environment, horovod_wheel, toolchain
-from provision.cuda import Cuda, Decision, Gpus, Nccl, PyTorch
-from provision.environment import LAUNCH, REGISTRY, ROOT, VENV, Supply
-from provision.horovod_wheel import BuildInputs, WheelKey
-from provision.offline import OpenedPack, open_pack
-from provision.stamp import Choice
+from provision.cuda import Cuda, Gpus, PyTorch
+from provision.environment import LAUNCH, ROOT, VENV
+from provision.horovod_wheel import PATCH, WheelKey
+from provision.offline import OpenedPack, make_machine_venv, open_pack
+from provision.record import Choice
 from provision.steps import Log, StepFailedError
 from provision.toolchain import SiteMpi
 
-PATCH = LAUNCH / f"horovod-{horovod_wheel.VERSION}.patch"
 NVCC = LAUNCH / "requirements-nvcc.txt"
 WHEELS = VENV / "setup-wheels"
 PROJECT_MEND = (
@@ -39,7 +38,7 @@ class Installation:
         self._no_compiler: StepFailedError | None = None
         self._site_mpi: SiteMpi | None = None
         self._pack: OpenedPack | None = None
-        self._supply = REGISTRY
+        self._wheels: Path | None = None
         self._gpus = Gpus(present=False)
         self._nccl = False
 
@@ -84,8 +83,8 @@ class Installation:
             shutil.rmtree(WHEELS, ignore_errors=True)
             count = self._pack.unpack(WHEELS)
             log.note(f"{count} files of the pack are in {WHEELS}")
-            self._supply = Supply(WHEELS)
-            environment.make_machine_venv(log, self._pack.machine, WHEELS)
+            self._wheels = WHEELS
+            make_machine_venv(log, self._pack.machine, WHEELS)
         return f"{'kept' if self._keep_venv else 'made'} {environment.VENV}"
 
     def packages(self, log: Log) -> str:
@@ -95,7 +94,7 @@ class Installation:
         names += ["requirements-dali.txt"] if self._choice.dali else []
         names += ["requirements-timm.txt"] if self._choice.timm else []
         names += ["requirements-dev.txt"] if self._choice.dev else []
-        environment.install_packages(log, names, self._supply)
+        environment.install_packages(log, names, self._wheels)
         if self._site_mpi is not None:
             environment.bind_site_mpi(self._site_mpi)
             if self._site_mpi.is_cray:
@@ -106,26 +105,26 @@ class Installation:
         """Install Horovod's wheel, from the cache or built now, with NCCL operations where there is a GPU."""
         facts = environment.probe(log, "facts")
         has_nvcc = self._pack is None or "nvcc" in self._pack.groups
-        decision = cuda.decide(
+        chosen, lack = cuda.decide(
             log,
-            self._choice.cuda or "auto",
-            tuple(filter(None, (self._choice.cuda_arch or "").split(","))),
+            self._choice.cuda,
+            tuple(filter(None, self._choice.cuda_arch.split(","))),
             self._gpus,
-            _pytorch(facts),
+            PyTorch(facts["torch_cuda"], facts["nccl"], facts["nccl_headers"], facts["cuda_headers"]),
             cuda.locked_version(NVCC) if has_nvcc else None,
         )
         try:
-            words = self._horovod_for(log, facts, decision.cuda)
+            words = self._horovod_for(log, facts, chosen)
         except StepFailedError as failure:
-            if decision.cuda is None or self._choice.cuda == "yes":
+            if chosen is None or self._choice.cuda == "yes":
                 raise
             log.note(f"{failure}\nonce more, without NCCL operations")
-            decision = Decision(None, f"with them, {failure.seen}; {log.path} tells why, and {AGAIN}")
+            chosen, lack = None, f"with them, {failure.seen}; {log.path} tells why, and {AGAIN}"
             words = self._horovod_for(log, facts, None)
-        self._nccl = decision.cuda is not None
+        self._nccl = chosen is not None
         if self._nccl:
             return f"{words}, with NCCL operations"
-        return f"{words}, without NCCL operations: {decision.lack}" if self._gpus.present else words
+        return f"{words}, without NCCL operations: {lack}" if self._gpus.present else words
 
     def _horovod_for(self, log: Log, facts: dict[str, Any], chosen: Cuda | None) -> str:
         """Install the wheel for a CUDA toolkit, or for none, and return where it is from."""
@@ -143,29 +142,21 @@ class Installation:
         if wheel is None:
             if self._no_compiler is not None:
                 raise self._no_compiler
-            inputs = BuildInputs(environment.interpreter(), PATCH, site, chosen, self._supply)
-            wheel = horovod_wheel.build_wheel(key, inputs, log)
+            wheel = horovod_wheel.build_wheel(key, site, chosen, self._wheels, log)
         mend = f"Remove the folder {wheel.parent} and run launch/setup again: it builds Horovod anew."
-        flags = ("--no-deps", "--reinstall-package", "horovod", *self._supply.flags())
-        environment.uv_install(log, *flags, wheel, mend=mend)
+        flags = ("--no-deps", "--reinstall-package", "horovod")
+        environment.uv_install(log, *flags, wheel, wheels=self._wheels, mend=mend)
         if chosen is not None and not environment.probe(log, "nccl", mend=mend)["horovod_nccl"]:
             raise StepFailedError("the wheel of Horovod has no NCCL operations", mend=mend)
         return words
 
     def project(self, log: Log) -> str:
         """Install this project, editable: the files in its folder are what runs."""
-        flags = ("--no-deps", "--no-build-isolation", *self._supply.flags())
-        environment.uv_install(log, *flags, "--editable", ROOT, mend=PROJECT_MEND)
+        flags = ("--no-deps", "--no-build-isolation")
+        environment.uv_install(log, *flags, "--editable", ROOT, wheels=self._wheels, mend=PROJECT_MEND)
         shutil.rmtree(WHEELS, ignore_errors=True)
         return "editable"
 
     def check(self, log: Log) -> str:
         """Import everything once."""
         return environment.check(log, nccl=self._nccl)
-
-
-def _pytorch(facts: dict[str, Any]) -> PyTorch:
-    """Return what the virtual environment's PyTorch is, from the answers of `probe.py`."""
-    found = facts["nccl"] and facts["nccl_headers"]
-    nccl = Nccl(Path(facts["nccl_headers"]), Path(facts["nccl"])) if found else None
-    return PyTorch(facts["torch_cuda"], nccl, Path(facts["cuda_headers"]) if facts["cuda_headers"] else None)

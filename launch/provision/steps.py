@@ -39,25 +39,13 @@ class Log:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(text + "\n")
 
-    def run(
-        self, command: Sequence[str | Path], *, mend: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> None:
+    def run(self, command: Sequence[str | Path], *, mend: str, env: Mapping[str, str] | None = None) -> None:
         """Run a command with both its outputs in the log.
 
         Raises:
             StepFailedError: the program is missing, or ends with a status that is not 0; `mend` says what to do then.
         """
-        self.note("$ " + shlex.join(map(str, command)))
-        with self.path.open("ab") as stream:
-            try:
-                done = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env, cwd=cwd, check=False
-                )
-            except OSError as error:
-                raise StepFailedError(f"{command[0]} cannot be run: {error.strerror}", mend=mend) from None
-        if done.returncode != 0:
-            words = " ".join(Path(word).name for word in map(str, command[:3]))
-            raise StepFailedError(f"`{words} ...` ended with status {done.returncode}", mend=mend)
+        self._run(command, mend, env, reads=False)
 
     def read(self, command: Sequence[str | Path], *, mend: str, env: Mapping[str, str] | None = None) -> str:
         """Run a command and return what it prints on its standard output; all of it is in the log, too.
@@ -65,18 +53,23 @@ class Log:
         Raises:
             StepFailedError: as in `run`.
         """
+        return self._run(command, mend, env, reads=True).decode(errors="replace")
+
+    def _run(self, command: Sequence[str | Path], mend: str, env: Mapping[str, str] | None, *, reads: bool) -> bytes:
         self.note("$ " + shlex.join(map(str, command)))
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, check=False
-            )
-        except OSError as error:
-            raise StepFailedError(f"{command[0]} cannot be run: {error.strerror}", mend=mend) from None
-        self.note(done.stdout + done.stderr)
+        with self.path.open("ab") as stream:
+            output = subprocess.PIPE if reads else stream
+            try:
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=stream, env=env, check=False
+                )
+            except OSError as error:
+                raise StepFailedError(f"{command[0]} cannot be run: {error.strerror}", mend=mend) from None
+            stream.write(done.stdout or b"")
         if done.returncode != 0:
             words = " ".join(Path(word).name for word in map(str, command[:3]))
             raise StepFailedError(f"`{words} ...` ended with status {done.returncode}", mend=mend)
-        return done.stdout
+        return done.stdout or b""
 
     def tail(self) -> list[str]:
         """Return the last lines."""

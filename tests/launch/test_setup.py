@@ -1,4 +1,4 @@
-"""launch/setup without its long steps: flags, messages, patch, the wheel's key, the stamp; launch/test's summary."""
+"""launch/setup without its long steps: flags, messages, patch, the wheel's key, the record; launch/test's summary."""
 
 import dataclasses
 import os
@@ -6,17 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import summary
 from provision import __main__ as setup
 from provision import environment, horovod_wheel, toolchain
 from provision.__main__ import parse_flags
-from provision.horovod_wheel import WheelKey
-from provision.installation import NVCC, PATCH
-from provision.patching import PatchError, apply_patch, parse_patch
-from provision.stamp import DEFAULT, Choice, Stamp, files_digest, read_stamp
+from provision.horovod_wheel import PATCH, WheelKey, apply_patch
+from provision.installation import NVCC
+from provision.record import Choice, Record, read_record
 from provision.steps import Log, StepFailedError, Steps
 
 from .programs import make_programs
@@ -238,8 +237,7 @@ def test_mpi4py_and_horovod_are_built_by_a_cray_s_compilers(tmp_path: Path, monk
     assert called.startswith("MPICC=cc -shared pip install --python ")
     for words in ("--no-binary mpi4py", "--reinstall-package mpi4py", "--require-hashes", "--no-deps", "--no-cache"):
         assert words in called
-    inputs = horovod_wheel.BuildInputs(tmp_path / "bin/python", PATCH, mpi, None)
-    variables = horovod_wheel._build_environment(inputs)
+    variables = horovod_wheel._build_environment(mpi)
     assert (variables["CC"], variables["CXX"]) == ("cc", "CC")
     assert "-rpath,/opt/cray/pe/lib64" in variables["LDFLAGS"]
 
@@ -302,146 +300,112 @@ def test_a_wheel_is_found_only_under_its_own_key(tmp_path: Path, monkeypatch: py
 
 # The patch
 
-FILE = "one\ntwo\nthree\nfour\n"
-DIFF = "why\n--- a/dir/file\n+++ b/dir/file\n@@ -1,3 +1,4 @@\n one\n-two\n+2\n+2.5\n three\n"
+DIFF = "why\n--- a/dir/file\n+++ b/dir/file\n@@ -1,3 +1,4 @@\n one\n-two\n+2\n+2.5\n three\n@@ -5 +6 @@\n-five\n+5\n"
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    (tmp_path / "dir").mkdir()
-    (tmp_path / "dir/file").write_text(FILE)
-    return tmp_path
+def test_a_patch_changes_its_lines_once(tmp_path: Path) -> None:
+    patch, file = tmp_path / "patch", tmp_path / "dir/file"
+    patch.write_text(DIFF)
+    file.parent.mkdir()
+    file.write_text("one\ntwo\nthree\nfour\nfive\n")
+    apply_patch(patch, tmp_path)
+    assert file.read_text() == "one\n2\n2.5\nthree\nfour\n5\n"
+    with pytest.raises(StepFailedError, match=r"does not fit dir/file.*Take patch from a fresh copy"):
+        apply_patch(patch, tmp_path)
 
 
-def test_a_patch_changes_its_lines(tree: Path) -> None:
-    assert apply_patch(DIFF, tree) == ["dir/file"]
-    assert (tree / "dir/file").read_text() == "one\n2\n2.5\nthree\nfour\n"
+@pytest.mark.parametrize("content", [None, "one\nzwei\nthree\nfive\n", 2 * "one\ntwo\nthree\nfive\n"])
+def test_a_patch_that_does_not_fit_is_refused(content: str | None, tmp_path: Path) -> None:
+    (tmp_path / "patch").write_text(DIFF)
+    if content is not None:
+        (tmp_path / "dir").mkdir()
+        (tmp_path / "dir/file").write_text(content)
+    with pytest.raises(StepFailedError, match="does not fit dir/file"):
+        apply_patch(tmp_path / "patch", tmp_path)
 
 
-def test_hunks_keep_their_places_and_line_ends(tree: Path) -> None:
-    (tree / "dir/file").write_bytes(b"one\r\n\x0ctwo\r\nthree\r\nfour")
-    diff = "--- a/dir/file\n+++ b/dir/file\n@@ -1 +1,2 @@\n-one\r\n+1\r\n+1.5\r\n@@ -3 +4 @@\n-three\r\n+3\r\n"
-    apply_patch(diff, tree)
-    assert (tree / "dir/file").read_bytes() == b"1\r\n1.5\r\n\x0ctwo\r\n3\r\nfour"
-
-
-@pytest.mark.parametrize(
-    ("diff", "seen"),
-    [
-        (DIFF.replace("-two", "-zwei"), "does not fit dir/file at line 1"),
-        (DIFF.replace("@@ -1,3", "@@ -2,3"), "does not fit dir/file at line 2"),
-        (DIFF.replace("-1,3", "-1,4"), "shorter than its header"),
-        (DIFF.replace("+1,4", "+1,3"), "does not have the length|outside of any hunk"),
-        (DIFF.replace("dir/file", "dir/other"), "which is not there"),
-        (DIFF.replace("dir/file", "../file"), "outside of the folder"),
-        (DIFF.replace("--- a/dir/file", "--- /dev/null"), "only change files"),
-        (DIFF.partition("---")[0], "holds no hunk"),
-        (DIFF.partition("+++")[2].partition("\n")[2], "before any file is named"),
-    ],
-)
-def test_a_patch_that_does_not_fit_changes_nothing(diff: str, seen: str, tree: Path) -> None:
-    with pytest.raises(PatchError, match=seen):
-        apply_patch(diff, tree)
-    assert (tree / "dir/file").read_text() == FILE
-
-
-def test_a_patch_is_not_applied_twice(tree: Path) -> None:
-    apply_patch(DIFF, tree)
-    with pytest.raises(PatchError, match="does not fit"):
-        apply_patch(DIFF, tree)
-
-
-def test_one_hunk_that_does_not_fit_keeps_all_files_as_they_are(tree: Path) -> None:
-    (tree / "second").write_text("other\n")
-    with pytest.raises(PatchError, match="does not fit second"):
-        apply_patch(DIFF + "--- a/second\n+++ b/second\n@@ -1 +1 @@\n-expected\n+new\n", tree)
-    assert (tree / "dir/file").read_text() == FILE
-
-
-def test_horovods_patch_changes_these_files_alone() -> None:
-    assert list(parse_patch(PATCH.read_text())) == [
-        "CMakeLists.txt",
-        "cmake/Modules/FindPytorch.cmake",
-        "horovod/common/common.h",
-        "horovod/common/group_table.h",
-        "horovod/common/ops/cuda/CMakeLists.txt",
-        "horovod/torch/CMakeLists.txt",
-        "horovod/torch/cuda_util.cc",
-    ]
-
-
-# The stamp
-
-
-def test_a_choice_is_remembered_and_extras_are_kept() -> None:
-    last = Choice(mpi="system", cuda="yes", cuda_arch="90", dev=True)
-    assert Choice().over(last) == last
-    assert Choice(mpi="registry", dali=True).over(last) == dataclasses.replace(last, mpi="registry", dali=True)
-    assert Choice(cuda_arch="").over(last).cuda_arch == ""
-
-
-def test_a_stamp_reads_back(tmp_path: Path) -> None:
-    stamp = Stamp(files="abc", venv="/x/.venv", python="3.11.7 /usr/bin/python3", choice=DEFAULT)
-    stamp.write(tmp_path / "stamp")
-    assert read_stamp(tmp_path / "stamp") == stamp
+# The record
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": "a", "venv": "b", "python": "c", "choice": 1}'])
-def test_a_damaged_stamp_counts_as_none(content: str, tmp_path: Path) -> None:
-    (tmp_path / "stamp").write_text(content)
-    assert read_stamp(tmp_path / "stamp") is None
+def test_a_damaged_record_counts_as_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "record").write_text(content)
+    assert read_record(tmp_path / "record") == Record()
 
 
-def test_another_python_or_mpi_needs_a_fresh_environment_and_other_packages_do_not() -> None:
-    stamp = Stamp(files="abc", venv="/x/.venv", python="3.11.7 /usr/bin/python3", choice=DEFAULT)
-    assert stamp.allows_adding(dataclasses.replace(stamp, files="def"))
-    assert stamp.allows_adding(dataclasses.replace(stamp, choice=dataclasses.replace(DEFAULT, dev=True)))
-    assert not stamp.allows_adding(dataclasses.replace(stamp, python="3.12.1 /usr/bin/python3"))
-    assert not stamp.allows_adding(dataclasses.replace(stamp, choice=dataclasses.replace(DEFAULT, mpi="system")))
+class Failing:
+    """Stands in for an installation, notes what it was to be, and fails in its first step."""
+
+    made: ClassVar[list[tuple[Choice, bool, Path]]] = []
+
+    def __init__(self, choice: Choice, *, keep_venv: bool, python: Path) -> None:
+        self.made.append((choice, keep_venv, python))
+        self.environment = self.packages = self.horovod = self.project = self.check = self.tools
+
+    def tools(self, log: Log) -> str:
+        raise StepFailedError("the pack is gone", mend="Bring it back.")
 
 
-def test_what_was_chosen_outlasts_an_installation_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing:
-        """Stands in for an installation, notes what it was to be, and fails in its first step."""
+CHOSEN = Choice(cuda="yes", cuda_arch="90", dev=True)
+PYTHON = Path("/the/python")
 
-        made: ClassVar[list[tuple[Choice, bool, Path]]] = []
 
-        def __init__(self, choice: Choice, *, keep_venv: bool, python: Path) -> None:
-            self.made.append((choice, keep_venv, python))
-            self.environment = self.packages = self.horovod = self.project = self.check = self.tools
-
-        def tools(self, log: Log) -> str:
-            raise StepFailedError("the pack is gone", mend="Bring it back.")
-
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The record of an installation that was finished, of a version of the project before this one."""
     for name in ("ROOT", "LOG_FOLDER"):
         monkeypatch.setattr(setup, name, tmp_path)
-    monkeypatch.setattr(setup, "STAMP_FILE", tmp_path / "stamp")
+    monkeypatch.setattr(setup, "RECORD_FILE", tmp_path / "record")
     monkeypatch.setattr(setup, "Installation", Failing)
-    monkeypatch.setattr(setup, "_runs", lambda stamp: True)
+    monkeypatch.setattr(setup, "_venv_version", lambda: "3.12.1")
+    monkeypatch.setattr(setup, "_in_order", lambda: True)
+    monkeypatch.setattr(setup, "_this_python", lambda offline: "3.13.0 /another")
     monkeypatch.setattr(setup, "_files_digest", lambda: "def")
-    chosen = dataclasses.replace(DEFAULT, offline="/the/pack", dev=True)
-    Stamp(files="abc", venv=str(environment.VENV), python="3.12.1 /the/python", choice=chosen).write(tmp_path / "stamp")
-    for flags in ([], ["--cuda", "no"], ["--dali"], ["--dev"]):
-        with pytest.raises(SystemExit):
-            setup.main(flags)
-    python = Path("/the/python")
-    assert Failing.made == [
-        (chosen, True, python),
-        (dataclasses.replace(chosen, cuda="no"), False, python),
-        (dataclasses.replace(chosen, dali=True), False, python),
-        (dataclasses.replace(chosen, timm=True), False, python),
-    ]
+    monkeypatch.setattr(Failing, "made", [])
+    Record("abc", str(environment.VENV), f"3.12.1 {PYTHON}", CHOSEN).write(tmp_path / "record")
+    return tmp_path / "record"
 
 
-def test_a_digest_follows_names_and_contents(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    first.write_text("xy")
-    second.write_text("z")
-    digest = files_digest([second, first])
-    assert digest == files_digest([first, second])
-    first.write_text("x")
-    second.write_text("yz")
-    assert files_digest([first, second]) != digest
+def install(*flags: str) -> tuple[Choice, bool, Path]:
+    """Run setup, and return what it was about to do: the choice, whether `.venv` is kept, and for which Python."""
+    with pytest.raises(SystemExit):
+        setup.main([*flags])
+    return Failing.made[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "keeps", "python"),
+    [
+        ("", {}, True, PYTHON),
+        ("--dali", {"dali": True}, True, PYTHON),
+        ("--dev", {"timm": True}, True, PYTHON),
+        ("--cuda no", {"cuda": "no"}, True, PYTHON),
+        ("--mpi system", {"mpi": "system"}, False, PYTHON),
+        ("--fresh", {}, False, PYTHON),
+        ("--offline /pack", {"offline": "/pack"}, False, Path("/another")),
+        ("--python python3", {}, False, Path("/another")),
+    ],
+)
+def test_a_choice_is_remembered_and_another_python_or_mpi_begins_anew(
+    flags: str, changes: dict[str, Any], keeps: bool, python: Path, record: Path
+) -> None:
+    assert install(*flags.split()) == (dataclasses.replace(CHOSEN, **changes), keeps, python)
+
+
+def test_what_was_chosen_outlasts_an_installation_that_fails(record: Path) -> None:
+    chosen = dataclasses.replace(CHOSEN, offline="/the/pack")
+    dataclasses.replace(read_record(record), choice=chosen).write(record)
+    assert install() == (chosen, True, PYTHON)
+    assert install("--cuda", "no") == (dataclasses.replace(chosen, cuda="no"), False, PYTHON)
+    assert install() == (chosen, False, PYTHON)
+
+
+def test_nothing_is_done_where_nothing_has_changed(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataclasses.replace(read_record(record), files="def").write(record)
+    setup.main([])
+    assert "nothing to do" in capsys.readouterr().out
+    assert not Failing.made
+    install("--cuda", "yes")  # It depends on the machine, which is looked at again.
 
 
 # The locked packages

@@ -1,5 +1,6 @@
 """launch/setup and GPUs: what NCCL operations are built with, and what the console says where they are not."""
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -8,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from provision import cuda, environment, horovod_wheel
-from provision.cuda import Cuda, Gpus, Nccl, PyTorch
+from provision.cuda import Cuda, Gpus, PyTorch
 from provision.horovod_wheel import WheelKey
 from provision.installation import Installation
-from provision.stamp import Choice
+from provision.record import Choice
 from provision.steps import Log, StepFailedError
 
 from .programs import make_programs
 
-PYTORCH = PyTorch(cuda="13.2", nccl=Nccl(Path("/nccl/include"), Path("/nccl/lib/libnccl.so.2")))
+PYTORCH = PyTorch("13.2", nccl="/nccl/lib/libnccl.so.2", nccl_headers="/nccl/include")
 LOCKED = "13.0"
 HERE = Gpus(present=True, architectures=("90",), driver="580.65.06")
 NOWHERE = Gpus(present=False)
@@ -55,12 +56,9 @@ def no_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nccl_operations_are_built_by_the_locked_compiler_wherever_a_gpu_is(
     wanted: str, architectures: tuple[str, ...], gpus: Gpus, builds_for: tuple[str, ...], tmp_path: Path
 ) -> None:
-    decision = cuda.decide(Log(tmp_path / "log"), wanted, architectures, gpus, PYTORCH, LOCKED)
-    if builds_for:
-        assert decision.cuda == Cuda(None, LOCKED, builds_for, PYTORCH.nccl)
-    else:
-        assert decision.cuda is None
-        assert decision.lack
+    chosen, lack = cuda.decide(Log(tmp_path / "log"), wanted, architectures, gpus, PYTORCH, LOCKED)
+    assert chosen == (Cuda(None, LOCKED, builds_for, PYTORCH) if builds_for else None)
+    assert bool(lack) == (not builds_for)
 
 
 @pytest.mark.usefixtures("no_toolkit")
@@ -72,7 +70,7 @@ def test_a_named_toolkit_comes_first_if_it_is_no_newer_than_pytorchs_cuda(
 ) -> None:
     home = fake_toolkit(tmp_path, release)
     monkeypatch.setenv("CUDA_HOME", str(home))
-    chosen = cuda.decide(Log(tmp_path / "log"), "auto", (), HERE, PYTORCH, LOCKED).cuda
+    chosen, _ = cuda.decide(Log(tmp_path / "log"), "auto", (), HERE, PYTORCH, LOCKED)
     assert chosen is not None
     assert (chosen.home, chosen.version) == ((home.resolve(), release) if fits else (None, LOCKED))
 
@@ -84,8 +82,8 @@ def test_a_toolkit_that_lies_about_is_taken_only_where_the_locked_one_cannot_be_
     home = fake_toolkit(tmp_path, "13.1")
     monkeypatch.setattr(shutil, "which", lambda name: str(home / "bin/nvcc") if name == "nvcc" else None)
     log = Log(tmp_path / "log")
-    with_locked = cuda.decide(log, "auto", (), HERE, PYTORCH, LOCKED).cuda
-    without = cuda.decide(log, "auto", (), HERE, PYTORCH, None).cuda
+    with_locked, _ = cuda.decide(log, "auto", (), HERE, PYTORCH, LOCKED)
+    without, _ = cuda.decide(log, "auto", (), HERE, PYTORCH, None)
     assert with_locked is not None
     assert without is not None
     assert (with_locked.home, without.home) == (None, home.resolve())
@@ -99,8 +97,9 @@ def test_a_toolkit_that_lies_about_is_taken_only_where_the_locked_one_cannot_be_
         (Gpus(present=True), PYTORCH, "13.0", "nvidia-smi tells no compute capability"),
         (HERE, PYTORCH, "12.4", "is version 12.4, and this PyTorch is built for CUDA 13.2"),
         (HERE, PYTORCH, "", "no CUDA toolkit was found"),
-        (HERE, PyTorch(cuda=None, nccl=PYTORCH.nccl), "13.0", "built without CUDA"),
-        (HERE, PyTorch(cuda="13.2", nccl=None), "13.0", "no NCCL with its headers"),
+        (HERE, dataclasses.replace(PYTORCH, cuda=None), "13.0", "built without CUDA"),
+        (HERE, dataclasses.replace(PYTORCH, nccl=None), "13.0", "no NCCL with its headers"),
+        (HERE, dataclasses.replace(PYTORCH, nccl_headers=None), "13.0", "no NCCL with its headers"),
     ],
 )
 def test_nccl_operations_that_cannot_be_built_are_left_out_with_a_reason_or_refused(
@@ -109,9 +108,9 @@ def test_nccl_operations_that_cannot_be_built_are_left_out_with_a_reason_or_refu
     if release:
         monkeypatch.setenv("CUDA_HOME", str(fake_toolkit(tmp_path, release)))
     log = Log(tmp_path / "log")
-    left_out = cuda.decide(log, "auto", (), gpus, pytorch, None)
-    assert left_out.cuda is None
-    assert seen in left_out.lack
+    chosen, lack = cuda.decide(log, "auto", (), gpus, pytorch, None)
+    assert chosen is None
+    assert seen in lack
     with pytest.raises(StepFailedError, match=f"{seen}.*--cuda no"):
         cuda.decide(log, "yes", (), gpus, pytorch, None)
 
@@ -162,7 +161,7 @@ class Built:
         self._folder = folder
         self._fails_for = fails_for
 
-    def __call__(self, key: WheelKey, inputs: horovod_wheel.BuildInputs, log: Log) -> Path:
+    def __call__(self, key: WheelKey, *inputs: object) -> Path:
         self.tags.append(key.cuda)
         if key.cuda == self._fails_for:
             raise StepFailedError("`pip wheel ...` ended with status 1", mend="See the log.")
