@@ -12,6 +12,7 @@ if __name__ == "__main__":
     starting.begin()  # before PyTorch and all else that takes its time is imported
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -23,7 +24,7 @@ from resist_hvd import console
 from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import look
 from resist_hvd.comm.launch import launched_rank, person_watches
-from resist_hvd.comm.probe import clock_offsets, probe
+from resist_hvd.comm.probe import clock_offsets, first_ranks, probe
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
@@ -82,7 +83,9 @@ def examine(settings: DoctorSettings, world: World) -> list[Finding]:
     if settings.quick:
         return judge(views, [], {})
     world.position = "measuring the network between hosts"
-    return judge(views, probe(world, settings.seconds), clock_offsets(world))
+    links, offsets = probe(world, settings.seconds), clock_offsets(world, time.time)
+    hosts = [view.host for view in views]
+    return judge(views, links, {hosts[rank]: offsets[rank] for rank in first_ranks(hosts)})
 
 
 def finish(findings: Sequence[Finding], *, prints: bool) -> None:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from fcntl import ioctl
 from typing import Any
 
 import psutil
@@ -214,20 +212,16 @@ def way_to(hosts: Sequence[str]) -> tuple[str, str]:
 
 
 def address_of(interface: str) -> str:
-    """Return an interface's IPv4 address (netdevice(7)).
+    """Return an interface's IPv4 address.
 
     Raises:
         UserError: there is no such interface, or it has no address.
     """
-    siocgifaddr = 0x8915
-    request: Any = struct.pack("256s", interface[:15].encode())
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answer = ioctl(any_socket.fileno(), siocgifaddr, request)
-        except OSError:
-            names = ", ".join(name for _, name in socket.if_nameindex())
-            raise UserError(
-                f"--interface is {interface!r}, which is not here or has no IPv4 address",
-                mend=f"Give one of {names}.",
-            ) from None
-    return socket.inet_ntoa(answer[20:24])
+    interfaces = psutil.net_if_addrs()
+    for entry in interfaces.get(interface, []):
+        if entry.family == socket.AF_INET:
+            return str(entry.address)
+    raise UserError(
+        f"--interface is {interface!r}, which is not here or has no IPv4 address",
+        mend=f"Give one of {', '.join(interfaces)}.",
+    )

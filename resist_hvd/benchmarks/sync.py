@@ -8,8 +8,8 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks.table import paired_ratio, show
-from resist_hvd.comm.baseline import allreduce_by_mpi
 from resist_hvd.comm.devices import finish
+from resist_hvd.comm.probe import allreduce_by_mpi
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist

@@ -16,7 +16,7 @@ import torch
 
 import resist_hvd
 from resist_hvd.comm.devices import computes_bf16, driver_version, gpu_identity, gpu_is_present
-from resist_hvd.comm.libraries import Libraries, libraries
+from resist_hvd.comm.probe import Libraries, libraries
 from resist_hvd.comm.resources import Resources, own_resources
 from resist_hvd.comm.world import World
 

@@ -1,18 +1,62 @@
-"""Measures the network between hosts, and how far their clocks are apart."""
+"""Measurements of what a launch runs on: MPI and Horovod, the network between hosts, and the ranks' clocks."""
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from torch import Tensor
 
 from resist_hvd.comm.world import World
 
 PINGS = 20
+"""Messages of a byte that measure a latency, or a clock."""
+
 SMALLEST, LARGEST = 2**16, 2**26
+"""Bytes of the messages that measure a bandwidth."""
+
+THREAD_LEVELS = ("single", "funneled", "serialized", "multiple")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Libraries:
+    """An MPI library and a build of Horovod.
+
+    Attributes:
+        mpi: make and version of the MPI library: "Open MPI v4.1.8".
+        threads: which calls it takes from several threads: `multiple` is what this package needs.
+        horovod: its version.
+        with_mpi, with_nccl: what it was built with.
+    """
+
+    mpi: str
+    threads: str
+    horovod: str
+    with_mpi: bool
+    with_nccl: bool
+
+
+def libraries() -> Libraries:
+    """Return what this process has loaded; `World.join` has seen to it that there is one MPI library."""
+    import horovod
+    import horovod.torch as hvd
+    from mpi4py import MPI
+
+    return Libraries(
+        mpi=re.split(r"[,\n]", MPI.Get_library_version())[0].strip(),
+        threads=THREAD_LEVELS[
+            (MPI.THREAD_SINGLE, MPI.THREAD_FUNNELED, MPI.THREAD_SERIALIZED, MPI.THREAD_MULTIPLE).index(
+                MPI.Query_thread()
+            )
+        ],
+        horovod=horovod.__version__,
+        with_mpi=bool(hvd.mpi_built()),
+        with_nccl=bool(hvd.nccl_built()),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,22 +152,38 @@ def answer(world: World, one: int) -> None:
         world.comm.Send(buffer, dest=one)
 
 
-def clock_offsets(world: World) -> dict[str, float]:
-    """Return how many seconds each host's clock is ahead of rank 0's, on every rank. All ranks call it together."""
-    hosts = world.gather_objects(world.host)
-    offsets = {hosts[0]: 0.0}
-    there = np.zeros(1)
-    for rank in first_ranks(hosts)[1:]:
-        best = float("inf")
-        for _ in range(PINGS):
-            if world.rank == 0:
-                began = time.time()
-                world.comm.Sendrecv(there, dest=rank, recvbuf=there, source=rank)
-                ended = time.time()
-                if ended - began < best:
-                    best, offsets[hosts[rank]] = ended - began, float(there[0]) - (began + ended) / 2
-            elif world.rank == rank:
-                world.comm.Recv(there, source=0)
-                there[0] = time.time()
-                world.comm.Send(there, dest=0)
-    return world.broadcast_object(offsets)
+def clock_offsets(world: World, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Return by how many seconds each rank's clock is ahead of rank 0's, on every rank. All ranks call it together.
+
+    Cristian's algorithm (1989): rank 0 asks a rank for its time, and takes it for the time half-way between question
+    and answer. The error is at most half of the shortest exchange.
+
+    Args:
+        world: all ranks.
+        clock: reads the clock, in seconds.
+    """
+    cell, offsets = np.zeros(1), np.zeros(world.size)
+    with world.activity.waiting():
+        for rank in range(1, world.size):
+            shortest = np.inf
+            for _ in range(PINGS):
+                if world.rank == rank:
+                    world.comm.Recv(cell, source=0)
+                    cell[0] = clock()
+                    world.comm.Send(cell, dest=0)
+                elif world.is_first:
+                    asked = clock()
+                    world.comm.Sendrecv(cell, dest=rank, recvbuf=cell, source=rank)
+                    answered = clock()
+                    if answered - asked < shortest:
+                        shortest = answered - asked
+                        offsets[rank] = cell[0] - (asked + answered) / 2
+        world.comm.Bcast(offsets, root=0)
+    return [float(offset) for offset in offsets]
+
+
+def allreduce_by_mpi(world: World, flat: Tensor) -> None:
+    """Sum a contiguous buffer in host memory over all ranks, in place, by one MPI_Allreduce: a benchmark's baseline."""
+    from mpi4py import MPI
+
+    world.comm.Allreduce(MPI.IN_PLACE, flat.numpy())

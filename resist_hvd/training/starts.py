@@ -22,7 +22,7 @@ import torch
 import yaml
 
 import resist_hvd
-from resist_hvd.comm.libraries import libraries
+from resist_hvd.comm.probe import libraries
 from resist_hvd.comm.world import World
 from resist_hvd.records import StartRecord
 from resist_hvd.settings.reading import plain, to_yaml

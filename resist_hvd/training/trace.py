@@ -11,7 +11,7 @@ import json
 from time import perf_counter
 from typing import Any
 
-from resist_hvd.comm.clock import clock_offsets
+from resist_hvd.comm.probe import clock_offsets
 from resist_hvd.stopwatch import Span
 from resist_hvd.training.disk import disk_errors, write_whole
 from resist_hvd.training.run import Run

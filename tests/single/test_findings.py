@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from resist_hvd.checkup.findings import Finding, judge
 from resist_hvd.checkup.view import View
-from resist_hvd.comm.libraries import Libraries
-from resist_hvd.comm.probe import Link, first_ranks, turns
+from resist_hvd.comm.probe import Libraries, Link, first_ranks, turns
 from resist_hvd.comm.resources import Limit, Resources
 
 GIB, MIB = 2**30, 2**20

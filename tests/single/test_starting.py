@@ -23,7 +23,7 @@ def rank_program(
     program = "\n".join(
         [
             "import ctypes, sys, time",
-            "from resist_hvd.comm import starting",
+            "from resist_hvd.guard import starting",
             f"starting.limit_of = lambda _: {limit}",
             before,
             "with starting.limited():",
