@@ -9,8 +9,10 @@ No module is kept here but on PyTorch's meta device, where it takes no memory: a
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -249,3 +251,19 @@ def find(module: nn.Module, name: str) -> nn.Module | None:
         return module.get_submodule(name)
     except AttributeError:
         return None
+
+
+def emptied(module: nn.Module) -> nn.Module:
+    """Return a copy of a module without the content of its tensors, on PyTorch's default device."""
+    return copy.deepcopy(module).to_empty(device=torch.get_default_device())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw a CPU's random numbers from a seed, and leave those of everyone else as they were."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

@@ -234,7 +234,7 @@ def network(architecture: Architecture, *, image_size: int, zero_residual: bool 
                     f"sections.{section}.{place}",
                     partial(Block, architecture, section, first=place == 0 and not dealt),
                     deck=f"sections.{section}" if dealt else None,
-                    branches=(f"units.{last}.conv",),
+                    branches=(f"units.{last}.conv",) if dealt else (),
                     initialise=fill,
                 )
             )
