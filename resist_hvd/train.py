@@ -144,7 +144,7 @@ def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | 
     with (
         world.agree("opening the run's folder"),
         disk_errors(folder),
-        world.activity.unhurried_for("reading checkpoints"),
+        world.activity.long_limit_for("reading checkpoints"),
     ):
         if world.is_first:
             if settings.resume:
@@ -202,7 +202,7 @@ def begin_files(run: Run, *, resumed: bool) -> None:
     """
     world, progress, folder = run.world, run.progress, run.folder
     hosts = world.gather_objects(world.host)
-    with world.agree("opening the run's files"), disk_errors(folder), world.activity.unhurried_for("opening files"):
+    with world.agree("opening the run's files"), disk_errors(folder), world.activity.long_limit_for("opening files"):
         if world.is_first:
             aside = None if resumed else set_aside(folder)
             console.open_log(folder / "console.log", log_heading(world))

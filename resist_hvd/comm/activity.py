@@ -18,7 +18,7 @@ class Activity:
         detail: what it does within the phase, if that is worth saying: "waiting for a batch".
         waits: how many calls it is in that end only once other ranks have done their part.
         wait: the number of the last such call: the same on ranks that wait in the same one.
-        unhurried: whether no time limit fits yet: no round is done, or a network is compiled.
+        long_limit: whether the watchdog's long limit holds, not the rounds': none is done, or a network is compiled.
         progressed: when it last got on, on the monotonic clock, in seconds.
         rounds: how long the last rounds took, in seconds.
     """
@@ -27,10 +27,10 @@ class Activity:
     detail: str = ""
     waits: int = 0
     wait: int = 0
-    unhurried: bool = True
+    long_limit: bool = True
     progressed: float = field(default_factory=time.monotonic)
     rounds: deque[float] = field(default_factory=lambda: deque(maxlen=25))
-    _unhurried_steps: int = 0
+    _long_steps: int = 0
 
     @property
     def words(self) -> str:
@@ -38,9 +38,9 @@ class Activity:
         return f"{self.phase}, {self.detail}" if self.detail else self.phase
 
     @property
-    def has_time(self) -> bool:
-        """True where what it does may take longer than a round may: see `unhurried` and `unhurried_for`."""
-        return self.unhurried or self._unhurried_steps > 0
+    def has_long_limit(self) -> bool:
+        """Whether its present work may take longer than a round may: see `long_limit` and `long_limit_for`."""
+        return self.long_limit or self._long_steps > 0
 
     def begin(self, phase: str) -> None:
         """Go on to another phase."""
@@ -54,7 +54,7 @@ class Activity:
     def round_took(self, seconds: float) -> None:
         """Note that a round is done."""
         self.rounds.append(seconds)
-        self.unhurried = False
+        self.long_limit = False
         self.progress()
 
     @contextmanager
@@ -70,18 +70,18 @@ class Activity:
             self.progress()
 
     @contextmanager
-    def unhurried_for(self, detail: str) -> Iterator[None]:
+    def long_limit_for(self, detail: str) -> Iterator[None]:
         """Give a step half an hour, whatever rounds take: it reads or writes files, and a file server may be slow.
 
         Args:
             detail: the step, in words: "writing the checkpoint".
         """
         before, self.detail = self.detail, detail
-        self._unhurried_steps += 1
+        self._long_steps += 1
         self.progress()
         try:
             yield
         finally:
-            self._unhurried_steps -= 1
+            self._long_steps -= 1
             self.detail = before
             self.progress()

@@ -13,7 +13,7 @@ SHORTEST = 60.0
 ROUNDS = 10
 """Multiple of the median round that a rank may take without progress."""
 
-UNHURRIED = 1800.0
+LONG_LIMIT = 1800.0
 """Seconds for steps that no round limits: loading data, compiling a network, the first round, reading and writing
 files. And the fewest after which a rank counts as lost that was starved, or whose connections carried bytes, without
 that it got on."""
@@ -34,7 +34,7 @@ class Sight:
         still: those of them that count against it: in which it had a processor, and since bytes last moved for it.
         silent: seconds since it was last heard.
         waiting: whether it was waiting for other ranks.
-        unhurried: whether no limit of rounds fits what it does.
+        long_limit: whether `LONG_LIMIT` holds for what it does, and not the rounds' limit.
         wait: the number of its last wait; ranks that wait in the same call have the same.
         processors: how many it kept busy, on average, while it was idle: 0.01 for a process that sleeps.
         starved: seconds, while it was idle, in which a thread of its own was ready to run and had no processor.
@@ -47,18 +47,18 @@ class Sight:
     still: float
     silent: float
     waiting: bool
-    unhurried: bool
+    long_limit: bool
     wait: int = 0
     processors: float = 0.0
     starved: float = 0.0
 
     def overdue(self, limit: float) -> bool:
-        """Return whether it has stood still for too long, at a limit in seconds; an unhurried rank has half an hour."""
-        return self.is_still(limit) or self.idle > max(ROUNDS * limit, UNHURRIED)
+        """Return whether it has stood still for longer than a limit in seconds, or for longer than its long limit."""
+        return self.is_still(limit) or self.idle > max(ROUNDS * limit, LONG_LIMIT)
 
     def is_still(self, limit: float) -> bool:
         """Return whether nothing excuses that it is overdue: it had a processor, and no bytes moved."""
-        return self.still > (max(limit, UNHURRIED) if self.unhurried else limit)
+        return self.still > (max(limit, LONG_LIMIT) if self.long_limit else limit)
 
 
 def limit_of(asked: float | None, rounds: Sequence[float]) -> float:

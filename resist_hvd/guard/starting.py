@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from resist_hvd.comm.launch import host_name, launched_by_mpi, launched_rank
 from resist_hvd.guard import outcome, reaper, start_limit
-from resist_hvd.guard.judging import SHORTEST, UNHURRIED
+from resist_hvd.guard.judging import LONG_LIMIT, SHORTEST
 
 LOST, STOPPED = 69, 75  # those of `endings`, which imports PyTorch
 
@@ -72,7 +72,7 @@ def limit_of(watchdog: float | None) -> float:
         watchdog: the seconds without progress that the user asked for, None for the default, 0 for none: 0 then.
     """
     if watchdog is None:
-        return UNHURRIED
+        return LONG_LIMIT
     return max(watchdog, SHORTEST) if watchdog > 0 else 0.0
 
 

@@ -20,7 +20,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.guard import endings, reaper, stacks
 from resist_hvd.guard.door import Door, Stranger
 from resist_hvd.guard.endings import LOST
-from resist_hvd.guard.judging import NAMED, ROUNDS, UNHURRIED, Sight, limit_of, said_of_silent, time_of, verdict
+from resist_hvd.guard.judging import LONG_LIMIT, NAMED, ROUNDS, Sight, limit_of, said_of_silent, time_of, verdict
 from resist_hvd.guard.lifeline import Line, Meeting
 from resist_hvd.guard.pulse import Pulse
 
@@ -114,7 +114,7 @@ class Watchdog:
         return False
 
     def _add(self, rank: int, line: Line) -> None:
-        beat = {"host": self._hosts[rank], "words": "setting up", "idle": 0.0, "still": 0.0, "unhurried": True}
+        beat = {"host": self._hosts[rank], "words": "setting up", "idle": 0.0, "still": 0.0, "long_limit": True}
         self._peers[rank] = Peer(line, beat, time.monotonic())
         self._selector.register(line.connection, selectors.EVENT_READ, rank)
 
@@ -220,7 +220,7 @@ class Watchdog:
             "starved": round(vitals.starved, 1),
             "waiting": activity.waits > 0,
             "wait": activity.wait,
-            "unhurried": activity.has_time,
+            "long_limit": activity.has_long_limit,
         }
 
     def _forgive(self, seconds: float) -> None:
@@ -344,7 +344,7 @@ def leave_stalls_to_watchdog(seconds: float | None) -> None:
     if seconds == 0:
         os.environ.setdefault("HOROVOD_STALL_CHECK_DISABLE", "1")
     else:
-        limit = ROUNDS * max(seconds or 0.0, UNHURRIED)
+        limit = ROUNDS * max(seconds or 0.0, LONG_LIMIT)
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", f"{limit:.0f}")
         os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", f"{limit:.0f}")
 
@@ -359,7 +359,7 @@ def sight_of(rank: int, beat: dict[str, Any], silent: float) -> Sight:
         still=float(beat["still"]) + silent,
         silent=silent,
         waiting=bool(beat.get("waiting")),
-        unhurried=bool(beat["unhurried"]),
+        long_limit=bool(beat["long_limit"]),
         wait=int(beat.get("wait", 0)),
         processors=float(beat.get("processors", 0.0)),
         starved=float(beat.get("starved", 0.0)),

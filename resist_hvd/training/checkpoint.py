@@ -60,7 +60,7 @@ def save(run: Run) -> None:
     partial = folder / f".round-{number:06d}.partial"
     what = f"writing the checkpoint of round {number}"
     try:
-        with world.activity.unhurried_for(what):
+        with world.activity.long_limit_for(what):
             with world.agree(what), disk_errors(partial):
                 if not run.method.subnet.parameters_flat.isfinite().all():
                     raise diverged("A parameter", where="")

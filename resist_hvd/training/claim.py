@@ -366,7 +366,7 @@ def claimed(folder: Path, world: World) -> Iterator[Claim | None]:
         UserError: on every rank, where another run holds it, or it cannot be written.
     """
     claim: Claim | None = None
-    with world.agree("claiming the run's folder"), disk_errors(folder), world.activity.unhurried_for("opening files"):
+    with world.agree("claiming the run's folder"), disk_errors(folder), world.activity.long_limit_for("opening files"):
         if world.is_first:
             claim = Claim.take(folder)
             endings.let_go_by(claim.release)

@@ -134,7 +134,7 @@ def share_of(method: Method, world: World) -> Shard:
 def calibrate(method: Method, source: DataSource, world: World) -> Iterator[tuple[str, nn.Module, Statistics]]:
     """Walk the calibration set through the network; yield each stage with its name and its exact statistics."""
     alone = method.members_apart
-    with world.activity.unhurried_for("reading images to calibrate on"):
+    with world.activity.long_limit_for("reading images to calibrate on"):
         activations = Activations((images for images, _ in source.calibration(share_of(method, world))), world.device)
     for name, stage in method.stages():
         stage.eval()
@@ -211,7 +211,7 @@ def in_chunks(batches: Iterator[Batch], at_once: int, world: World) -> Iterator[
     """
     while True:
         chunk: list[Batch] = []
-        with world.activity.unhurried_for("reading test images"):
+        with world.activity.long_limit_for("reading test images"):
             while sum(len(labels) for _, labels in chunk) < at_once and (batch := next(batches, None)):
                 chunk.append(batch)
         if not world.sum(np.array([float(len(chunk))]))[0]:

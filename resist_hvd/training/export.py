@@ -53,7 +53,7 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
             if stream is not None and failure is None:
                 # A disk that fills up here must not leave the other ranks alone on their walk: told afterwards.
                 try:
-                    with world.activity.unhurried_for("writing the model"), disk_errors(partial):
+                    with world.activity.long_limit_for("writing the model"), disk_errors(partial):
                         for tensor_name, tensor in tensors_of(stage, statistics):
                             stream.write(f"{name}.{tensor_name}", tensor)
                 except UserError as error:
@@ -62,7 +62,7 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
         if failure is not None:
             raise failure
         if stream is not None:
-            with world.activity.unhurried_for("writing the model"):
+            with world.activity.long_limit_for("writing the model"):
                 stream.close()
                 write_description(target, architecture, source)
                 os.replace(partial, target / "model.safetensors")

@@ -103,13 +103,13 @@ class Journal:
         """
         world, path = self.run.world, self.run.folder / "summary.json"
         if world.is_first:
-            with world.activity.unhurried_for("writing the summary"), disk_errors(self.run.folder):
+            with world.activity.long_limit_for("writing the summary"), disk_errors(self.run.folder):
                 write_whole(path, summary.as_text())
 
     def _append(self, name: str, record: Record) -> None:
         if self.run.world.is_first:
             path = self.run.folder / name
-            with self.run.world.activity.unhurried_for(f"writing {name}"), disk_errors(path):
+            with self.run.world.activity.long_limit_for(f"writing {name}"), disk_errors(path):
                 append(path, record.as_line())
 
     def _to_board(self, step: int, scalars: dict[str, float]) -> None:

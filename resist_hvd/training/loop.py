@@ -139,7 +139,7 @@ class LocalTraining:
         self.clock = Clock(run.world.device)
         self.rate = 0.0
         # A network that is new to the compiler, or to the caches of libraries, may take its time.
-        run.world.activity.unhurried = True
+        run.world.activity.long_limit = True
         self._batches: TrainStream = run.source.train()
         self._step = make_step(run)
         self._losses = torch.zeros(run.settings.local_iterations, device=run.world.device)

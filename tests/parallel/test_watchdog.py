@@ -41,10 +41,10 @@ class Listening(Watchdog):
 def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(watchdog, "BEAT", 0.2)
     world.activity.rounds.clear()
-    world.activity.unhurried = False
+    world.activity.long_limit = False
     world.activity.wait = 0  # in tests of before, only some ranks waited
     yield
-    world.activity.unhurried = True
+    world.activity.long_limit = True
     assert endings.ending.before is None
     assert endings.ending.status is None
 
@@ -186,7 +186,7 @@ def test_where_all_wait_and_nothing_moves_the_verdict_tells_why(world: World) ->
 
 @pytest.mark.world_size(2)
 def test_where_all_wait_before_the_first_round_they_are_left_alone(world: World) -> None:
-    world.activity.unhurried = True
+    world.activity.long_limit = True
     dog = Listening(world, LIMIT)
     wait_in_a_collective(world, LIMIT + 1)
     assert not any(dog.stopped())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.guard.judging import ROUNDS, SHORTEST, UNHURRIED, Sight, limit_of, time_of, verdict
+from resist_hvd.guard.judging import LONG_LIMIT, ROUNDS, SHORTEST, Sight, limit_of, time_of, verdict
 
 LIMIT = 60.0
 NOW = 1_700_000_000.0
@@ -22,7 +22,7 @@ def sight(rank: int, *, idle: float = 0.5, silent: float = 0.5, waiting: bool = 
         still=idle,
         silent=silent,
         waiting=waiting,
-        unhurried=False,
+        long_limit=False,
     )
     return replace(base, **others)  # type: ignore[arg-type]
 
@@ -77,8 +77,8 @@ def test_nobody_is_blamed_while_a_rank_works() -> None:
 
 
 def test_loading_and_compiling_may_take_half_an_hour() -> None:
-    compiling = sight(1, idle=UNHURRIED - 1, unhurried=True)
-    too_long = replace(compiling, idle=UNHURRIED + 1, still=UNHURRIED + 1)
+    compiling = sight(1, idle=LONG_LIMIT - 1, long_limit=True)
+    too_long = replace(compiling, idle=LONG_LIMIT + 1, still=LONG_LIMIT + 1)
     assert judged(sight(0, idle=1700, waiting=True), compiling) == ""
     assert "Rank 1 of 2" in judged(sight(0, idle=1700, waiting=True), too_long)
     assert "Rank 1 of 2" in judged(sight(0, waiting=True), replace(compiling, silent=61))
@@ -98,14 +98,14 @@ def test_all_that_wait_for_one_another_are_named() -> None:
     [
         pytest.param(all_wait(), True, id="nothing moves"),
         pytest.param(all_wait(idle=LIMIT - 1), False, id="within the limit"),
-        pytest.param(all_wait(unhurried=True, idle=UNHURRIED - 1), False, id="before the first round"),
-        pytest.param(all_wait(unhurried=True, idle=UNHURRIED + 1), True, id="for half an hour before the first round"),
+        pytest.param(all_wait(long_limit=True, idle=LONG_LIMIT - 1), False, id="before the first round"),
+        pytest.param(all_wait(long_limit=True, idle=LONG_LIMIT + 1), True, id="half an hour before the first round"),
         pytest.param(all_wait(idle=900, still=0.5), False, id="bytes move, or all are starved"),
         pytest.param(
-            all_wait(idle=UNHURRIED + 1, still=0.5), True, id="bytes move for half an hour, and no piece ends"
+            all_wait(idle=LONG_LIMIT + 1, still=0.5), True, id="bytes move for half an hour, and no piece ends"
         ),
         pytest.param([*all_wait(), sight(3, idle=900, still=5, waiting=True)], False, id="bytes move for one rank"),
-        pytest.param([*all_wait(), sight(3, idle=900, waiting=True, unhurried=True)], False, id="one has time"),
+        pytest.param([*all_wait(), sight(3, idle=900, waiting=True, long_limit=True)], False, id="one has time"),
         pytest.param([*all_wait(), sight(3, idle=30)], False, id="one works"),
     ],
 )
@@ -160,7 +160,7 @@ def test_many_that_are_lost_are_counted() -> None:
 
 seconds = st.floats(0, 1e5)
 any_sight = st.builds(
-    sight, st.integers(0, 63), idle=seconds, silent=seconds, waiting=st.booleans(), unhurried=st.booleans()
+    sight, st.integers(0, 63), idle=seconds, silent=seconds, waiting=st.booleans(), long_limit=st.booleans()
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from resist_hvd.guard import reaper, start_limit, starting
-from resist_hvd.guard.judging import SHORTEST, UNHURRIED
+from resist_hvd.guard.judging import LONG_LIMIT, SHORTEST
 
 LIBRARY_CALL = "ctypes.PyDLL(None).sleep({seconds})"
 """Holds Python's lock, as MPI's start does."""
@@ -41,7 +41,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_the_limit_is_what_was_asked_for_but_never_less_than_a_minute() -> None:
-    assert starting.limit_of(None) == UNHURRIED
+    assert starting.limit_of(None) == LONG_LIMIT
     assert starting.limit_of(0) == 0
     assert starting.limit_of(5) == SHORTEST
     assert starting.limit_of(7200) == 7200
