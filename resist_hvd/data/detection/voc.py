@@ -8,16 +8,21 @@ difficult is left out when a detector is judged, neither to be found nor wrong t
 import codecs
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from xml.etree import ElementTree
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
+from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.decoding import TooLargeError, check_size, lift_pillows_limit
 from resist_hvd.errors import UserError
 
@@ -86,11 +91,6 @@ class AnnotatedImages:
         """Return the part of `boxes`, `labels` and `difficult` that is an image's objects."""
         return slice(int(self.ends[image - 1]) if image else 0, int(self.ends[image]))
 
-    @property
-    def most_objects(self) -> int:
-        """The largest number of objects in one image."""
-        return int(np.diff(self.ends, prepend=0).max(initial=0))
-
     def without_difficult(self) -> "AnnotatedImages":
         """The same images, without the objects that are marked difficult."""
         kept = ~self.difficult
@@ -105,8 +105,55 @@ class AnnotatedImages:
         )
 
 
+Example = tuple[tv_tensors.Image, dict[str, Tensor]]
+"""An image, uint8 [3, H, W], and its objects: `boxes` (float32 [objects, 4], as in `Annotation`), `labels` (int64
+[objects]) and `difficult` (bool [objects])."""
+
+
+class DetectionImages(Dataset[Example]):
+    """Images and their objects, one by one, as torchvision's transforms (v2) and a `DataLoader` take them.
+
+    Args:
+        images: what `read_lists` returns.
+        transform: what is done to an image and its objects, for example scaling both.
+    """
+
+    def __init__(
+        self, images: AnnotatedImages, transform: Callable[[Any, Any], Any] = lambda *example: example
+    ) -> None:
+        self.images = images
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> Example:
+        """Return an image and its objects, transformed.
+
+        Raises:
+            UserError: the image file is damaged; the message names it.
+        """
+        images, own = self.images, self.images.objects_of(number)
+        try:
+            pixels = read_trusted(os.fsencode(images.paths[number]))
+        except ValueError as fault:
+            raise UserError(f"The image file {fault}", where=str(images.paths[number]), mend=_MEND_FILE) from fault
+        image = tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1))
+        boxes = tv_tensors.BoundingBoxes(
+            torch.from_numpy(images.boxes[own]), format="XYXY", canvas_size=tuple(image.shape[1:])
+        )
+        labels, difficult = (torch.from_numpy(values[own]) for values in (images.labels, images.difficult))
+        example: Example = self._transform(image, {"boxes": boxes, "labels": labels, "difficult": difficult})
+        return example
+
+
 def read_lists(
-    root: Path, lists: Sequence[str], classes: Sequence[str], *, ignore_exif: bool = False
+    root: Path,
+    lists: Sequence[str],
+    classes: Sequence[str] = CLASSES,
+    *,
+    ignore_exif: bool = False,
+    may_lack_classes: bool = False,
 ) -> AnnotatedImages:
     """Read the images and objects of some lists, one list after another.
 
@@ -116,9 +163,11 @@ def read_lists(
         classes: what objects are read; those of other classes are left out, and their images stay.
         ignore_exif: take all boxes to be for the pixels as they are stored, even of an image that EXIF says is to be
             turned when shown, and whose annotation does not tell by its size which is meant.
+        may_lack_classes: whether a class may have no object in the lists, as in a small test set.
 
     Raises:
-        UserError: a folder, list, image or annotation is missing or damaged; the message names the file.
+        UserError: a folder, list, image or annotation is missing or damaged; the message names the file. Or no object
+            is of one of the classes.
     """
     devkit = _devkit(root.expanduser().absolute(), lists)
     label_of = {name: label for label, name in enumerate(classes)}
@@ -138,6 +187,13 @@ def read_lists(
         labels += [label_of[annotation.names[number]] for number in chosen]
         difficult += annotation.difficult[chosen].tolist()
         ends.append(len(labels))
+    absent = sorted(set(range(len(classes))) - set(labels))
+    if absent and not may_lack_classes:
+        raise UserError(
+            f"No object is of the class {classes[absent[0]]!r} in {', '.join(lists)}",
+            where=str(root),
+            mend="Give classes as the annotations spell them.",
+        )
     return AnnotatedImages(
         paths=tuple(paths),
         sizes=np.array(sizes, dtype=np.int64),
