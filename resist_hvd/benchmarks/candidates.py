@@ -100,7 +100,6 @@ class Theirs(Candidate):
 
     def _probe(self) -> float:
         """Return the seconds of a step without communication; weights and images are then what they were."""
-        state = self._batches.state()
         optimizer = rivals.sgd(self._network, self._settings.optim)
         # As many steps at once as in a round: a GPU that is waited for after each one would seem slower than it is.
         steps = self._settings.local_iterations if self._world.device.type == "cuda" else 1
@@ -112,7 +111,7 @@ class Theirs(Candidate):
             finish(self._world.device)
             seconds.append((perf_counter() - began) / steps)
         self._network.zero_grad()
-        self._batches.load_state(state)
+        self._batches = self._source.train()
         return median(seconds)
 
     def round(self) -> float:

@@ -59,16 +59,13 @@ def run(settings: CompareSettings, world: World) -> float:
         if world.is_first:
             results.check(settings.json)
     measured: dict[str, list[Measurement]] = {name: [] for name in settings.names}
-    start = source.train().state()
     with rivals.process_group(world, settings.interface) as backend:
         for name in measured:
             world.position = f"warming up {name}"
-            source.train().load_state(start)
             warm_up(name, settings, world, source)
         for repeat in range(settings.repeats):
             for name, measurements in measured.items():
                 world.position = f"comparing {name}, repeat {repeat + 1}"
-                source.train().load_state(start)
                 evaluates = settings.evaluate and repeat == 0
                 measurements.append(measure(name, settings, world, source, evaluates=evaluates))
                 if world.is_first:

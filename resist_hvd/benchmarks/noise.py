@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import repeat
 
 import torch
 
 from resist_hvd.data.files.loader import BATCH_TYPES
-from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard, TrainStream
+from resist_hvd.data.source import Batch, DataSource, DataSpec, Shard
 from resist_hvd.settings.data import DataSettings
 
 
@@ -48,11 +48,11 @@ class NoiseSource(DataSource):
         generator = torch.Generator(device).manual_seed(seed)
         pixels = torch.randn(count, image_size, image_size, channels, generator=generator, device=device)
         labels = torch.randint(classes, (count,), generator=generator, device=device)
-        self._stream = NoiseStream((pixels.permute(0, 3, 1, 2).to(BATCH_TYPES[settings.image_type]), labels))
+        self._batch = pixels.permute(0, 3, 1, 2).to(BATCH_TYPES[settings.image_type]), labels
 
-    def train(self) -> TrainStream:
+    def train(self, samples: int = 0) -> Iterator[Batch]:
         """The batch, endlessly."""
-        return self._stream
+        return repeat(self._batch)
 
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
         """No image."""
@@ -61,29 +61,3 @@ class NoiseSource(DataSource):
     def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
         """No image."""
         return iter(())
-
-
-class NoiseStream(TrainStream):
-    """The same batch over and over."""
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._drawn = 0
-
-    def __next__(self) -> Batch:
-        self._drawn += len(self._batch[1])
-        return self._batch
-
-    def state(self) -> dict[str, Any]:
-        """The number of images drawn."""
-        return {"samples_drawn": self._drawn}
-
-    def load_state(self, state: dict[str, Any]) -> str | None:
-        """Go back to a number of images."""
-        self._drawn = int(state["samples_drawn"])
-        return None
-
-    @property
-    def samples_drawn(self) -> int:
-        """Images drawn since the start."""
-        return self._drawn

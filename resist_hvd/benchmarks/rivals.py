@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import TrainStream
+from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError
 from resist_hvd.protocol.exchange import ring_bytes
 from resist_hvd.settings.optim import OptimSettings
@@ -51,7 +51,7 @@ class Rival(ABC):
     def make_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Return the optimizer to step, made of a plain one; and set the model up for it."""
 
-    def step(self, batches: TrainStream, rate: float) -> None:
+    def step(self, batches: Iterator[Batch], rate: float) -> None:
         """Make one training step."""
         train_step(self.model, self.optimizer, batches, rate)
 
@@ -93,7 +93,7 @@ class PostLocalSGDRival(Rival):
         averager.step = 1
         return PostLocalSGDOptimizer(optim=optimizer, averager=averager)
 
-    def step(self, batches: TrainStream, rate: float) -> None:
+    def step(self, batches: Iterator[Batch], rate: float) -> None:
         """Make one training step; where it ended a round, count what was averaged."""
         super().step(batches, rate)
         averager = self.optimizer.averager  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ def sgd(network: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
     )
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: TrainStream, rate: float) -> None:
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], rate: float) -> None:
     """Make one training step at a learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate

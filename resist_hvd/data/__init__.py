@@ -5,11 +5,11 @@ import importlib
 import torch
 
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
-from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, TrainStream
+from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.tree import ImageTree, Share, make_here
 from resist_hvd.settings.data import DataName, DataSettings, own_cores
 
-__all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "ExtraTest", "Shard", "TrainStream", "load"]
+__all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "ExtraTest", "Shard", "load"]
 
 _READERS: dict[DataName, str] = {
     "digits": "digits",

@@ -1,16 +1,19 @@
 """Interface of all data sets: endless training batches, a test set, a calibration set.
 
-The training loop and the evaluation know these four classes and nothing of where images come from. A source reads
-no rank from anywhere: it is told its `Shard` when it is made.
+The training loop and the evaluation know these classes and nothing of where images come from. A source reads no rank
+from anywhere: it is told its `Shard` when it is made. The one position in the data is the number of samples that the
+run has trained on, which the run itself counts: a source keeps none that must be saved.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor
+
+from resist_hvd.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 """Images and labels, both on the source's device. Images are [B, C, H, W], normalised, and channels_last in memory when
@@ -64,39 +67,6 @@ class ExtraTest:
     batches: Callable[[Shard], Iterator[Batch]]
 
 
-class TrainStream(Iterator[Batch], ABC):
-    """One worker's endless training batches, which rounds and epochs do not interrupt.
-
-    An epoch is one pass over the training set, summed over workers: the workers share out one permutation of it. Every
-    batch is full, so where the numbers do not divide, a batch takes its last images from the next epoch.
-    """
-
-    @abstractmethod
-    def __next__(self) -> Batch:
-        """This worker's next batch: always `batch_size` images."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """The position, as values that JSON can hold. It comes back exactly on the same number of workers."""
-
-    @abstractmethod
-    def load_state(self, state: dict[str, Any]) -> str | None:
-        """Go to a position that `state` returned.
-
-        Returns:
-            None where the stream goes on exactly as it would have. A sentence for the user where it cannot, as on
-            another number of workers: it then goes on at the same number of samples drawn.
-
-        Raises:
-            UserError: the state is damaged or not of this kind of stream.
-        """
-
-    @property
-    @abstractmethod
-    def samples_drawn(self) -> int:
-        """Images drawn since the run's start, summed over workers."""
-
-
 class DataSource(ABC):
     """A training set, a test set and a calibration set, as one worker sees them.
 
@@ -113,8 +83,17 @@ class DataSource(ABC):
     remarks: tuple[str, ...] = ()
 
     @abstractmethod
-    def train(self) -> TrainStream:
-        """This worker's training stream; every call returns the same one."""
+    def train(self, samples: int = 0) -> Iterator[Batch]:
+        """This worker's endless training batches, from where all workers together have drawn so many samples.
+
+        An epoch is one pass over the training set, summed over workers: they share out one permutation of it. Every
+        batch is full, so where the numbers do not divide, a batch takes its last images from the next epoch. Neither
+        the number of workers nor the batch size changes which sample has which number: another number of workers goes
+        on with the same order, no image left out and none repeated within the epoch.
+
+        A source may have one such iterator at a time: another call goes on with it, where it stands at `samples`, or
+        ends it.
+        """
 
     @abstractmethod
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
@@ -141,3 +120,19 @@ class DataSource(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_one_batch(name: str, *, train_size: int, batch_size: int, shard: Shard, where: str) -> None:
+    """Check that there are as many training images as all workers draw at once.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    drawn_at_once = batch_size * shard.size
+    if train_size < drawn_at_once:
+        raise UserError(
+            f"{name} has {train_size} training images, fewer than the {drawn_at_once} that "
+            f"{shard.size} workers draw at once in batches of {batch_size}",
+            mend="Give a smaller --data.batch_size, fewer workers, or more images.",
+            where=where,
+        )

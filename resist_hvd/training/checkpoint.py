@@ -78,7 +78,7 @@ def save(run: Run) -> None:
                     path = partial / f"{stem}.safetensors"
                     write_tensors(path, tensors)
                     written[path.name] = describe_file(path, tensors)
-            parts = world.gather_objects((written, run.source.train().state()))
+            parts = world.gather_objects(written)
             with world.agree(what), disk_errors(partial):
                 if world.is_first:
                     manifest = describe(run, parts)
@@ -145,8 +145,8 @@ def describe_file(path: Path, tensors: NamedPieces) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest(path), "tensors": list(tensors)}
 
 
-def describe(run: Run, parts: list[tuple[dict[str, dict[str, Any]], dict[str, Any]]]) -> dict[str, Any]:
-    """Return a checkpoint's manifest, of every rank's files and data position."""
+def describe(run: Run, parts: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return a checkpoint's manifest, of every rank's files."""
     return {
         "format": FORMAT,
         **describe_kind(run),
@@ -155,8 +155,8 @@ def describe(run: Run, parts: list[tuple[dict[str, dict[str, Any]], dict[str, An
         "partition": run.method.partition.held,
         "scales": run.method.scales if run.method.trains_scaled else None,
         "progress": asdict(run.progress),
-        "data_states": [state for _, state in parts],
-        "files": {name: entry for files, _ in parts for name, entry in files.items()},
+        "train_size": run.source.spec.train_size,
+        "files": {name: entry for files in parts for name, entry in files.items()},
     }
 
 
@@ -361,10 +361,10 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
             sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"
     else:
         sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"
-    states = manifest["data_states"]
-    state = states[world.rank] if world.rank < len(states) else states[0]
-    remark = run.source.train().load_state(state)
-    return f"{sentence}; {remark}" if remark else sentence
+    images = run.source.spec.train_size
+    if (were := manifest.get("train_size", images)) != images:  # earlier versions did not note it here
+        sentence += f"; the training set had {were} images and has {images} now, so they come in another order"
+    return sentence
 
 
 def scales_in_words(run: Run, scales: Sequence[float]) -> str:

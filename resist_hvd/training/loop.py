@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.devices import finish
-from resist_hvd.data.source import TrainStream
 from resist_hvd.errors import Stopped
 from resist_hvd.guard.signals import name_of
 from resist_hvd.seeds import derive
@@ -140,7 +139,7 @@ class LocalTraining:
         self.rate = 0.0
         # A network that is new to the compiler, or to the caches of libraries, may take its time.
         run.world.activity.long_limit = True
-        self._batches: TrainStream = run.source.train()
+        self._batches = run.source.train(run.progress.samples)
         self._step = make_step(run)
         self._losses = torch.zeros(run.settings.local_iterations, device=run.world.device)
 

@@ -290,8 +290,9 @@ named = []
 try:
     with load(settings, shard=Shard(rank=0, size=1), seed=5, device=gpu) as source:
         try:
+            stream = source.train()
             for _ in range(20):
-                next(source.train())
+                next(stream)
         finally:
             named = sorted(source.broken_files())
 except UserError as error:

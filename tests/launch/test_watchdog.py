@@ -17,18 +17,18 @@ ENDLESS = ["--epochs=100000", "--evaluate_every=0", "--checkpoint_every=0"]
 
 HANGS = """
 import time
-from resist_hvd.data.memory.resident import ResidentStream
+from resist_hvd.data.memory.resident import ResidentSource
 
-sound = ResidentStream.__next__
+sound = ResidentSource._augmented
 
 
-def hang(self):
-    if self.samples_drawn >= 100 and self._shard.rank == {rank}:
+def hang(self, first):
+    if first >= 100 and self._shard.rank == {rank}:
         time.sleep(1000)
-    return sound(self)
+    return sound(self, first)
 
 
-ResidentStream.__next__ = hang
+ResidentSource._augmented = hang
 """
 
 LOSES = """

@@ -142,11 +142,11 @@ def test_any_number_of_ranks_finds_the_same(world: World, alone: World, folder: 
 
 def test_evaluation_leaves_training_as_it_was(world: World, folder: Path) -> None:
     run = trained({}, world, folder)
-    subnet, stream = run.method.subnet, run.source.train()
-    before = subnet.parameters_flat.clone(), stream.state(), run.method.partition
+    subnet = run.method.subnet
+    before = subnet.parameters_flat.clone(), replace(run.progress), run.method.partition
     first = evaluate(run.method, run.source, world, run.autocast)
     assert torch.equal(subnet.parameters_flat, before[0])
-    assert (stream.state(), run.method.partition) == before[1:]
+    assert (run.progress, run.method.partition) == before[1:]
     assert all(module.training for module in subnet.modules())
     assert all(norm.running_mean is None for norm in subnet.modules() if isinstance(norm, Norm))
     assert evaluate(run.method, run.source, world, run.autocast) == first

@@ -1,5 +1,6 @@
 """What ResIST is compared with does what it says, too: one worker, data-parallel training, the ensemble."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import TrainStream
+from resist_hvd.data.source import Batch
 from resist_hvd.methods import data_parallel
 from resist_hvd.nets import ResNet
 from resist_hvd.settings.optim import OptimSettings
@@ -44,7 +45,7 @@ def test_one_worker_is_plain_sgd(world: World, alone: World, folder: Path) -> No
     assert run.method.transport.sent == type(run.method.transport.sent)()
 
 
-def train_plainly(network: ResNet, stream: TrainStream, optim: OptimSettings, rates: list[float]) -> None:
+def train_plainly(network: ResNet, stream: Iterator[Batch], optim: OptimSettings, rates: list[float]) -> None:
     parameters, velocities = dict(network.named_parameters()), dict[str, Tensor]()
     for rate in rates:
         update(parameters, gradients_of(network, next(stream)), velocities, rate=rate, optim=optim)

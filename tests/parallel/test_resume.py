@@ -360,6 +360,20 @@ def test_what_deals_blocks_otherwise_is_named(
 
 
 @pytest.mark.world_size(2)
+def test_a_training_set_of_another_size_is_told(
+    world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of({}, world, output=folder, max_rounds=1)
+    finished(settings, world)
+    capsys.readouterr()
+    images = tiny.TRAIN_IMAGES
+    monkeypatch.setattr(tiny, "TRAIN_IMAGES", images + 1)
+    run_of(replace(settings, resume=True), world)
+    if world.is_first:
+        assert f"had {images} images and has {images + 1} now" in capsys.readouterr().out
+
+
+@pytest.mark.world_size(2)
 def test_an_ensemble_keeps_its_depth_and_may_have_another_seed(world: World, folder: Path) -> None:
     settings = settings_of({"method": "ensemble", "min_blocks": 4}, world, output=folder, max_rounds=1)
     weights = finished(settings, world).method.subnet.parameters_flat

@@ -11,7 +11,7 @@ import torch
 from resist_hvd.comm.world import World
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
-from resist_hvd.data.source import Batch, DataSource, Shard, TrainStream
+from resist_hvd.data.source import Batch, DataSource, Shard
 from resist_hvd.methods import registry
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
@@ -77,40 +77,18 @@ class Altered(DataSource):
         self.spec = source.spec
         self._source = source
         self._alter = alter
-        self._stream = AlteredStream(source.train(), alter)
+        self._drawn = 0
 
-    def train(self) -> TrainStream:
-        return self._stream
+    def train(self, samples: int = 0) -> Iterator[Batch]:
+        for images, labels in self._source.train(samples):
+            self._drawn += 1
+            yield self._alter(images, self._drawn - 1), labels
 
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
         return ((self._alter(images, -1), labels) for images, labels in self._source.test(shard))
 
     def calibration(self, shard: Shard | None = None) -> Iterator[Batch]:
         return ((self._alter(images, -1), labels) for images, labels in self._source.calibration(shard))
-
-
-class AlteredStream(TrainStream):
-    """The training batches of an `Altered` source."""
-
-    def __init__(self, stream: TrainStream, alter: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
-        self._stream = stream
-        self._alter = alter
-        self._drawn = 0
-
-    def __next__(self) -> Batch:
-        images, labels = next(self._stream)
-        self._drawn += 1
-        return self._alter(images, self._drawn - 1), labels
-
-    def state(self) -> dict[str, Any]:
-        return self._stream.state()
-
-    def load_state(self, state: dict[str, Any]) -> str | None:
-        return self._stream.load_state(state)
-
-    @property
-    def samples_drawn(self) -> int:
-        return self._stream.samples_drawn
 
 
 def doubled(source: DataSource) -> Altered:

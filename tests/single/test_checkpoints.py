@@ -39,7 +39,6 @@ def manifest_of(round_number: int) -> dict[str, Any]:
         "workers": 1,
         "partition": [[0]],
         "progress": {"round": round_number, "samples": 8 * round_number, "accuracy": None},
-        "data_states": [{"samples_drawn": 8 * round_number}],
         "files": {},
     }
 
@@ -72,7 +71,8 @@ FOREIGN = {
     "a field of another type": lambda manifest: manifest["progress"].update(round="1"),
     "no position": lambda manifest: manifest["progress"].pop("samples"),
     "progress that is no object": lambda manifest: manifest.update(progress=[1]),
-    "fewer data positions": lambda manifest: manifest.update(data_states=[]),
+    "a position before the first image": lambda manifest: manifest["progress"].update(samples=-8),
+    "a position within an image": lambda manifest: manifest["progress"].update(samples=8.5),
     "fewer parts": lambda manifest: manifest.update(partition=[]),
     "parts that are no lists": lambda manifest: manifest.update(partition=[0]),
     "workers in words": lambda manifest: manifest.update(workers="one"),
@@ -100,6 +100,13 @@ def test_a_sealed_manifest_of_another_version_is_passed_over_with_a_sentence(wha
     (sentence,) = passed_over
     assert str(foreign) in sentence
     assert "damaged" in sentence
+
+
+def test_positions_in_the_data_that_earlier_versions_wrote_are_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, 1, lambda manifest: manifest.update(data_states=[{"samples_drawn": 8, "workers": 1}]))
+    newest, passed_over = find_newest(tmp_path)
+    assert newest is not None
+    assert (newest.progress.samples, passed_over) == (8, [])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ windows of 8 to 100 % of an image, mirrored or not, for training; the middle 224
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -16,9 +17,8 @@ from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.files.loader import ImageLoader, TrainingPlan
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
-from resist_hvd.data.side_stream import MakingStream, made_beside, making_stream
-from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
-from resist_hvd.data.stream import NumberedStream, check_one_batch
+from resist_hvd.data.side_stream import made_beside, making_stream
+from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch
 from resist_hvd.data.tree import ImageTree, Share, find_images
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
@@ -81,34 +81,6 @@ def dali_is_installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("nvidia", "nvidia.dali"))
 
 
-class LoaderStream(NumberedStream):
-    """Training batches from a loader, which makes them in advance, and begins anew where the position jumps."""
-
-    def __init__(self, index: ImageIndex, loader: ImageLoader, plan: TrainingPlan, stream: MakingStream) -> None:
-        super().__init__(plan.order, shard=plan.shard, batch_size=plan.batch_size)
-        self._index = index
-        self._loader = loader
-        self._plan = plan
-        self._making = stream
-        self._batches: Ahead[Batch] | None = None
-        self._next_of_batches = -1
-
-    def batch(self, samples_drawn: int) -> Batch:
-        """This worker's batch once all workers have drawn so many samples."""
-        if self._batches is None or samples_drawn != self._next_of_batches:
-            self.close()
-            self._batches = Ahead(self._loader.train(self._index, self._plan, samples_drawn), self._making)
-        batch = next(self._batches)
-        self._next_of_batches = self._plan.after(samples_drawn)
-        return batch
-
-    def close(self) -> None:
-        """Stop making batches in advance."""
-        if self._batches is not None:
-            self._batches.close()
-        self._batches = None
-
-
 class StreamedSource(DataSource):
     """Training and test images that a loader decodes whenever they are needed."""
 
@@ -140,20 +112,36 @@ class StreamedSource(DataSource):
         self._loader, self._broken, self._shard = loader, broken, shard
         self.loader_name = loader.name
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
-        plan = TrainingPlan(
+        self._plan = TrainingPlan(
             order=EpochOrder(len(train), seed),
             shard=shard,
             batch_size=settings.batch_size,
             least_area=settings.crop_area,
             may_mirror=settings.flip is not False,
         )
-        self._stream = LoaderStream(train, loader, plan, making_stream(device))
-        # One for all evaluations: memory that was used in one stream serves no other.
-        self._beside = making_stream(device)
+        self._training: Generator[Batch] | None = None
+        self._next_sample = 0
+        # One for all training, and one for all evaluations: memory that was used in one stream serves no other.
+        self._ahead, self._beside = making_stream(device), making_stream(device)
 
-    def train(self) -> LoaderStream:
-        """This worker's training stream."""
-        return self._stream
+    def train(self, samples: int = 0) -> Iterator[Batch]:
+        """This worker's training batches, made in advance, from where all workers have drawn so many samples."""
+        if self._training is None or samples != self._next_sample:
+            self._end_training()
+            self._training, self._next_sample = self._batches_from(samples), samples
+        return self._training
+
+    def _batches_from(self, samples: int) -> Generator[Batch]:
+        with closing(Ahead(self._loader.train(self._train, self._plan, samples), self._ahead)) as batches:
+            for batch in batches:
+                self._next_sample = self._plan.after(self._next_sample)
+                yield batch
+
+    def _end_training(self) -> None:
+        """Stop making batches in advance."""
+        if self._training is not None:
+            self._training.close()
+        self._training = None
 
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the test set."""
@@ -179,5 +167,5 @@ class StreamedSource(DataSource):
 
     def close(self) -> None:
         """Let go of the loader."""
-        self._stream.close()
+        self._end_training()
         self._loader.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import torch
@@ -9,8 +10,7 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.memory.images import BatchMaker, LabelledImages
 from resist_hvd.data.order import EpochOrder, fixed_choice, sample_words
-from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
-from resist_hvd.data.stream import NumberedStream, check_one_batch
+from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch
 from resist_hvd.settings.data import DataSettings
 
 
@@ -31,27 +31,6 @@ class ImageSet:
     extra_tests: Mapping[str, LabelledImages] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
-
-
-class ResidentStream(NumberedStream):
-    """Training batches from memory."""
-
-    def __init__(
-        self, images: LabelledImages, maker: BatchMaker, *, shard: Shard, seed: int, batch_size: int, mirrored: bool
-    ) -> None:
-        super().__init__(EpochOrder(len(images), seed), shard=shard, batch_size=batch_size)
-        self._maker = maker
-        self._crop_choices = np.uint64(2 * images.padding + 1)
-        self._mirrored = mirrored
-
-    def batch(self, samples_drawn: int) -> Batch:
-        """This worker's batch once all workers have drawn so many samples."""
-        first = samples_drawn + self._shard.rank * self._batch_size
-        chosen = self._order.images(first, self._batch_size)
-        words = sample_words(self._order.seed, first, self._batch_size)
-        top, left = (words[:, :2] % self._crop_choices).astype(np.int64).T
-        mirrored = (words[:, 2] % np.uint64(2)).astype(np.bool_) & self._mirrored
-        return self._maker.augmented(chosen, top, left, mirrored)
 
 
 class ResidentSource(DataSource):
@@ -95,18 +74,22 @@ class ResidentSource(DataSource):
             for name, extra in images.extra_tests.items()
         )
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
-        self._stream = ResidentStream(
-            train,
-            self._train_maker,
-            shard=shard,
-            seed=seed,
-            batch_size=settings.batch_size,
-            mirrored=images.mirrored if settings.flip is None else settings.flip,
-        )
+        self._order = EpochOrder(len(train), seed)
+        self._batch_size = settings.batch_size
+        self._crop_choices = np.uint64(2 * train.padding + 1)
+        self._mirrored = images.mirrored if settings.flip is None else settings.flip
 
-    def train(self) -> ResidentStream:
-        """This worker's training stream."""
-        return self._stream
+    def train(self, samples: int = 0) -> Iterator[Batch]:
+        """This worker's training batches, from where all workers together have drawn so many samples."""
+        for drawn in count(samples, self._shard.size * self._batch_size):
+            yield self._augmented(drawn + self._shard.rank * self._batch_size)
+
+    def _augmented(self, first: int) -> Batch:
+        """The training batch whose first sample has this number."""
+        words = sample_words(self._order.seed, first, self._batch_size)
+        top, left = (words[:, :2] % self._crop_choices).astype(np.int64).T
+        mirrored = (words[:, 2] % np.uint64(2)).astype(np.bool_) & self._mirrored
+        return self._train_maker.augmented(self._order.images(first, self._batch_size), top, left, mirrored)
 
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the test set."""
