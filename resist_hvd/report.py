@@ -57,10 +57,11 @@ def show(runs: list[RunRecord], screen: Console) -> None:
     table = Table()
     for place, column in enumerate(results.COLUMNS):
         table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
-    for row in results.rows(runs):
+    rows = results.rows(runs)
+    for row in rows:
         table.add_row(*row.cells, style="italic dim" if row.is_paper else None)
     screen.print(table)
-    if results.has_papers_rows(runs):
+    if any(row.is_paper for row in rows):
         screen.print(results.PAPERS_NOTE)
     for run in runs:
         for sentence in run.missing:

@@ -7,10 +7,8 @@ import gc
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
-
-NETWORK_DEVICES = Path("/proc/self/net/dev")
-"""The interfaces of this process's network namespace; /sys/class/net may be that of another."""
 
 CLEAR_REFERENCES, PEAK = Path("/proc/self/clear_refs"), "5"
 """Writing 5 there sets a process's peak memory to what it has now (proc(5))."""
@@ -27,14 +25,10 @@ class Sent(NamedTuple):
         return Sent(self.network - before.network, self.loopback - before.loopback)
 
 
-def sent_by_host(text: str | None = None) -> Sent:
-    """Return the bytes that this host's interfaces have sent since they came up; headers included.
-
-    Args:
-        text: the kernel's table of interfaces; None reads it.
-    """
-    lines = (NETWORK_DEVICES.read_text() if text is None else text).splitlines()[2:]
-    sent = {name.strip(): int(numbers.split()[8]) for name, _, numbers in (line.partition(":") for line in lines)}
+def sent_by_host() -> Sent:
+    """Return the bytes that the interfaces of this network namespace have sent since they came up; headers included."""
+    counters = psutil.net_io_counters(pernic=True, nowrap=False)
+    sent = {interface: each.bytes_sent for interface, each in counters.items()}
     loopback = sent.pop("lo", 0)
     return Sent(sum(sent.values()), loopback)
 

@@ -49,11 +49,6 @@ def rows(runs: list[RunRecord]) -> list[Row]:
     return made
 
 
-def has_papers_rows(runs: list[RunRecord]) -> bool:
-    """Return whether the table's note on the paper's convention is needed."""
-    return any(papers_row(run) is not None for run in runs)
-
-
 PAPERS_NOTE = (
     "* The paper counts each parameter once up and once down for each worker that holds it; ours is the payload that "
     "workers hand over to be sent. Its accuracies are the best of a run, means of three."

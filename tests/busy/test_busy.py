@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from resist_hvd.benchmarks.spinners import Spinners
+
 from ..launch import runs
 from ..launch.conftest import make_images
-from .spinners import spinning
 
 WORLDS = (2, 3, 4)
 
@@ -31,9 +32,10 @@ def test_no_sound_run_is_ended(
     count = wanted // len(WORLDS) + (WORLDS.index(ranks) < wanted % len(WORLDS))
     images, results = make_images(tmp_path / "images"), tmp_path / "results.jsonl"
     arguments = [str(count), tmp_path / "runs", images, results]
-    cores = len(os.sched_getaffinity(0))
+    cores = frozenset(os.sched_getaffinity(0))
     with (
-        spinning(2 * cores),
+        Spinners(2 * len(cores), cores) as spinners,
+        spinners.running(),
         runs.started(*arguments, ranks=ranks, program=[runs.PYTHON, PROGRAM]) as running,
     ):
         try:
