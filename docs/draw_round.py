@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from resist_hvd.protocol.exchange import exchange
-from resist_hvd.protocol.partition import Partition, deal
+from resist_hvd.protocol.partition import Partition
+from resist_hvd.protocol.rule import Rule
 
 BLOCKS, WORKERS, MIN_BLOCKS = 8, 4, 3
 COLOURS = ("#3b76af", "#ef8636", "#519d3e", "#8d69b8")
@@ -51,8 +52,8 @@ def worker_row(axes: Axes, y: float, rank: int, partition: Partition, theme: tup
 def draw(theme: tuple[str, str, str]) -> plt.Figure:
     """Return the picture: a round's deal, what happens at its end, and the next deal."""
     paper, ink, faint = theme
-    before = deal((BLOCKS,), WORKERS, MIN_BLOCKS, seed=4)
-    after = deal((BLOCKS,), WORKERS, MIN_BLOCKS, seed=5)
+    before = Rule((BLOCKS,), WORKERS, MIN_BLOCKS).deal(4)
+    after = Rule((BLOCKS,), WORKERS, MIN_BLOCKS).deal(5)
     plan = exchange(before, after)
     figure, axes = plt.subplots(figsize=(12.6, 8.4), facecolor=paper)
     axes.set_axis_off()

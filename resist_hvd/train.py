@@ -19,9 +19,7 @@ from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure, stacks
 from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
-from resist_hvd.methods import registry
 from resist_hvd.records import Evaluation, Summary
-from resist_hvd.seeds import derive
 from resist_hvd.settings import flags
 from resist_hvd.settings.reading import parse
 from resist_hvd.settings.run import Settings
@@ -37,7 +35,7 @@ from resist_hvd.training.export import export
 from resist_hvd.training.folder import make_folder, set_aside
 from resist_hvd.training.journal import Journal, keep_lines_before
 from resist_hvd.training.loop import train
-from resist_hvd.training.run import Progress, Run, method_setup
+from resist_hvd.training.run import Progress, Run, begin
 from resist_hvd.training.starts import tell, write_settings, write_start
 from resist_hvd.units import counted
 
@@ -120,7 +118,7 @@ def train_in(folder: Path, claim: Claim | None, settings: Settings, world: World
             if source.extra_tests:
                 world.position = "evaluating on further test sets"
                 with run.memory.aside():
-                    further = evaluate_on(source.extra_tests, run.method, source, world, run.autocast)
+                    further = evaluate_on(source.extra_tests, run.method, source, run.task, world, run.autocast)
                 for name, found in further.items():
                     journal.extra_test(extra_test(run, name, found))
             world.position = "exporting the model"
@@ -175,16 +173,8 @@ def make_run(settings: Settings, world: World, source: DataSource, folder: Path,
         UserError: on every rank, where the settings train nothing, or the checkpoint is of something else.
     """
     progress = checkpoint.progress if checkpoint else Progress()
-    setup = method_setup(settings, source, world)
-    refuse_degenerate(settings, setup.architecture, source.spec)
-    method = registry.make(
-        settings.method,
-        setup,
-        seed=world.broadcast_seed(derive(settings.seed, "round", progress.round)),
-        samples=progress.samples,
-        warmup_samples=round(settings.warmup_epochs * source.spec.train_size),
-    )
-    run = Run(settings, world, source, method, folder, progress)
+    run = begin(settings, world, source, folder, progress)
+    refuse_degenerate(settings, run.method.setup.network, source.spec)
     sentence = f"No checkpoint in {folder}: starting anew"
     if checkpoint is not None:
         with world.agree("reading the checkpoint"):
@@ -230,13 +220,13 @@ def log_heading(world: World) -> str:
 def headline(run: Run) -> str:
     """Return what is about to be trained, in two lines."""
     spec, subnet, world = run.source.spec, run.method.subnet, run.world
-    whole = run.method.subnet.architecture
+    network = run.method.setup.network
     loader = f", decoded by {run.source.loader_name}" if run.source.loader_name else ""
     return (
         f"{run.settings.method} on {counted(world.size, 'worker')} ({world.device.type}, {run.settings.precision}), "
         f"{spec.name}: {spec.train_size:,} training and {counted(spec.test_size, 'test image')}, "
         f"{counted(len(spec.classes), 'class', 'classes')}{loader}\n"
-        f"sections {','.join(map(str, whole.sections))}, {counted(whole.partitionable, 'block')} to deal out, "
+        f"{network.title}, {counted(len(network.blocks), 'block')} to deal out, "
         f"{len(subnet.slots)} a worker: {subnet.parameters_flat.numel():,} parameters each; "
         f"{counted(run.rounds(), 'round')} of {counted(run.settings.local_iterations, 'local iteration')}; "
         f"into {run.folder}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -13,15 +12,14 @@ from resist_hvd.benchmarks import rivals
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
-from resist_hvd.methods import registry
 from resist_hvd.methods.base import Method
-from resist_hvd.nets import ResNet
+from resist_hvd.nets.saved import Whole
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import OURS, THEIRS, CompareSettings
 from resist_hvd.settings.run import MethodName, Settings
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import learning_rate
-from resist_hvd.training.run import Run, method_setup
+from resist_hvd.training.run import Run, begin
 
 RIVALS: dict[str, type[rivals.Rival]] = dict(
     zip(THEIRS, (rivals.DataParallelRival, rivals.PostLocalSGDRival), strict=True)
@@ -58,7 +56,8 @@ class Ours(Candidate):
         self._rounds += 1
         world, method = self._run.world, self._run.method
         waited = world.stopwatch.seconds["trunk"]
-        self._local.train(self._settings.local_iterations)
+        for _ in range(self._settings.local_iterations):
+            self._local.step()
         finish(world.device)
         waited = world.stopwatch.seconds["trunk"] - waited
         began = perf_counter()
@@ -86,10 +85,10 @@ class Theirs(Candidate):
         lender = self._method_of_ours()
         self._length = lender.target
         self._samples, self._batch = 0, lender.batch
-        network = ResNet(lender.method.subnet.architecture).to(world.device)
+        network = Whole(lender.method.network).to(world.device)
         # For images of one channel, too: steps are faster by a tenth.
         self._network = network.to(memory_format=torch.channels_last)
-        copy_parameters(lender.method.subnet.network, self._network)
+        copy_parameters(lender.method.subnet, self._network)
         del lender
         self._batches = source.train()
         self._arithmetic = self._probe()
@@ -133,7 +132,7 @@ class Theirs(Candidate):
     def trained(self) -> Method:
         """Return our method with their weights."""
         method = self._method_of_ours().method
-        copy_parameters(self._network, method.subnet.network)
+        copy_parameters(self._network, method.subnet)
         return method
 
 
@@ -158,9 +157,7 @@ def make_run(name: MethodName, settings: CompareSettings, world: World, source: 
         data=settings.data,
         optim=settings.optim,
     )
-    seed = world.broadcast_seed(derive(settings.seed, "round", 0))
-    method = registry.make(name, method_setup(training, source, world), seed=seed)
-    return Run(training, world, source, method, Path())
+    return begin(training, world, source)
 
 
 def copy_parameters(origin: torch.nn.Module, target: torch.nn.Module) -> None:

@@ -17,6 +17,7 @@ from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.settings.bench import CompareSettings
+from resist_hvd.tasks.classification import Classification
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.units import counted, scaled
 
@@ -122,7 +123,9 @@ def measure(name: str, settings: CompareSettings, world: World, source: DataSour
             math.nan if peak is None else peak,
         ]
     )
-    accuracy = evaluate(candidate.trained(), source, world, nullcontext).accuracy if evaluates else None
+    accuracy = (
+        evaluate(candidate.trained(), source, Classification(), world, nullcontext).accuracy if evaluates else None
+    )
     return Measurement(
         seconds_step=float(everyone[:, 0].max()),
         seconds_communication=float(everyone[:, 1].mean()),

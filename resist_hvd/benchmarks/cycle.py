@@ -29,7 +29,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
-from resist_hvd.nets import Architecture
+from resist_hvd.nets import families
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import CycleSettings
 from resist_hvd.units import counted
@@ -143,8 +143,8 @@ def run(settings: CycleSettings, world: World) -> float:
     Returns:
         how many times longer rounds of a full machine take.
     """
-    architecture = Architecture.of(settings.model, channels=3, classes=10)
-    setup = Setup(architecture=architecture, world=world, seed=settings.seed, min_blocks=settings.min_blocks)
+    network = families.chosen(settings.model, channels=3, image_size=32, classes=10)
+    setup = Setup(network=network, world=world, seed=settings.seed, min_blocks=settings.min_blocks)
     rounds = Rounds(settings, world, Resist(setup, derive(settings.seed, "round", 0)))
     measured: Measured = {state: {"arithmetic": [], "synchronising": []} for state in (IDLE, FULL)}
     number = len(CORES) if settings.spinners is None else settings.spinners

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,15 +20,14 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.source import Shard
 from resist_hvd.data.tree import ImageTree
 from resist_hvd.errors import UserError
-from resist_hvd.methods import registry
-from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import LoaderSettings
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.stopwatch import Stopwatch
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
-from resist_hvd.training.run import Run, method_setup
+from resist_hvd.training.rounds import Clock
+from resist_hvd.training.run import begin
 from resist_hvd.units import counted
 
 OURS, DALI, TORCHVISION = "this loader", "bare DALI, the same operators", "torchvision's DataLoader"
@@ -190,16 +188,18 @@ def training_beside(settings: LoaderSettings, world: World, source: data.DataSou
     steps = settings.timed_steps(gpu=world.device.type == "cuda")
     training, ready = with_precision(settings.training, world), settings.ready
     training = replace(training, local_iterations=max(ready, steps))
-    method = registry.make("resist", method_setup(training, source, world), seed=derive(settings.seed, "round", 0))
-    local = LocalTraining(Run(training, world, source, method, Path()))
-    local.train(ready)
-    local.clock.lap()
+    own = begin(training, world, source)
+    local, clock = LocalTraining(own), Clock(world.device)
+    for _ in range(ready):
+        local.step()
+    clock.lap()
     before = world.stopwatch.seconds["data"]
-    local.train(steps)
-    elapsed = local.clock.lap()
+    for _ in range(steps):
+        local.step()
+    elapsed = clock.lap()
     share = 100 * (world.stopwatch.seconds["data"] - before) / elapsed
     rate, step = steps * settings.data.batch_size / elapsed, 1e3 * elapsed / steps
-    parameters = f"{method.subnet.parameters_flat.numel():,} parameters ({training.precision})"
+    parameters = f"{own.method.subnet.parameters_flat.numel():,} parameters ({training.precision})"
     return (
         f" Beside training {parameters}: {rate:.1f} images/s, a step of {step:.0f} ms "
         f"(mean of {steps}), of which {share:.2f} % wait for data."

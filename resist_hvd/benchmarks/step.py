@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -20,16 +19,14 @@ from resist_hvd.benchmarks.table import paired_ratio, show
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
-from resist_hvd.methods import registry
-from resist_hvd.nets import ResNet
-from resist_hvd.seeds import derive
+from resist_hvd.nets.saved import Whole
 from resist_hvd.settings.bench import StepSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.checks import refuse_graphs_without_gpu
 from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
-from resist_hvd.training.run import Run, method_setup
+from resist_hvd.training.run import Run, begin
 from resist_hvd.units import counted
 
 BARE, OURS = "bare PyTorch loop", "through method and loop"
@@ -115,16 +112,14 @@ def load(settings: StepSettings, world: World) -> DataSource:
 
 def ours(training: Settings, source: DataSource, world: World) -> LocalTraining:
     """Return this toolkit's local training by ResIST, at its beginning."""
-    method = registry.make("resist", method_setup(training, source, world), seed=derive(training.seed, "round", 0))
-    return LocalTraining(Run(training, world, source, method, Path()))
+    return LocalTraining(begin(training, world, source))
 
 
 def bare(run: Run, source: DataSource) -> BareLoop:
     """Return a bare loop on a network of the same shape as a run's sub-network, with weights of its own."""
-    subnet, device = run.method.subnet, run.world.device
-    counts = [len(subnet.network.blocks(section)) for section in range(len(subnet.architecture.sections))]
+    network = Whole(run.method.network.shallower(run.method.subnet.depths)).to(run.world.device)
     kind = GraphedLoop if run.settings.cuda_graphs else BareLoop
-    return kind(ResNet(subnet.architecture, counts).to(device), source, run.settings, device)
+    return kind(network, source, run.settings, run.world.device)
 
 
 def time_steps(step: Callable[[], Any], steps: int, world: World) -> float:

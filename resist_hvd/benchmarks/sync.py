@@ -13,7 +13,7 @@ from resist_hvd.comm.probe import allreduce_by_mpi
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
-from resist_hvd.nets import Architecture
+from resist_hvd.nets import families
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import SyncSettings
 from resist_hvd.units import counted
@@ -21,8 +21,8 @@ from resist_hvd.units import counted
 
 def run(settings: SyncSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return the ratio; all ranks call it together."""
-    architecture = Architecture.of(settings.model, channels=3, classes=100)
-    setup = Setup(architecture=architecture, world=world, seed=settings.seed, min_blocks=settings.min_blocks)
+    network = families.chosen(settings.model, channels=3, image_size=32, classes=100)
+    setup = Setup(network=network, world=world, seed=settings.seed, min_blocks=settings.min_blocks)
     method = Resist(setup, derive(settings.seed, "round", 0))
     # A copy, since a sum over ranks grows in each repeat.
     trunk = torch.zeros_like(method.subnet.trunk, device="cpu")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
-from resist_hvd.nets import Architecture, SubNet
-from resist_hvd.nets.preact_resnet import Block, Unit
-from resist_hvd.protocol.partition import Partition, recorded
+from resist_hvd.methods.state import FlatState, NamedPieces, OptimizerState
+from resist_hvd.nets.parts import Network, Part
+from resist_hvd.nets.subnet import SubNet, make_block, scale_outputs, scale_weights
+from resist_hvd.protocol.partition import Partition
+from resist_hvd.protocol.rule import Rule
 from resist_hvd.settings.run import Momentum
-
-NamedPieces = dict[str, list[Tensor]]
-"""Flat tensors by name, each as the pieces of memory that its numbers lie in, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +25,64 @@ class Setup:
     """Settings and surroundings that every method is made from.
 
     Attributes:
+        network: the global network.
         seed: the run's; initial weights and partitions come from it.
         min_blocks: m, the fewest blocks of a deck that a sub-network has.
-        momentum: what becomes of momentum when parameters are averaged and blocks move.
-        scale_activations: whether the global network scales the output of its partitioned blocks by k / N.
-        zero_residual: whether every block begins as the identity.
+        momentum: what becomes of the optimizer's state when parameters are averaged and blocks move.
+        scale_activations: whether the global network scales its partitioned blocks by k / N.
+        optimizer_state: makes the state of the optimizer that trains a sub-network.
+        fill: puts weights from elsewhere in place of a part's initial ones; called for each part that a worker begins
+            with.
+        warmup_samples: for how many samples, summed over workers, local SGD precedes ResIST.
         dtype: of parameters; float32 but in tests.
     """
 
-    architecture: Architecture
+    network: Network
     world: World
     seed: int
     min_blocks: int = 0
     momentum: Momentum = "restart"
     scale_activations: bool = True
-    zero_residual: bool = False
+    optimizer_state: Callable[[SubNet], OptimizerState] = lambda subnet: FlatState(subnet, ("momentum",))
+    fill: Callable[[Part, nn.Module], None] | None = None
+    warmup_samples: int = 0
     dtype: torch.dtype = torch.float32
 
+    @property
+    def rule(self) -> Rule:
+        """The rule by which blocks are dealt."""
+        return Rule(self.network.deck_sizes, self.world.size, self.min_blocks)
 
-@dataclass
-class Velocity:
-    """Momentum's buffer.
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """For each deck, by what the global network scales its blocks."""
+        rule = self.rule
+        return rule.shares if self.scale_activations else (1.0,) * len(rule.decks)
 
-    Attributes:
-        buffer: [P], laid out like a sub-network's `parameters_flat`.
-        fresh: whether it counts as zero, whatever it holds. To restart momentum is to say so: filling the buffer with
-            zeros would cost a pass over memory in every round.
-    """
+    def make_subnet(
+        self, depths: Sequence[int], blocks: Sequence[int], *, scales: Sequence[float] = (), seed: int | None = None
+    ) -> SubNet:
+        """Return a sub-network with its initial weights.
 
-    buffer: Tensor
-    fresh: bool = True
+        Args:
+            depths: for each deck how many slots it has.
+            blocks: which block each slot holds.
+            scales: for each deck by what training scales the blocks in its slots; 1 by default.
+            seed: of its weights; the run's by default.
+        """
+        subnet = SubNet(self.network, depths, scales=scales, device=self.world.device, dtype=self.dtype)
+        subnet.initialise(self.seed if seed is None else seed, blocks)
+        if self.fill is not None:
+            for part, module in subnet.held(blocks):
+                self.fill(part, module)
+        return subnet
+
+
+class Stage(NamedTuple):
+    """A part of the network that is evaluated: its name and the like, and its module, until the next is asked for."""
+
+    part: Part
+    module: nn.Module
 
 
 class Method(ABC):
@@ -63,14 +90,14 @@ class Method(ABC):
 
     Attributes:
         subnet: what this worker trains.
-        velocity: what the optimizer keeps of earlier gradients.
+        optimizer_state: what its optimizer keeps of earlier gradients.
         partition: who holds which block this round.
         transport: what moves parameters; its counters are this method's.
-        scales: for each section, what the network that is evaluated multiplies its partitioned blocks' outputs by.
+        scales: for each deck, by what the network that is evaluated scales its blocks.
     """
 
     subnet: SubNet
-    velocity: Velocity
+    optimizer_state: OptimizerState
     partition: Partition
     transport: Transport
     scales: Sequence[float]
@@ -79,15 +106,37 @@ class Method(ABC):
     """True where those scales are not in the evaluated network alone, but in that which is trained."""
 
     members_apart = False
-    """True where each worker's network is evaluated by itself, on all images, and predictions are pooled."""
+    """True where each worker's network is evaluated by itself, on all inputs, and predictions are pooled."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.rule = setup.rule
+
+    @classmethod
+    def begin(cls, setup: Setup, *, seed: int, samples: int = 0) -> Method:
+        """Return the method by which a run begins, or goes on.
+
+        Args:
+            setup: what it is made from.
+            seed: of the first partition, the same on every rank.
+            samples: how many have been trained already, summed over workers.
+        """
+        return cls(setup)
+
+    @property
+    def network(self) -> Network:
+        """The network that is evaluated and exported: the global one."""
+        return self.setup.network
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """The numbers of the blocks in this worker's slots, in depth order."""
         return self.partition.held[self.setup.world.rank]
+
+    @property
+    def slots(self) -> dict[int, Tensor]:
+        """This worker's slots by the numbers of the blocks in them."""
+        return dict(zip(self.blocks, self.subnet.slots, strict=True))
 
     def hold(self, held: Sequence[Sequence[int]]) -> bool:
         """Take over the partition that a checkpoint was written with; whoever calls it fills the slots.
@@ -98,15 +147,14 @@ class Method(ABC):
         Returns:
             Whether these workers can hold it; if not, the partition stays.
         """
-        setup = self.setup
-        found = recorded(held, setup.architecture.decks, setup.world.size, setup.min_blocks)
+        found = self.rule.recorded(held)
         self.partition = found or self.partition
         return found is not None
 
     def rescale(self, before: Sequence[float]) -> bool:
-        """Have the evaluated network compute what it did with other scales; momentum restarts where they differ.
+        """Have the evaluated network compute what it did with other scales; the optimizer restarts where they differ.
 
-        The last convolution of each block takes over the difference.
+        The weights that end a block's residual branches take over the difference.
 
         Args:
             before: those scales.
@@ -114,13 +162,14 @@ class Method(ABC):
         Returns:
             Whether any differs.
         """
-        factors = [old / new for old, new in zip(before, self.scales, strict=True)]
-        of_slots = [factor for factor, slots in zip(factors, self.subnet.depths, strict=True) for _ in range(slots)]
-        if all(factor == 1 for factor in of_slots):
+        if len(before) != len(self.scales):
+            raise ValueError(f"{len(before)} scales for {len(self.scales)} decks")
+        factors = self.subnet.of_slots([old / new for old, new in zip(before, self.scales, strict=True)])
+        if all(factor == 1 for factor in factors):
             return False
-        for block, factor in zip(self.subnet.slot_modules(), of_slots, strict=True):
-            cast(Unit, block.units[-1]).conv.weight.data.mul_(factor)
-        self.velocity.fresh = True
+        for part, block, factor in zip(self.subnet.slot_parts, self.subnet.slot_modules, factors, strict=True):
+            scale_weights(part, block, factor)
+        self.optimizer_state.restart()
         return True
 
     def gradients_ready(self) -> None:
@@ -138,27 +187,42 @@ class Method(ABC):
         """Return the method that goes on from here once `samples` have been trained, None to stay."""
         return None
 
-    def pool(self, scores: Tensor) -> Tensor:
-        """Return the scores [batch, classes] that count, of this worker's; all ranks must call it together."""
-        return scores
+    def pool(self, votes: Tensor) -> Tensor:
+        """Return the votes that count, of this worker's; all ranks must call it together."""
+        return votes
 
     @abstractmethod
-    def deck(self, section: int) -> Iterator[tuple[str, Block]]:
-        """Yield the partitioned blocks of a section of the network to be evaluated, with their names, in order.
+    def lent(self) -> Iterator[nn.Module]:
+        """Yield the dealt blocks of the network that is evaluated, in order, each until the next is asked for.
 
-        Blocks that this worker does not hold are lent by a holder, each until the next is asked for. All ranks must
-        walk together.
+        Blocks that this worker does not hold are lent by a holder. All ranks must walk together.
         """
 
-    def stages(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the network to be evaluated, stage by stage, each with its name in the exported global model."""
-        network = self.subnet.network
-        yield "stem", network.stem
-        for section, shared in enumerate(self.subnet.architecture.leading):
-            for place in range(shared):
-                yield f"sections.{section}.{place}", network.blocks(section)[place]
-            yield from self.deck(section)
-        yield "head", network.head
+    def scaled_blocks(self, bring: Callable[[int, Tensor], None]) -> Iterator[nn.Module]:
+        """Yield every dealt block of the scaled global network, one after another in the same memory.
+
+        Args:
+            bring: fills a flat buffer with the parameters of a block, given by its number.
+        """
+        number = 0
+        for deck, scale in zip(self.network.decks, self.scales, strict=True):
+            part = self.network.parts[deck.first]
+            module, flat = make_block(self.network, deck, self.setup.world.device, self.setup.dtype)
+            if not part.branches:
+                scale_outputs(part, module, scale)
+            for block in range(number, number + deck.blocks):
+                bring(block, flat)
+                if part.branches:
+                    scale_weights(part, module, scale)
+                yield module
+            number += deck.blocks
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the network to be evaluated, part by part."""
+        shared = [m for part, m in zip(self.subnet.parts, self.subnet.layers, strict=True) if part.deck is None]
+        trunk, lent = iter(shared), self.lent()
+        for part in self.network.parts:
+            yield Stage(part, next(trunk if part.deck is None else lent))
 
     def written_by_this_worker(self) -> dict[str, NamedPieces]:
         """Return what this worker writes of a checkpoint: file stems, and each file's named flat tensors, in pieces.
@@ -170,43 +234,12 @@ class Method(ABC):
         files: dict[str, NamedPieces] = {}
         if rank == 0:
             files["trunk"] = {"trunk": [self.subnet.trunk]}
-        own = dict(zip(self.blocks, self.subnet.slots, strict=True))
-        first_held = {f"block.{b}": [slot] for b, slot in own.items() if self.partition.holders[b][0] == rank}
+        holders = self.partition.holders
+        first_held = {f"block.{b}": [slot] for b, slot in self.slots.items() if holders[b][0] == rank}
         if first_held:
             files[f"blocks-{rank:04d}"] = first_held
         return files
 
-    def state_of_this_worker(self) -> NamedPieces:
-        """Return this worker's own tensors, for it alone to write and to read again: momentum, if it has any."""
-        return {} if self.velocity.fresh else {"momentum": self.subnet.pieces(self.velocity.buffer)}
-
     def read_by_this_worker(self) -> NamedPieces:
         """Return the named flat tensors that this worker fills from a checkpoint's shared files."""
-        blocks = {f"block.{b}": [slot] for b, slot in zip(self.blocks, self.subnet.slots, strict=True)}
-        return {"trunk": [self.subnet.trunk], **blocks}
-
-
-def global_scale(setup: Setup, section: int, depth: int) -> float:
-    """Return what the global network scales a partitioned block's output by: k / N, 1 / S where blocks are not shared.
-
-    The paper's section 2.6; with a minimum depth as in the authors' code, but for any number of blocks.
-    """
-    blocks = setup.architecture.decks[section]
-    return depth / blocks if setup.scale_activations and blocks else 1.0
-
-
-def make_subnet(setup: Setup, depths: Sequence[int], scales: Sequence[float], blocks: Sequence[int]) -> SubNet:
-    """Return a sub-network with its initial weights.
-
-    Args:
-        setup: the architecture, the seed and the device.
-        depths: for each section how many slots it has.
-        scales: for each section what its slots' outputs are multiplied by.
-        blocks: which block each slot holds.
-    """
-    subnet = SubNet(setup.architecture, depths, device=setup.world.device, dtype=setup.dtype)
-    per_slot = [scale for scale, slots in zip(scales, depths, strict=True) for _ in range(slots)]
-    for module, scale in zip(subnet.slot_modules(), per_slot, strict=True):
-        module.scale = scale
-    subnet.initialise(setup.seed, blocks, zero_residual=setup.zero_residual)
-    return subnet
+        return {"trunk": [self.subnet.trunk], **{f"block.{b}": [slot] for b, slot in self.slots.items()}}

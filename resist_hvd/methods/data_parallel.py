@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resist_hvd.comm.transport import PendingAverage
 from resist_hvd.methods.base import Setup
-from resist_hvd.methods.replicated import Replicated
+from resist_hvd.methods.local_sgd import Replicated
 from resist_hvd.protocol.exchange import BUCKET_BYTES
 
 

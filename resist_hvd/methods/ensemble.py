@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from resist_hvd.comm.transport import Transport
-from resist_hvd.methods.base import Method, NamedPieces, Setup, Velocity, make_subnet
-from resist_hvd.nets.preact_resnet import Block
-from resist_hvd.protocol.partition import deal, depth
+from resist_hvd.methods.base import Method, Setup
+from resist_hvd.methods.state import NamedPieces
+from resist_hvd.nets.parts import Network
 from resist_hvd.seeds import derive
 
 
@@ -22,34 +20,33 @@ class Ensemble(Method):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        architecture, world = setup.architecture, setup.world
-        depths = [depth(blocks, world.size, setup.min_blocks) for blocks in architecture.decks]
-        self.transport = Transport(world)
-        self._predictions = Transport(world)
-        self.partition = deal(architecture.decks, world.size, setup.min_blocks, derive(setup.seed, "ensemble"))
-        self.scales = [1.0] * len(depths)
-        self.subnet = make_subnet(setup, depths, self.scales, self.blocks)
+        self.transport = Transport(setup.world)
+        self._votes = Transport(setup.world)
+        self.partition = self.rule.deal(derive(setup.seed, "ensemble"))
+        self.scales = (1.0,) * len(self.rule.decks)
         # Members that started alike would end alike: each has an initial trunk of its own.
-        seed_of_member = derive(setup.seed, "member", world.rank)
-        self.subnet.initialise(seed_of_member, self.blocks, zero_residual=setup.zero_residual)
-        self.velocity = Velocity(torch.zeros_like(self.subnet.parameters_flat))
+        seed = derive(setup.seed, "member", setup.world.rank)
+        self.subnet = setup.make_subnet(self.rule.depths, self.blocks, seed=seed)
+        self.optimizer_state = setup.optimizer_state(self.subnet)
+        self._network = setup.network.shallower(self.rule.depths)
+
+    @property
+    def network(self) -> Network:
+        """The network of a member."""
+        return self._network
 
     def synchronise(self, seed: int) -> None:
         """Do nothing: the networks stay apart."""
 
-    def pool(self, scores: Tensor) -> Tensor:
-        """Return the logarithm of the class probabilities, averaged over all members."""
-        probabilities = functional.softmax(scores, dim=1).contiguous()
-        average = self._predictions.start_average(probabilities.view(-1), f"predictions.{len(scores)}")
-        self._predictions.finish(average)
-        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+    def pool(self, votes: Tensor) -> Tensor:
+        """Return the votes averaged over all members."""
+        votes = votes.contiguous()
+        self._votes.finish(self._votes.start_average(votes.view(-1), f"votes.{len(votes)}"))
+        return votes
 
-    def deck(self, section: int) -> Iterator[tuple[str, Block]]:
-        """Yield the blocks of this worker's own network; names count its own blocks."""
-        shared = self.setup.architecture.leading[section]
-        for place, block in enumerate(self.subnet.network.blocks(section)):
-            if place >= shared:
-                yield f"sections.{section}.{place}", block
+    def lent(self) -> Iterator[nn.Module]:
+        """Yield the blocks of this worker's own network."""
+        return iter(self.subnet.slot_modules)
 
     def written_by_this_worker(self) -> dict[str, NamedPieces]:
         """Return this worker's own network: nobody else has any of it."""

@@ -2,7 +2,43 @@
 
 from __future__ import annotations
 
-from resist_hvd.methods.replicated import Replicated
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from resist_hvd.comm.transport import Transport
+from resist_hvd.methods.base import Method, Setup
+
+
+class Replicated(Method):
+    """The whole network on every worker: a sub-network with a slot for every block.
+
+    Args:
+        setup: what it is made from.
+        scales: for each deck, by what training scales its blocks; 1 by default.
+    """
+
+    def __init__(self, setup: Setup, *, scales: Sequence[float] = ()) -> None:
+        super().__init__(setup)
+        self.scales = scales or (1.0,) * len(self.rule.decks)
+        self.partition = self.rule.replicated()
+        self.transport = Transport(setup.world)
+        self.subnet = setup.make_subnet(self.rule.decks, self.blocks, scales=self.scales)
+        self.optimizer_state = setup.optimizer_state(self.subnet)
+
+    def hold(self, held: Sequence[Sequence[int]]) -> bool:
+        """Return whether a checkpoint was written by as many workers that all held every block."""
+        return [list(own) for own in self.partition.held] == [list(own) for own in held]
+
+    def lent(self) -> Iterator[nn.Module]:
+        """Yield the dealt blocks, which this worker has itself; copies where their weights do not have the scale."""
+        if all(scale == 1 for scale in self.scales):
+            return iter(self.subnet.slot_modules)
+
+        def bring(block: int, flat: Tensor) -> None:
+            flat.copy_(self.subnet.slots[block])
+
+        return self.scaled_blocks(bring)
 
 
 class LocalSGD(Replicated):
@@ -12,4 +48,4 @@ class LocalSGD(Replicated):
         """Average all parameters among all workers; the partition is ever the same, so `seed` does not matter."""
         self.transport.finish(self.transport.start_average(self.subnet.parameters_flat, "parameters"))
         if self.setup.momentum == "restart":
-            self.velocity.fresh = True
+            self.optimizer_state.restart()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -120,6 +120,22 @@ class Network:
     def parameters(self) -> int:
         """Number of parameters of the whole network."""
         return sum(parameter.numel() for module in self.modules for parameter in module.parameters())
+
+    def parts_at(self, depths: Sequence[int]) -> tuple[Part, ...]:
+        """Return the parts of a sub-network: the first so many blocks of each deck, and all that are not dealt."""
+        left_out = {
+            place
+            for deck, blocks in zip(self.decks, depths, strict=True)
+            for place in range(deck.first + blocks, deck.first + deck.blocks)
+        }
+        return tuple(part for place, part in enumerate(self.parts) if place not in left_out)
+
+    def shallower(self, depths: Sequence[int]) -> Network:
+        """Return the network that has only so many blocks of each deck; they are named as the first of it are."""
+        if tuple(depths) == self.deck_sizes:
+            return self
+        description = {**self.description, "depths": list(depths)}
+        return replace(self, parts=self.parts_at(depths), description=description)
 
     @cached_property
     def outputs(self) -> tuple[Tensor, ...]:

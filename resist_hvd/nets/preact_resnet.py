@@ -6,44 +6,18 @@ in that order. Without a final norm and with basic blocks this is the authors' r
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resist_hvd.errors import UserError
 from resist_hvd.nets.architecture import EXPANSION, Architecture
+from resist_hvd.nets.norms import Norm
 from resist_hvd.nets.parts import Network, Part
-from resist_hvd.tensor_files import read_tensors
-
-LONGEST_DESCRIPTION = 64 * 2**20
-"""Bytes of a `model.json`; most of it are the names of classes."""
-
-
-class Norm(nn.BatchNorm2d):
-    """Batch normalisation that keeps no running statistics.
-
-    Training normalises with the batch's own. Evaluation sets exact ones (`set_statistics`), so that nothing beside the
-    parameters ever needs synchronising between workers.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, track_running_stats=False)
-
-    def set_statistics(self, mean: Tensor, variance: Tensor) -> None:
-        """Normalise with these from now on when in evaluation mode; [channels] each."""
-        self.running_mean, self.running_var = mean, variance
-
-    def clear_statistics(self) -> None:
-        """Normalise with the batch's own statistics again."""
-        self.running_mean = self.running_var = None
 
 
 class Unit(nn.Module):
@@ -81,7 +55,7 @@ class Projection(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """A residual block: the shortcut plus `scale` times a chain of units.
+    """A residual block: the shortcut plus a chain of units.
 
     The shortcut is the identity, or, where the shape changes, a 1x1 convolution of the first unit's activation.
     """
@@ -102,7 +76,6 @@ class Block(nn.Module):
         self.units = nn.ModuleList(units)
         projects = inputs != outputs or stride != 1
         self.shortcut = Projection(inputs, outputs, stride) if projects else None
-        self.scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, of the shape that the next block takes."""
@@ -112,7 +85,8 @@ class Block(nn.Module):
         h = first.conv(h)
         for unit in rest:
             h = unit(h)
-        return torch.add(shortcut, h, alpha=self.scale)
+        output: Tensor = shortcut + h
+        return output
 
 
 class Stem(nn.Sequential):
@@ -177,43 +151,6 @@ class ResNet(nn.Module):
         scores: Tensor = self.head(x)
         return scores
 
-    @classmethod
-    def load(cls, folder: Path) -> ResNet:
-        """Return the exported global model in a run's folder, in evaluation mode.
-
-        Raises:
-            UserError: `model.json` or `model.safetensors` is missing or damaged, or they do not fit together.
-        """
-        for name in ("model.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"No exported model: {name} is missing",
-                    where=str(folder),
-                    mend="Give the --output folder of a finished run.",
-                )
-        try:
-            architecture = Architecture.from_json(_read_description(folder / "model.json")["architecture"])
-            tensors = _read_tensors(folder / "model.safetensors", architecture)
-        except OSError as error:
-            raise UserError(
-                f"The exported model cannot be read: {error.strerror or error}",
-                where=str(error.filename or folder),
-                mend="Have its files readable, or copy them to where they are.",
-            ) from None
-        except (ValueError, SafetensorError) as error:
-            raise UserError(
-                f"The exported model cannot be read: {' '.join(str(error).split())}",
-                where=str(folder),
-                mend="Export it again.",
-            ) from None
-        with torch.device("meta"):
-            model = cls(architecture)
-        for name, module in model.named_modules():
-            if isinstance(module, Norm):
-                module.set_statistics(tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"])
-        model.load_state_dict(tensors, assign=True)
-        return model.eval()
-
 
 def network(architecture: Architecture, *, image_size: int, zero_residual: bool = False) -> Network:
     """Return a network's parts: its stem, its blocks, of which those that keep the shape are dealt out, its head.
@@ -245,73 +182,6 @@ def network(architecture: Architecture, *, image_size: int, zero_residual: bool 
         description={"family": "preact_resnet", **architecture.to_json()},
         title=f"pre-activation ResNet, sections {','.join(map(str, architecture.sections))}",
     )
-
-
-def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of an exported model, by name."""
-    with torch.device("meta"):
-        model = ResNet(architecture)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for name, module in model.named_modules():
-        if isinstance(module, Norm):
-            shapes |= {f"{name}.{kind}": (module.num_features,) for kind in ("running_mean", "running_var")}
-    return shapes
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    """Return what a `model.json` says.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or says nothing of a model.
-    """
-    if (size := path.stat().st_size) > LONGEST_DESCRIPTION:
-        raise ValueError(f"{path.name} has {size:,} bytes, more than any description of a model")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
-    if not isinstance(description, dict) or "architecture" not in description:
-        raise ValueError(f"{path.name} describes no architecture")
-    return description
-
-
-def _read_tensors(path: Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Return an exported model's tensors, which are those of the architecture.
-
-    A description may ask for more than fits into any memory: it is held against what the file has before anything is
-    built by it.
-
-    Raises:
-        OSError, SafetensorError: the file cannot be read.
-        ValueError: its tensors are not those of the architecture.
-    """
-    tensors = read_tensors(path)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if (blocks := sum(architecture.sections)) > len(found):
-        raise ValueError(f"model.json has {blocks:,} blocks, and {path.name} {len(found):,} tensors")
-    try:
-        wanted = shapes_of(architecture)
-    except (RuntimeError, TypeError, ArithmeticError):
-        raise ValueError("the network that model.json describes is larger than any can be") from None
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ValueError(
-                f"{name} is {_shape(found.get(name))} in {path.name}, and {_shape(wanted.get(name))} by model.json"
-            )
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is of type {tensor.dtype}, not torch.float32")
-    return tensors
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else " x ".join(map(str, shape))
-
-
-def count_parameters(architecture: Architecture) -> int:
-    """Return the number of parameters of the global network."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in ResNet(architecture).parameters())
 
 
 def initialise(module: nn.Module, seed: int, *, zero_residual: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A worker's network: the shared trunk and k block slots, on flat storage.
+"""A worker's network: the shared trunk and k block slots of each deck, on flat storage.
 
 Parameters lie in one contiguous buffer, the trunk in one piece and a block a slot; gradients lie alike in
 another. The modules' parameters are views into them (convolutions in channels_last order). So the trunk's average is
@@ -13,20 +13,20 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from resist_hvd.nets.architecture import Architecture
-from resist_hvd.nets.preact_resnet import Block, ResNet, initialise
+from resist_hvd.errors import UserError
+from resist_hvd.nets.parts import Deck, Network, Part
 from resist_hvd.seeds import derive
 
 
 class SubNet(nn.Module):
-    """A residual network of which a worker holds the trunk and a few blocks of each deck.
+    """A network of which a worker holds the trunk and a few blocks of each deck.
 
     With as many slots as there are blocks it is the whole network, as local SGD and data-parallel training have it.
 
     Args:
-        architecture: the global network's shape.
-        depths: for each section how many slots it has.
-        scale: what the output of every block in a slot is multiplied by.
+        network: the global network.
+        depths: for each deck how many slots it has.
+        scales: for each deck what the residual branches of every block in a slot are multiplied by; 1 by default.
         device: where the buffers are.
         dtype: of parameters and gradients; float32 but in tests.
 
@@ -40,22 +40,21 @@ class SubNet(nn.Module):
 
     def __init__(
         self,
-        architecture: Architecture,
+        network: Network,
         depths: Sequence[int],
         *,
-        scale: float = 1.0,
+        scales: Sequence[float] = (),
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.network = network
         self.depths = tuple(depths)
-        counts = [shared + slots for shared, slots in zip(architecture.leading, depths, strict=True)]
-        with torch.device("meta"):
-            self.network = ResNet(architecture, counts).to(dtype)
-        slot_modules = list(self.slot_modules())
-        in_slots = {id(p) for block in slot_modules for p in block.parameters()}
-        trunk = [p for p in self.network.parameters() if id(p) not in in_slots]
+        self.parts = network.parts_at(depths)
+        self.layers = nn.ModuleList(make_on_meta(part, dtype) for part in self.parts)
+        slot_modules = self.slot_modules
+        in_slots = {id(p) for module in slot_modules for p in module.parameters()}
+        trunk = [p for p in self.layers.parameters() if id(p) not in in_slots]
         sizes = [sum(p.numel() for p in m.parameters()) for m in slot_modules]
         self._trunk_place = len(sizes) if trunk_lies_last(device) else 0
         sizes.insert(self._trunk_place, sum(p.numel() for p in trunk))
@@ -64,10 +63,31 @@ class SubNet(nn.Module):
         self._sizes = sizes
         self.trunk, self.slots = self.cut(self.parameters_flat)
         self.trunk_gradients, self.slot_gradients = self.cut(self.gradients_flat)
-        bind(self.network, trunk, self.trunk, self.trunk_gradients)
+        bind(self.layers, trunk, self.trunk, self.trunk_gradients)
         for module, slot, gradients in zip(slot_modules, self.slots, self.slot_gradients, strict=True):
             bind(module, list(module.parameters()), slot, gradients)
-            module.scale = scale
+        for part, module in zip(self.parts, self.layers, strict=True):
+            fill_buffers(part, module, device)
+        for part, module, scale in zip(self.slot_parts, slot_modules, self.of_slots(scales), strict=True):
+            scale_outputs(part, module, scale)
+
+    @property
+    def slot_modules(self) -> list[nn.Module]:
+        """The modules that stand for slots, in depth order."""
+        return [module for part, module in zip(self.parts, self.layers, strict=True) if part.deck is not None]
+
+    @property
+    def slot_parts(self) -> list[Part]:
+        """The parts that stand for slots, in depth order; those of a deck are alike."""
+        return [part for part in self.parts if part.deck is not None]
+
+    def of_slots(self, of_decks: Sequence[float]) -> list[float]:
+        """Return for each slot what its deck has; 1 where decks have nothing."""
+        return [
+            value
+            for value, slots in zip(of_decks or [1.0] * len(self.depths), self.depths, strict=True)
+            for _ in range(slots)
+        ]
 
     def cut(self, flat: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the views of the trunk and of each slot in a buffer [P] that is laid out like the parameters."""
@@ -80,26 +100,54 @@ class SubNet(nn.Module):
         trunk, slots = self.cut(flat)
         return [trunk, *slots]
 
-    def slot_modules(self) -> Iterator[Block]:
-        """Yield the blocks that stand for slots, in depth order."""
-        for section, slots in enumerate(self.depths):
-            if slots:
-                yield from self.network.blocks(section)[-slots:]
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs for a batch of inputs."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return class scores [batch, classes] of images [batch, channels, height, width]."""
-        scores: Tensor = self.network(images)
-        return scores
-
-    def initialise(self, seed: int, blocks: Sequence[int], *, zero_residual: bool = False) -> None:
+    def initialise(self, seed: int, blocks: Sequence[int]) -> None:
         """Fill trunk and slots with their initial weights; `blocks` says which block each slot holds.
 
-        The trunk and each block have a seed of their own: every holder makes the same ones alone, and the initial
-        global network is the same for any number of workers. With `zero_residual` every block begins as the identity.
+        The trunk's parts and each block have a seed of their own: every holder makes the same ones alone, and the
+        initial global network is the same for any number of workers.
         """
-        initialise_trunk(self, derive(seed, "trunk"), zero_residual=zero_residual)
-        for module, block in zip(self.slot_modules(), blocks, strict=True):
-            initialise(module, derive(seed, "block", block), zero_residual=zero_residual)
+        trunk = derive(seed, "trunk")
+        shared = [(part, module) for part, module in zip(self.parts, self.layers, strict=True) if part.deck is None]
+        for place, (part, module) in enumerate(shared):
+            initialise(part, module, derive(trunk, place))
+        for module, block in zip(self.slot_modules, blocks, strict=True):
+            initialise(self.network.blocks[block], module, derive(seed, "block", block))
+
+    def held(self, blocks: Sequence[int]) -> Iterator[tuple[Part, nn.Module]]:
+        """Yield each part of the global network that this worker holds, with its module.
+
+        Args:
+            blocks: which block each slot holds.
+        """
+        numbers = iter(blocks)
+        for part, module in zip(self.parts, self.layers, strict=True):
+            yield (part if part.deck is None else self.network.blocks[next(numbers)]), module
+
+
+def make_on_meta(part: Part, dtype: torch.dtype) -> nn.Module:
+    """Return a part's module on the meta device."""
+    with torch.device("meta"):
+        return part.make().to(dtype)
+
+
+def make_block(network: Network, deck: Deck, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """Return a block of a deck, on flat storage of its own, and that storage.
+
+    Evaluation passes the blocks that a worker does not hold through one such block, one after another.
+    """
+    part = network.parts[deck.first]
+    block = make_on_meta(part, dtype)
+    parameters = list(block.parameters())
+    flat = torch.zeros(sum(p.numel() for p in parameters), dtype=dtype, device=device)
+    bind(block, parameters, flat, None)
+    fill_buffers(part, block, device)
+    return block, flat
 
 
 def trunk_lies_last(device: torch.device) -> bool:
@@ -135,26 +183,65 @@ def view_as(parameter: Tensor, flat: Tensor) -> Tensor:
     return flat.view(parameter.shape)
 
 
-def initialise_trunk(subnet: SubNet, seed: int, *, zero_residual: bool) -> None:
-    """Fill the shared layers, in the network's order, whatever the number of slots between them."""
-    slots = {id(module) for module in subnet.slot_modules()}
-    network = subnet.network
-    every = (block for section in range(len(subnet.depths)) for block in network.blocks(section))
-    shared = [block for block in every if id(block) not in slots]
-    for place, module in enumerate((network.stem, *shared, network.head)):
-        initialise(module, derive(seed, place), zero_residual=zero_residual)
+def fill_buffers(part: Part, module: nn.Module, device: torch.device) -> None:
+    """Give a module that was made on the meta device the buffers of one that is made on a CPU: masks and the like.
 
-
-def make_block(
-    architecture: Architecture, section: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Block, Tensor]:
-    """Return a block of a section's deck, on flat storage of its own, and that storage.
-
-    Evaluation passes the blocks that a worker does not hold through one such block, one after another.
+    Raises:
+        UserError: the part makes them on the meta device alone.
     """
-    with torch.device("meta"):
-        block = Block(architecture, section, first=False).to(dtype)
-    parameters = list(block.parameters())
-    flat = torch.zeros(sum(p.numel() for p in parameters), dtype=dtype, device=device)
-    bind(block, parameters, flat, None)
-    return block, flat
+    if not any(buffer.is_meta for buffer in module.buffers()):
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        contents = dict(part.make().named_buffers())
+    for name, content in contents.items():
+        if content.is_meta:
+            raise UserError(
+                f"Buffer {name!r} of part {part.name!r} has no content: the part is made on the meta device alone",
+                mend="Have make return a module on PyTorch's default device, or one without buffers.",
+            )
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, content.to(device))
+
+
+@torch.no_grad()
+def initialise(part: Part, module: nn.Module, seed: int) -> None:
+    """Fill a module's parameters with the initial weights that a part has from a seed."""
+    if part.initialise is not None:
+        part.initialise(module, seed)
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        made = dict(part.make().named_parameters())
+    for name, parameter in module.named_parameters():
+        parameter.copy_(made[name])
+
+
+def scale_outputs(part: Part, block: nn.Module, scale: float) -> None:
+    """Have a block compute as it does with its residual branches multiplied by `scale`, by hooks."""
+    if scale == 1:
+        return
+
+    def scaled(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * scale
+
+    def between(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.lerp(inputs[0], output, scale)
+
+    for branch in part.branches:
+        block.get_submodule(branch).register_forward_hook(scaled)
+    if not part.branches:
+        block.register_forward_hook(between)
+
+
+@torch.no_grad()
+def scale_weights(part: Part, block: nn.Module, scale: float) -> None:
+    """Multiply a block's residual branches by `scale`, in the weights that end them.
+
+    Raises:
+        ValueError: the part does not name them.
+    """
+    if not part.branches:
+        raise ValueError(f"block {part.name!r} names no branches")
+    for branch in part.branches:
+        for parameter in block.get_submodule(branch).parameters(recurse=False):
+            parameter.mul_(scale)

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 from resist_hvd.protocol.exchange import BUCKET_BYTES
-from resist_hvd.protocol.partition import depth
+from resist_hvd.protocol.rule import depth
 
 MethodCosted = Literal["resist", "local-sgd", "data-parallel", "gpipe", "federated-dropout"]
 FLOAT = 4

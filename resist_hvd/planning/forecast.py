@@ -11,7 +11,7 @@ from typing import NamedTuple
 from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Cost, MethodCosted
 from resist_hvd.planning.inputs import machine_of, network_of, work_of
-from resist_hvd.protocol.partition import depth
+from resist_hvd.protocol.rule import depth
 from resist_hvd.settings.plan import PlanSettings
 from resist_hvd.units import counted
 

@@ -15,7 +15,7 @@ from resist_hvd.planning.forecast import (
     Advice,
     Planner,
 )
-from resist_hvd.protocol.partition import depth
+from resist_hvd.protocol.rule import depth
 from resist_hvd.settings.plan import ASSUMED_RATE
 from resist_hvd.units import counted, duration, scaled
 

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resist_hvd.comm.transport import BytesSent
-from resist_hvd.nets.preact_resnet import count_parameters
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.records import Evaluation, EvaluationRecord, ExtraTestRecord, RankSeconds, RoundRecord, Summary
 from resist_hvd.training.divergence import diverged
-from resist_hvd.training.run import Run
+from resist_hvd.training.run import Run, Training
 
 T = TypeVar("T")
 
@@ -68,7 +67,7 @@ class Message(NamedTuple, Generic[T]):
     stop_signal: T
 
 
-def add_round(run: Run, done: Round) -> RoundRecord:
+def add_round(run: Training, done: Round) -> RoundRecord:
     """Add a round to the run's progress; return its record: seconds and loss averaged over ranks, bytes summed.
 
     Raises:
@@ -107,7 +106,7 @@ def add_round(run: Run, done: Round) -> RoundRecord:
     return record
 
 
-def message_of(run: Run, done: Round) -> Message[float]:
+def message_of(run: Training, done: Round) -> Message[float]:
     """Return what this rank tells the others of a round."""
     losses = done.losses.double().cpu()
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
@@ -126,7 +125,7 @@ def message_of(run: Run, done: Round) -> Message[float]:
     )
 
 
-def refuse_diverged(run: Run, done: Round, diverged_at: NDArray[np.float64]) -> None:
+def refuse_diverged(run: Training, done: Round, diverged_at: NDArray[np.float64]) -> None:
     """Raise what ends a run in which a rank's loss is not finite.
 
     Args:
@@ -214,7 +213,7 @@ def summary_of(
         seconds_data=progress.seconds_data,
         seconds_sync=progress.seconds_sync,
         bytes_sent=progress.bytes_sent,
-        parameters_global=count_parameters(run.method.subnet.architecture),
+        parameters_global=run.method.setup.network.parameters,
         parameters_worker=run.method.subnet.parameters_flat.numel(),
         peak_memory_bytes=tuple(peak_memory_bytes),
         broken_files=dict(broken_files),

@@ -27,18 +27,20 @@ from torch import Tensor
 
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
-from resist_hvd.methods.base import NamedPieces
+from resist_hvd.methods.state import NamedPieces
 from resist_hvd.settings.reading import plain
 from resist_hvd.tensor_files import each_tensor
 from resist_hvd.training.disk import digest, disk_errors, flush, write_whole
 from resist_hvd.training.divergence import diverged
 from resist_hvd.training.folder import complete, round_of
-from resist_hvd.training.manifest import read_manifest, seal, strange_in
+from resist_hvd.training.manifest import modern, read_manifest, seal, strange_in
 from resist_hvd.training.run import Progress, Run
+from resist_hvd.training.step import flat_state
 from resist_hvd.training.tensors import write_tensors
 from resist_hvd.units import counted
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 knew one family of networks, and called its description the architecture; it is read as well."""
 
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 """Errors of a file that is missing or broken; all others may be mended, as permissions may."""
@@ -73,7 +75,7 @@ def save(run: Run) -> None:
             written: dict[str, dict[str, Any]] = {}
             with world.agree(what), disk_errors(partial):
                 files = run.method.written_by_this_worker()
-                files[f"worker-{world.rank:04d}"] = run.method.state_of_this_worker()
+                files[f"worker-{world.rank:04d}"] = flat_state(run).pieces()
                 for stem, tensors in files.items():
                     path = partial / f"{stem}.safetensors"
                     write_tensors(path, tensors)
@@ -153,7 +155,7 @@ def describe(run: Run, parts: list[dict[str, dict[str, Any]]]) -> dict[str, Any]
         "settings": plain(asdict(run.settings)),
         "workers": run.world.size,
         "partition": run.method.partition.held,
-        "scales": run.method.scales if run.method.trains_scaled else None,
+        "scales": list(run.method.scales) if run.method.trains_scaled else None,
         "progress": asdict(run.progress),
         "train_size": run.source.spec.train_size,
         "files": {name: entry for files in parts for name, entry in files.items()},
@@ -164,7 +166,7 @@ def describe_kind(run: Run) -> dict[str, Any]:
     """Return what a run must have in common with one that goes on from its checkpoint."""
     return {
         "method": run.settings.method,
-        "architecture": run.method.subnet.architecture.to_json(),
+        "network": dict(run.method.setup.network.description),
         "data": run.source.spec.name,
         "classes": list(run.source.spec.classes),
     }
@@ -268,10 +270,11 @@ def verify(folder: Path) -> Checkpoint:
     damaged = found.damaged
     try:
         manifest = read_manifest(folder / "manifest.json")
-        if manifest["format"] != FORMAT:
-            raise damaged(f"its format is {manifest['format']}, and this version reads {FORMAT}")
+        if manifest["format"] not in (1, FORMAT):
+            raise damaged(f"its format is {manifest['format']}, and this version reads 1 and {FORMAT}")
         if seal(manifest) != manifest["sha256"]:
             raise damaged("manifest.json is not what was written (its SHA-256 differs)")
+        manifest = modern(manifest)
         if strange := strange_in(manifest):
             raise damaged(f"manifest.json was written by another version ({strange})")
         for name, entry in manifest["files"].items():
@@ -294,8 +297,8 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
         UserError: it is not.
     """
     was, now = checkpoint.manifest, describe_kind(run)
-    model_was, model_now = was["architecture"], now["architecture"]
-    differing = {name: (model_was.get(name), model_now[name]) for name in model_now}
+    model_was, model_now = was["network"], now["network"]
+    differing = {name: (model_was.get(name), model_now.get(name)) for name in {**model_now, **model_was}}
     differing |= {name: (was[name], now[name]) for name in ("method", "data")}
     differences = [f"{name} {old}, not {new}" for name, (old, new) in differing.items() if old != new]
     if differences:
@@ -349,14 +352,18 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
     scales = manifest.get("scales")
     if rescaled := scales is not None and run.method.rescale(scales):
-        was, now = scales_in_words(run, scales), scales_in_words(run, run.method.scales)
+        was, now = scales_in_words(scales), scales_in_words(run.method.scales)
         sentence += f"; the warm-up scaled blocks by {was}, where it is {now} now: their weights make up for it"
     if exact and rescaled:
         sentence += ", and momentum restarts"
     elif exact:
         own = f"worker-{world.rank:04d}"
-        run.method.velocity.fresh = not manifest["files"][f"{own}.safetensors"]["tensors"]
-        checkpoint.read(run.method.state_of_this_worker(), files=own)
+        state, found = flat_state(run), manifest["files"][f"{own}.safetensors"]["tensors"]
+        state.fresh = not found
+        if found and set(found) != set(state.pieces()):
+            state.fresh = True
+            sentence += f"; the optimizer restarts: {' and '.join(found)} are not what {run.settings.optim.name} keeps"
+        checkpoint.read(state.pieces(), files=own)
         if run.method.partition != dealt and not run.method.members_apart:
             sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"
     else:
@@ -367,10 +374,9 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     return sentence
 
 
-def scales_in_words(run: Run, scales: Sequence[float]) -> str:
-    """Return the scales of the sections that have blocks to deal out."""
-    decks = run.method.subnet.architecture.decks
-    return ", ".join(f"{scale:.3g}" for scale, blocks in zip(scales, decks, strict=True) if blocks)
+def scales_in_words(scales: Sequence[float]) -> str:
+    """Return the scales of the decks."""
+    return ", ".join(f"{scale:.3g}" for scale in scales)
 
 
 def dealt_otherwise(checkpoint: Checkpoint, run: Run) -> str:

@@ -16,50 +16,76 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.errors import UserError
-from resist_hvd.methods.base import Method
-from resist_hvd.nets import Architecture
-from resist_hvd.nets.preact_resnet import Norm
+from resist_hvd.methods.base import Method, Stage
+from resist_hvd.nets.norms import clear_statistics, norms_of, set_statistics
+from resist_hvd.nets.parts import Network
 from resist_hvd.records import Evaluation
+from resist_hvd.tasks.base import Metric, Task
 
-Statistics = list[tuple[Tensor, Tensor]]
-"""Mean and variance [channels] of each batch norm of a stage, in order."""
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Mean and variance [channels] of each batch norm of a stage, by its name there."""
 
 ACTIVATIONS_AT_ONCE = 2 * 2**30
 """Bytes of activations that a worker has on its device at a time. If test images have more, some walk afterwards, and
 partitioned blocks are lent anew; if calibration images have more, some wait in host memory."""
 
 
-def evaluate(method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> Evaluation:
-    """Return accuracy and loss of the global network (for an ensemble, of its averaged predictions) on the test set.
+def evaluate(method: Method, source: DataSource, task: Task, world: World, autocast: Callable[[], Any]) -> Evaluation:
+    """Return the global network's figures (for an ensemble, those of its averaged predictions) on the test set.
 
     All ranks must call it together.
     """
     test = ExtraTest(name="test", size=source.spec.test_size, batches=source.test)
-    return evaluate_on([test], method, source, world, autocast)["test"]
+    return evaluate_on([test], method, source, task, world, autocast)["test"]
 
 
 def evaluate_on(
-    tests: Sequence[ExtraTest], method: Method, source: DataSource, world: World, autocast: Callable[[], Any]
+    tests: Sequence[ExtraTest],
+    method: Method,
+    source: DataSource,
+    task: Task,
+    world: World,
+    autocast: Callable[[], Any],
 ) -> dict[str, Evaluation]:
-    """Return accuracy and loss on each of these test sets by its name; statistics are taken once for all of them.
+    """Return figures on each of these test sets by its name; statistics are taken once for all of them.
 
     All ranks must call it together.
+
+    Raises:
+        UserError: on every rank, where no image of a set could be read.
     """
+    shard, found = share_of(method, world), {}
     with inference(method), torch.no_grad(), autocast():
-        statistics = [found for _, _, found in calibrate(method, source, world)]
-        at_once = images_at_once(method.subnet.architecture, source.spec.image_size)
-        return {test.name: walk(test, at_once, method, statistics, world) for test in tests}
+        statistics = [of_stage for _, of_stage in calibrate(method, calibration_images(source, shard), world)]
+        for test in tests:
+            metric = task.metric()
+            images = walk(test.batches(shard), method, statistics, task, metric, world)
+            if not images:
+                raise UserError(
+                    f"No image of {test.name} can be evaluated: all of its files were passed over",
+                    mend="Mend its files, or leave them out.",
+                    everywhere=True,
+                )
+            found[test.name] = Evaluation(**metric.compute(), images=images)
+    return found
 
 
-def images_at_once(architecture: Architecture, image_size: int) -> int:
-    """Return how many images have `ACTIVATIONS_AT_ONCE` after the first section, whose activations are the largest."""
-    side = -(-image_size // 4) if architecture.stem == "imagenet" else image_size
-    return max(1, ACTIVATIONS_AT_ONCE // (4 * architecture.outputs(0) * side**2))
+def calibration_images(source: DataSource, shard: Shard) -> Iterator[Tensor]:
+    """Yield a share of the calibration set, without labels."""
+    return (images for images, _ in source.calibration(shard))
+
+
+def inputs_at_once(network: Network) -> int:
+    """Return how many inputs have `ACTIVATIONS_AT_ONCE` where activations are the largest; 1 where nothing is known."""
+    if network.example is None:
+        return 1
+    largest = max(output.numel() // len(output) for output in network.outputs)
+    return max(1, ACTIVATIONS_AT_ONCE // (4 * largest))
 
 
 class Activations:
@@ -95,35 +121,50 @@ class Activations:
             self._batches[number] = self._placed(stage(batch))
 
 
-def walk(test: ExtraTest, at_once: int, method: Method, statistics: Sequence[Statistics], world: World) -> Evaluation:
-    """Walk a test set through the network, whose norms have these statistics; all ranks must call it together.
+def walk(
+    batches: Iterator[Batch],
+    method: Method,
+    statistics: Sequence[Statistics],
+    task: Task | None,
+    metric: Metric,
+    world: World,
+) -> int:
+    """Walk batches through the network, whose norms have these statistics; all ranks must call it together.
 
-    Raises:
-        UserError: on every rank, where no image of the set could be read.
+    Args:
+        batches: this worker's share, inputs and targets; for an ensemble, all of them.
+        method: it has the network.
+        statistics: of each stage.
+        task: by which an ensemble's members vote.
+        metric: takes up outputs and targets; at the end it knows those of all ranks.
+        world: all workers.
+
+    Returns:
+        The number of inputs, over all workers.
     """
-    totals = np.zeros(3)
-    for batches in in_chunks(test.batches(share_of(method, world)), at_once, world):
-        outputs = Activations((images for images, _ in batches), world.device)
-        targets = [labels for _, labels in batches]
+    inputs = 0
+    for chunk in in_chunks(batches, inputs_at_once(method.network), world):
+        outputs = Activations((images for images, _ in chunk), world.device)
+        targets = [labels for _, labels in chunk]
         # The images are not needed behind the first stage.
-        batches.clear()
-        for (_, stage), found in zip(method.stages(), statistics, strict=True):
-            apply_statistics(stage, found)
-            outputs.pass_through(stage)
+        chunk.clear()
+        for (_, module), found in zip(method.stages(), statistics, strict=True):
+            apply_statistics(module, found)
+            outputs.pass_through(module)
             world.activity.progress()
         for output, labels in zip(outputs, targets, strict=True):
-            scores = method.pool(output.float())
-            loss = functional.cross_entropy(scores, labels, reduction="sum")
-            totals += [len(labels), (scores.argmax(dim=1) == labels).sum().item(), loss.item()]
-    images, correct, loss_sum = world.sum(totals).tolist()
-    if not images:
-        raise UserError(
-            f"No image of {test.name} can be evaluated: all of its files were passed over",
-            mend="Mend its files, or leave them out.",
-            everywhere=True,
-        )
-    walks = world.size if method.members_apart else 1
-    return Evaluation(accuracy=100.0 * correct / images, loss=loss_sum / images, images=round(images) // walks)
+            scores = output.float()
+            if task is not None and method.members_apart:
+                scores = task.elected(method.pool(task.votes(scores)))
+            metric.update(scores, labels)
+            inputs += len(scores)
+    if method.members_apart:
+        return inputs
+    states = world.gather_objects(metric.metric_state)
+    metric.reset()
+    for state in states:
+        metric.merge_state(state)
+    return int(world.sum(np.array([float(inputs)]))[0])
 
 
 def share_of(method: Method, world: World) -> Shard:
@@ -131,38 +172,43 @@ def share_of(method: Method, world: World) -> Shard:
     return Shard(rank=0, size=1) if method.members_apart else Shard(rank=world.rank, size=world.size)
 
 
-def calibrate(method: Method, source: DataSource, world: World) -> Iterator[tuple[str, nn.Module, Statistics]]:
-    """Walk the calibration set through the network; yield each stage with its name and its exact statistics."""
+def calibrate(method: Method, images: Iterable[Tensor], world: World) -> Iterator[tuple[Stage, Statistics]]:
+    """Walk this worker's share of the calibration set through the network; yield each stage with its exact statistics.
+
+    A network without batch norms needs none, and no image is read.
+    """
     alone = method.members_apart
     with world.activity.long_limit_for("reading images to calibrate on"):
-        activations = Activations((images for images, _ in source.calibration(share_of(method, world))), world.device)
-    for name, stage in method.stages():
-        stage.eval()
-        found: Statistics = []
-        for norm in norms_of(stage):
-            moments = input_moments(norm, stage, activations)
+        has_norms = any(norms_of(module) for module in method.network.modules)
+        activations = Activations(images if has_norms else (), world.device)
+    for stage in method.stages():
+        module = stage.module.eval()
+        found: Statistics = {}
+        for name, norm in norms_of(module).items():
+            moments = input_moments(norm, module, activations)
             count, *sums = np.split(moments if alone else world.sum(moments), [1, 1 + norm.num_features])
             mean, square = sums[0] / count, sums[1] / count
             exact = tuple(torch.from_numpy(v).to(norm.weight) for v in (mean, np.maximum(square - mean**2, 0.0)))
-            norm.set_statistics(*exact)
+            set_statistics(norm, *exact)
             world.activity.progress()
-            found.append((exact[0], exact[1]))
-        activations.pass_through(stage)
-        yield name, stage, found
+            found[name] = (exact[0], exact[1])
+        activations.pass_through(module)
+        yield stage, found
 
 
 class _Reached(Exception):
     """Ends a stage's forward pass at the norm whose input was wanted."""
 
 
-def input_moments(norm: Norm, stage: nn.Module, inputs: Iterable[Tensor]) -> NDArray[np.float64]:
+def input_moments(norm: _BatchNorm, stage: nn.Module, inputs: Iterable[Tensor]) -> NDArray[np.float64]:
     """Return count, sums and sums of squares of what reaches `norm` in `stage`: [1 + 2 channels]."""
     moments = np.zeros(1 + 2 * norm.num_features)
 
     def collect(_: nn.Module, arguments: tuple[Tensor]) -> None:
         (x,) = arguments
         count = x.numel() // norm.num_features
-        parts = torch.var_mean(x.to(norm.weight.dtype), dim=(0, 2, 3), correction=0)
+        others = [dim for dim in range(x.dim()) if dim != 1]
+        parts = torch.var_mean(x.to(norm.weight.dtype), dim=others, correction=0)
         variance, mean = (part.double().cpu().numpy() for part in parts)
         moments[:] += np.concatenate([[count], mean * count, (variance + mean**2) * count])
         raise _Reached
@@ -179,16 +225,11 @@ def input_moments(norm: Norm, stage: nn.Module, inputs: Iterable[Tensor]) -> NDA
     return moments
 
 
-def norms_of(stage: nn.Module) -> list[Norm]:
-    """Return a stage's batch norms, in the order in which activations reach them."""
-    return [module for module in stage.modules() if isinstance(module, Norm)]
-
-
 def apply_statistics(stage: nn.Module, found: Statistics) -> None:
     """Have a stage evaluate with these statistics: a lent block comes without any."""
     stage.eval()
-    for norm, (mean, variance) in zip(norms_of(stage), found, strict=True):
-        norm.set_statistics(mean, variance)
+    for name, norm in norms_of(stage).items():
+        set_statistics(norm, *found[name])
 
 
 @contextmanager
@@ -199,8 +240,8 @@ def inference(method: Method) -> Iterator[None]:
         yield
     finally:
         method.subnet.train()
-        for norm in norms_of(method.subnet):
-            norm.clear_statistics()
+        for norm in norms_of(method.subnet).values():
+            clear_statistics(norm)
 
 
 def in_chunks(batches: Iterator[Batch], at_once: int, world: World) -> Iterator[list[Batch]]:
@@ -212,7 +253,7 @@ def in_chunks(batches: Iterator[Batch], at_once: int, world: World) -> Iterator[
     while True:
         chunk: list[Batch] = []
         with world.activity.long_limit_for("reading test images"):
-            while sum(len(labels) for _, labels in chunk) < at_once and (batch := next(batches, None)):
+            while sum(len(images) for images, _ in chunk) < at_once and (batch := next(batches, None)):
                 chunk.append(batch)
         if not world.sum(np.array([float(len(chunk))]))[0]:
             return

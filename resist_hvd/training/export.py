@@ -1,29 +1,27 @@
-"""Writing the global network as a plain model, stage by stage, since no worker could hold all of it.
+"""Writing the global network as a plain model, part by part, since no worker could hold all of it.
 
-Scales are folded into the weights and the exact batch-norm statistics lie beside them, so `models.ResNet.load` needs
-nothing of ResIST.
+Scales are folded into the weights and the exact batch-norm statistics lie beside them, so the file needs nothing of
+ResIST: `nets.saved.load` reads it, and for a network of torchvision's or timm's their own `load_state_dict` does.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.errors import UserError
-from resist_hvd.methods.base import Method
-from resist_hvd.nets.architecture import Architecture
-from resist_hvd.nets.preact_resnet import Block, shapes_of
+from resist_hvd.methods.base import Method, Stage
+from resist_hvd.nets.saved import shapes_of
 from resist_hvd.training.disk import disk_errors, removed_on_failure, write_whole
-from resist_hvd.training.evaluate import Statistics, calibrate, inference, norms_of
+from resist_hvd.training.evaluate import Statistics, calibrate, calibration_images, inference, share_of
 from resist_hvd.training.tensors import SafetensorsStream
 
 
@@ -38,24 +36,53 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
     Raises:
         UserError: a file cannot be written.
     """
-    writes = method.members_apart or world.is_first
     target = folder / "members" / str(world.rank) if method.members_apart else folder
-    architecture = replace(method.subnet.architecture, sections=evaluated_sections(method))
+    images = calibration_images(source, share_of(method, world))
+    with autocast():
+        writes = write_model(
+            target / "model.safetensors",
+            method,
+            images,
+            world,
+            beside=lambda: write_description(target, method, source),
+        )
+    return [target] if writes else []
+
+
+def write_model(
+    path: Path, method: Method, images: Iterable[Tensor], world: World, *, beside: Callable[[], None] = lambda: None
+) -> bool:
+    """Write a network's tensors into a file; all ranks must call it together.
+
+    Args:
+        path: the file, the same on all ranks but for an ensemble.
+        method: it has the network.
+        images: this worker's share of the calibration set.
+        world: all workers.
+        beside: writes what belongs to the file, before it has its name.
+
+    Returns:
+        Whether this rank has written it: all ranks where networks stay apart, else the first.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    writes = method.members_apart or world.is_first
     failure: UserError | None = None
     stream: SafetensorsStream | None = None
-    partial = target / "model.safetensors.partial"
+    partial = path.with_name(f"{path.name}.partial")
     with world.agree("exporting the model"), disk_errors(partial):
         if writes:
-            target.mkdir(parents=True, exist_ok=True)
-            stream = SafetensorsStream(partial, shapes_of(architecture))
-    with inference(method), torch.no_grad(), autocast():
-        for name, stage, statistics in calibrate(method, source, world):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = SafetensorsStream(partial, shapes_of(method.network))
+    with inference(method), torch.no_grad():
+        for stage, statistics in calibrate(method, images, world):
             if stream is not None and failure is None:
                 # A disk that fills up here must not leave the other ranks alone on their walk: told afterwards.
                 try:
                     with world.activity.long_limit_for("writing the model"), disk_errors(partial):
-                        for tensor_name, tensor in tensors_of(stage, statistics):
-                            stream.write(f"{name}.{tensor_name}", tensor)
+                        for name, tensor in tensors_of(stage, statistics):
+                            stream.write(stage.part.prefixed(name), tensor)
                 except UserError as error:
                     failure = error
     with world.agree("exporting the model"), removed_on_failure(partial), disk_errors(partial):
@@ -64,36 +91,29 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
         if stream is not None:
             with world.activity.long_limit_for("writing the model"):
                 stream.close()
-                write_description(target, architecture, source)
-                os.replace(partial, target / "model.safetensors")
-    return [target] if writes else []
+                beside()
+                os.replace(partial, path)
+    return writes
 
 
-def evaluated_sections(method: Method) -> tuple[int, ...]:
-    """Return the blocks of each section of the network that is evaluated: the global one, or an ensemble's member."""
-    network = method.subnet.network
-    if method.members_apart:
-        return tuple(len(network.blocks(section)) for section in range(len(network.sections)))
-    return method.subnet.architecture.sections
+def tensors_of(stage: Stage, statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
+    """Yield what an exported model has of a stage: parameters, which have the scale, buffers and statistics."""
+    yield from stage.module.named_parameters()
+    for name, (mean, variance) in statistics.items():
+        yield f"{name}.running_mean", mean
+        yield f"{name}.running_var", variance
 
 
-def tensors_of(stage: nn.Module, statistics: Statistics) -> Iterator[tuple[str, Tensor]]:
-    """Yield what an exported model has of a stage: parameters with the scale folded in, and statistics."""
-    scale = stage.scale if isinstance(stage, Block) else 1.0
-    scaled = f"units.{len(stage.units) - 1}.conv.weight" if isinstance(stage, Block) else None
-    for name, parameter in stage.named_parameters():
-        yield name, parameter * scale if name == scaled else parameter
-    names = {id(module): name for name, module in stage.named_modules()}
-    for norm, (mean, variance) in zip(norms_of(stage), statistics, strict=True):
-        yield f"{names[id(norm)]}.running_mean", mean
-        yield f"{names[id(norm)]}.running_var", variance
+def write_description(target: Path, method: Method, source: DataSource) -> None:
+    """Write `model.json`: the network, the classes in the order of the scores, and the images it takes.
 
-
-def write_description(target: Path, architecture: Architecture, source: DataSource) -> None:
-    """Write `model.json`: the architecture, the classes in the order of the scores, and the images it takes."""
-    spec = source.spec
+    Where blocks do not name the weights that a scale is folded into, `scales` has it for each deck.
+    """
+    spec, network = source.spec, method.network
+    folded = all(part.branches for part in network.blocks)
     description = {
-        "architecture": architecture.to_json(),
+        "network": dict(network.description),
+        **({} if folded else {"scales": list(method.scales)}),
         "classes": list(spec.classes),
         "data": spec.name,
         "image_size": spec.image_size,

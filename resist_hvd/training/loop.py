@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import torch
 from torch import Tensor
 
-from resist_hvd.comm.devices import finish
 from resist_hvd.errors import Stopped
 from resist_hvd.guard.signals import name_of
+from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
-from resist_hvd.training.account import Round, add_evaluation, add_round
+from resist_hvd.training.account import add_evaluation
 from resist_hvd.training.checkpoint import folder_of, save
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.journal import Journal
 from resist_hvd.training.optim import learning_rate
+from resist_hvd.training.rounds import Rounds
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import make_step, prepare
 
@@ -34,7 +33,7 @@ def train(run: Run, journal: Journal) -> None:
             if run.finished:
                 save(run)
         while not run.finished:
-            journal.round(add_round(run, train_round(run, local)))
+            journal.round(train_round(local))
             if (heir := run.method.successor(run.progress.samples)) is not None:
                 run.method = heir
                 local = LocalTraining(run)
@@ -48,45 +47,19 @@ def train(run: Run, journal: Journal) -> None:
                 raise Stopped(stop_sentence(run, run.stop_signal))
 
 
-def train_round(run: Run, local: LocalTraining) -> Round:
-    """Make one round, local training and a synchronisation; return this rank's account of it."""
-    progress, world = run.progress, run.world
-    watch = world.stopwatch
-    partition, sent, seconds = run.method.partition, run.method.transport.sent, watch.seconds.copy()
-    # What lies between two rounds (an evaluation, a checkpoint, a method's successor) is no round's time.
-    local.clock.lap()
-
-    world.position = f"round {progress.round + 1}, local training"
-    losses = local.train(run.iterations_of_round())
-    trained = local.clock.lap() - (prepared := watch.seconds["prepare"] - seconds["prepare"])
-
-    world.position = f"round {progress.round + 1}, synchronising"
-    with watch.measure("synchronise"):
-        run.method.synchronise(round_seed(run, progress.round + 1))
-    synchronised = local.clock.lap()
-    world.activity.round_took(trained + synchronised)
-
-    return Round(
-        number=progress.round,
-        iterations=len(losses),
-        losses=losses,
-        lr=local.rate,
-        seconds_data=(data := watch.seconds["data"] - seconds["data"]),
-        seconds_compute=trained - data,
-        seconds_sync=synchronised,
-        seconds_prepare=prepared,
-        seconds_trunk=watch.seconds["trunk"] - seconds["trunk"],
-        seconds_blocks=watch.seconds["blocks"] - seconds["blocks"],
-        bytes_sent=run.method.transport.sent - sent,
-        partition=partition,
-    )
+def train_round(local: LocalTraining) -> RoundRecord:
+    """Make one round, local iterations and a synchronisation; return its record."""
+    local.rounds.begin()
+    while (record := local.rounds.step(*local.step())) is None:
+        pass
+    return record
 
 
 def evaluate_run(run: Run, journal: Journal) -> None:
     """Evaluate the global network as it stands, and note it."""
     run.world.position = f"round {run.progress.round}, evaluating"
     with run.world.stopwatch.measure("evaluate"), run.memory.aside():
-        journal.evaluation(add_evaluation(run, evaluate(run.method, run.source, run.world, run.autocast)))
+        journal.evaluation(add_evaluation(run, evaluate(run.method, run.source, run.task, run.world, run.autocast)))
 
 
 def is_due(every: int, run: Run) -> bool:
@@ -111,46 +84,20 @@ def stop_sentence(run: Run, number: int) -> str:
     )
 
 
-def round_seed(run: Run, number: int) -> int:
-    """Return the seed of a round's partition: rank 0 draws it, MPI broadcasts it."""
-    return run.world.broadcast_seed(derive(run.settings.seed, "round", number))
-
-
-class Clock:
-    """Seconds between laps, of work that a device has really done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = perf_counter()
-
-    def lap(self) -> float:
-        """Return the seconds since the last lap."""
-        finish(self._device)
-        last, self._last = self._last, perf_counter()
-        return self._last - last
-
-
 class LocalTraining:
     """One worker's local iterations on its own network and data; nothing is communicated but what the method does."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.clock = Clock(run.world.device)
-        self.rate = 0.0
         # A network that is new to the compiler, or to the caches of libraries, may take its time.
         run.world.activity.long_limit = True
         self._batches = run.source.train(run.progress.samples)
         self._step = make_step(run)
-        self._losses = torch.zeros(run.settings.local_iterations, device=run.world.device)
+        seed, longest = run.settings.seed, run.settings.local_iterations
+        self.rounds = Rounds(run, seed=seed, length=run.iterations_of_round, longest=longest)
 
-    def train(self, iterations: int) -> Tensor:
-        """Make local iterations; return each one's loss [iterations]."""
-        for iteration in range(iterations):
-            self._losses[iteration] = self.step()
-        return self._losses[:iterations]
-
-    def step(self) -> Tensor:
-        """Make one local iteration: a batch, forward, backward, an update. Return its loss."""
+    def step(self) -> tuple[Tensor, float]:
+        """Make one local iteration: a batch, forward, backward, an update. Return its loss and its learning rate."""
         run, optim, world = self.run, self.run.settings.optim, self.run.world
         world.activity.detail = "waiting for a batch"
         world.activity.progress()
@@ -161,7 +108,9 @@ class LocalTraining:
             prepare(self._step, images, labels, run)
         with world.stopwatch.measure("compute"):
             done, step = run.progress.samples / run.target, run.batch / run.target
-            self.rate = learning_rate(optim, done, step=step, epochs=run.settings.epochs)
-            loss = self._step(images, labels, self.rate)
+            rate = learning_rate(optim, done, step=step, epochs=run.settings.epochs)
+            # What a network draws at random within a step comes from the run's seed, whenever the run was resumed.
+            torch.manual_seed(derive(run.settings.seed, "step", world.rank, run.progress.samples))
+            loss = self._step(images, labels, rate)
             run.progress.samples += run.batch
-        return loss
+        return loss, rate

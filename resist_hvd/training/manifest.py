@@ -36,6 +36,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def modern(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest of format 1 says in today's terms: its one family of networks, its scales of sections.
+
+    Raises:
+        KeyError, TypeError: something that it always has is missing or of another type.
+    """
+    if "architecture" not in manifest:
+        return manifest
+    network = {"family": "preact_resnet", **manifest["architecture"]}
+    scales = manifest.get("scales")
+    if scales is not None and network["partition"] == "section3":
+        scales = scales[2:3]
+    return {**manifest, "network": network, "scales": scales}
+
+
 def strange_in(manifest: dict[str, Any]) -> str:
     """Return what of a manifest this version cannot go on from, empty where it understands all of it.
 
@@ -58,12 +73,11 @@ def strange_in(manifest: dict[str, Any]) -> str:
         return f"it has {len(manifest['partition'])} parts for {workers} workers"
     if not all(isinstance(held, list) for held in manifest["partition"]):
         return "it does not say who held which blocks"
-    if (scales := manifest.get("scales")) is not None:
-        sections = manifest["architecture"]["sections"]
-        if len(scales) != len(sections) or not all(type(scale) is float and 0 < scale <= 1 for scale in scales):
-            return f"its blocks are scaled by {scales!r}"
-    if len(classes) != manifest["architecture"]["classes"]:
-        return f"it has {len(classes)} classes, and its network {manifest['architecture']['classes']}"
+    scales = manifest.get("scales") or []
+    if not all(type(scale) is float and 0 < scale <= 1 for scale in scales):
+        return f"its blocks are scaled by {scales!r}"
+    if len(classes) != manifest["network"]["classes"]:
+        return f"it has {len(classes)} classes, and its network {manifest['network']['classes']}"
     for name in ("method", "data"):
         if not isinstance(manifest[name], str):
             return f"its {name} is {manifest[name]!r}"

@@ -1,13 +1,16 @@
-"""Stochastic gradient descent on a flat buffer, and its learning rate over a run."""
+"""Optimizers on flat buffers, and the learning rate over a run."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from resist_hvd.methods.state import FlatState
+from resist_hvd.nets.subnet import SubNet
 from resist_hvd.settings.optim import OptimSettings
 
 
@@ -37,46 +40,101 @@ def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0
             return settings.lr * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
 
 
-class FlatSGD:
-    """SGD that updates a flat buffer of parameters in one fused pass.
+class FlatOptimizer(ABC):
+    """An optimizer that updates a sub-network's flat parameters in fused passes, and leaves the gradients as they are.
 
-    It calls what `torch.optim.SGD(fused=True)` calls, and not that class: constructing an optimizer loads PyTorch's
-    compiler, nearly half of what a start takes, and the class makes a new buffer wherever momentum restarts. Here it
-    stays where its owner has it, and restarting costs nothing.
+    It calls what PyTorch's optimizers call with `fused=True`, and not these classes: constructing one loads PyTorch's
+    compiler, nearly half of what a start takes, and they make new buffers wherever their state restarts. Here these
+    stay where their owner has them, and SGD restarts at no cost.
 
     Args:
-        parameters: [P], updated in place.
-        gradients: [P].
-        momentum: [P], the buffer of velocities; whoever owns it may rearrange it between steps.
+        subnet: its parameters are updated in place.
+        state: what is kept of earlier gradients; whoever owns it may rearrange it between steps.
         settings: rates and penalties.
     """
 
-    def __init__(self, parameters: Tensor, gradients: Tensor, momentum: Tensor, settings: OptimSettings) -> None:
-        self.settings = settings
-        self._flat = nn.Parameter(parameters)
-        self._flat.grad = self._gradients = gradients
-        self._buffers = [momentum] if settings.momentum else []
+    def __init__(self, subnet: SubNet, state: FlatState, settings: OptimSettings) -> None:
+        self._state = state
+        self._settings = settings
+        self._flat = nn.Parameter(subnet.parameters_flat)
+        self._flat.grad = self._gradients = subnet.gradients_flat
 
     @torch.no_grad()
-    def step(self, rate: float | Tensor, *, fresh: bool = False) -> None:
-        """Update the parameters at a learning rate, and leave the gradients as they are.
+    def step(self, rate: float | Tensor) -> None:
+        """Update the parameters at a learning rate; a GPU reads it from memory where it is a tensor of float32."""
+        if self._settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_([self._flat], self._settings.clip_norm)
+        self._update(cast(Any, rate))  # PyTorch's functions have a form for either
+        self._state.fresh = False
 
-        Args:
-            rate: the learning rate; a GPU reads it from memory where it is a tensor, of type float32.
-            fresh: whether momentum begins here, whatever its buffer holds.
-        """
-        settings = self.settings
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_([self._flat], settings.clip_norm)
+    @abstractmethod
+    def _update(self, rate: Any) -> None:
+        """Update parameters and state."""
+
+
+class FlatSGD(FlatOptimizer):
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD`."""
+
+    def _update(self, rate: Any) -> None:
+        settings = self._settings
         torch._fused_sgd_(
             [self._flat],
             [self._gradients],
-            self._buffers,
-            lr=cast(Any, rate),  # it has a form for either
+            [self._state.buffers["momentum"]] if settings.momentum else [],
+            lr=rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             dampening=0.0,
             nesterov=settings.nesterov,
             maximize=False,
-            is_first_step=fresh,
+            is_first_step=self._state.fresh,
         )
+
+
+class FlatAdamW(FlatOptimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`.
+
+    The trunk and each slot count their own updates: a block that arrives in a slot begins anew.
+    """
+
+    def __init__(self, subnet: SubNet, state: FlatState, settings: OptimSettings) -> None:
+        super().__init__(subnet, state, settings)
+        flats = subnet.parameters_flat, subnet.gradients_flat, state.buffers["exp_avg"], state.buffers["exp_avg_sq"]
+        self._pieces = [subnet.pieces(flat) for flat in flats]
+        self._steps = list(state.steps)
+
+    def _update(self, rate: Any) -> None:
+        self._state.clear()
+        parameters, gradients, averages, squares = self._pieces
+        self._state.steps += 1
+        beta1, beta2 = self._settings.betas
+        torch._fused_adamw_(
+            parameters,
+            gradients,
+            averages,
+            squares,
+            [],
+            self._steps,
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=self._settings.weight_decay,
+            eps=self._settings.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+STATES = {"sgd": ("momentum",), "adamw": ("exp_avg", "exp_avg_sq")}
+"""Names of the buffers that each optimizer keeps."""
+
+
+def make_state(subnet: SubNet, settings: OptimSettings) -> FlatState:
+    """Return the empty state of the optimizer that `settings` ask for."""
+    return FlatState(subnet, STATES[settings.name])
+
+
+def make_optimizer(subnet: SubNet, state: FlatState, settings: OptimSettings) -> FlatOptimizer:
+    """Return the optimizer that `settings` ask for."""
+    kinds = {"sgd": FlatSGD, "adamw": FlatAdamW}
+    return kinds[settings.name](subnet, state, settings)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,15 @@ import torch
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.methods.base import Method, Setup
-from resist_hvd.nets import Architecture
+from resist_hvd.methods.registry import METHODS
+from resist_hvd.nets import families
+from resist_hvd.seeds import derive
 from resist_hvd.settings.run import Settings
+from resist_hvd.tasks.base import Task
+from resist_hvd.tasks.classification import Classification
 from resist_hvd.training.claim import Claim
 from resist_hvd.training.memory import TrainingMemory
+from resist_hvd.training.optim import make_state
 
 
 @dataclass
@@ -40,24 +45,39 @@ class Progress:
     evaluated_round: int = -1
 
 
-@dataclass
-class Run:
-    """Everything that the loop works with.
+@dataclass(kw_only=True)
+class Training:
+    """A method at work, in whoever's loop.
+
+    Attributes:
+        progress: how far it has come.
+        stop_signal: the signal by which any rank was told to stop, 0 if none was: as all ranks agreed on last.
+    """
+
+    world: World
+    method: Method
+    progress: Progress = field(default_factory=Progress)
+    stop_signal: int = 0
+
+
+@dataclass(kw_only=True)
+class Run(Training):
+    """Everything that our loop works with.
 
     Attributes:
         folder: the run's folder; rank 0 writes it.
         claim: rank 0's hold on it, None on other ranks.
-        stop_signal: the signal by which any rank was told to stop, 0 if none was: as all ranks agreed on last.
     """
 
     settings: Settings
-    world: World
     source: DataSource
-    method: Method
     folder: Path
-    progress: Progress = field(default_factory=Progress)
     claim: Claim | None = None
-    stop_signal: int = 0
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learnt."""
+        return Classification(self.settings.optim.label_smoothing)
 
     @cached_property
     def memory(self) -> TrainingMemory:
@@ -109,18 +129,53 @@ class Run:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-Autocast = Callable[[], AbstractContextManager[Any]]
-
-
 def method_setup(settings: Settings, source: DataSource, world: World) -> Setup:
-    """Return what the run's method is made from."""
-    architecture = Architecture.of(settings.model, channels=source.spec.channels, classes=len(source.spec.classes))
+    """Return what the run's method is made from.
+
+    Raises:
+        UserError: the network cannot be made, or not be dealt out.
+    """
+    spec = source.spec
+    network = families.chosen(
+        settings.model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes)
+    )
     return Setup(
-        architecture=architecture,
+        network=network,
         world=world,
         seed=settings.seed,
         min_blocks=settings.min_blocks,
         momentum=settings.momentum,
         scale_activations=settings.scale_activations,
-        zero_residual=settings.model.zero_init_residual,
+        optimizer_state=partial(make_state, settings=settings.optim),
+        warmup_samples=round(settings.warmup_epochs * spec.train_size),
+    )
+
+
+def begin(
+    settings: Settings, world: World, source: DataSource, folder: Path | None = None, progress: Progress | None = None
+) -> Run:
+    """Return a run at its beginning, or where its progress says, with initial weights; all ranks call it together.
+
+    Args:
+        settings: the run's.
+        world: all workers.
+        source: the data.
+        folder: the run's; None for one that writes nothing.
+        progress: how far it has come.
+
+    Raises:
+        UserError: on every rank, where the network cannot be made or dealt out, or would train nothing.
+    """
+    progress = progress or Progress()
+    with world.agree("making the network"):
+        setup = method_setup(settings, source, world)
+    seed = world.broadcast_seed(derive(settings.seed, "round", progress.round))
+    method = METHODS[settings.method].begin(setup, seed=seed, samples=progress.samples)
+    return Run(
+        settings=settings,
+        world=world,
+        source=source,
+        method=method,
+        folder=folder or Path(os.devnull),
+        progress=progress,
     )

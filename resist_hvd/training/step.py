@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from resist_hvd.comm.devices import finish
 from resist_hvd.errors import UserError
+from resist_hvd.methods.state import FlatState
 from resist_hvd.training.capturing import capture_stream, capturing
-from resist_hvd.training.optim import FlatSGD
+from resist_hvd.training.optim import make_optimizer
 from resist_hvd.training.run import Run
 
 WARM_UPS = 3
@@ -35,12 +35,13 @@ class Step:
     """
 
     def __init__(self, run: Run) -> None:
-        subnet, velocity = run.method.subnet, run.method.velocity
+        self._subnet = subnet = run.method.subnet
         self.is_prepared = not run.settings.compile and run.world.device.type == "cpu"
         self._method = run.method
         self._autocast = run.autocast
         self._loss = loss_function(run)
-        self._optimizer = FlatSGD(subnet.parameters_flat, subnet.gradients_flat, velocity.buffer, run.settings.optim)
+        self._state = flat_state(run)
+        self._optimizer = make_optimizer(subnet, self._state, run.settings.optim)
 
     def prepare(self, images: Tensor, labels: Tensor) -> None:
         """Do what a network's first step would take longer for: compile, and have libraries choose their algorithms.
@@ -51,18 +52,17 @@ class Step:
             UserError: the network cannot be compiled.
         """
         with compiler_errors():
-            torch.autograd.grad(self._forward(images, labels), list(self._method.subnet.parameters()))
+            torch.autograd.grad(self._forward(images, labels), list(self._subnet.parameters()))
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Make the step at a learning rate; return the mean loss of the batch, before it."""
         loss = self._differentiate(images, labels)
         self._method.gradients_ready()
-        self._optimizer.step(rate, fresh=self._method.velocity.fresh)
-        self._method.velocity.fresh = False
+        self._optimizer.step(rate)
         return loss
 
     def _differentiate(self, images: Tensor, labels: Tensor) -> Tensor:
-        self._method.subnet.gradients_flat.zero_()
+        self._subnet.gradients_flat.zero_()
         loss = self._forward(images, labels)
         torch.autograd.backward(loss)
         return loss.detach()
@@ -90,23 +90,22 @@ class StaticStep(Step):
     def prepare(self, images: Tensor, labels: Tensor) -> None:
         """Give batches their place, and make a few steps whose effects are undone."""
         self._images, self._labels = images.clone(), labels.clone()
-        state = self._method.subnet.parameters_flat, self._method.velocity.buffer
-        before = [buffer.clone() for buffer in state]
+        held = [self._subnet.parameters_flat, *self._state.buffers.values(), self._state.steps]
+        before, fresh = [buffer.clone() for buffer in held], self._state.fresh
+        self._state.fresh = False
         with compiler_errors():
             for _ in range(WARM_UPS):
                 self._make()
-        for buffer, content in zip(state, before, strict=True):
+        for buffer, content in zip(held, before, strict=True):
             buffer.copy_(content)
+        self._state.fresh = fresh
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Make the step at a learning rate; return the mean loss of the batch, until the next step."""
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._rate.fill_(rate)
-        velocity = self._method.velocity
-        if velocity.fresh:
-            velocity.buffer.fill_(-0.0)
-            velocity.fresh = False
+        self._state.clear(zero=-0.0)
         self._make()
         return self._loss_of_batch
 
@@ -160,15 +159,22 @@ def prepare(step: Step, images: Tensor, labels: Tensor, run: Run) -> None:
     step.is_prepared = True
 
 
+def flat_state(run: Run) -> FlatState:
+    """Return the state of the run's optimizer."""
+    state = run.method.optimizer_state
+    assert isinstance(state, FlatState)
+    return state
+
+
 def loss_function(run: Run) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the mean loss of a batch as a function of images and labels, compiled where the run asks for it.
 
     The loss is compiled with the network, in one graph. All batches have one shape: a graph for any would be slower.
     """
-    network, smoothing = run.method.subnet.network, run.settings.optim.label_smoothing
+    network, task = run.method.subnet, run.task
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(network(images), labels, label_smoothing=smoothing)
+        return task.loss(network(images), labels)
 
     return torch.compile(loss, fullgraph=True, dynamic=False) if run.settings.compile else loss
 

@@ -9,21 +9,11 @@ from resist_hvd.methods.base import Method
 
 def named_parameters(method: Method) -> dict[str, Tensor]:
     """Copies of a worker's parameters, by their names in the global network."""
-    architecture, network = method.subnet.architecture, method.subnet.network
-    places = {}
-    numbers = iter(method.blocks)
-    for section, slots in enumerate(method.subnet.depths):
-        leading = architecture.leading[section]
-        for slot in range(slots):
-            there, place = architecture.place(next(numbers))
-            assert there == section
-            places[f"sections.{section}.{leading + slot}"] = f"sections.{section}.{place}"
-    assert next(numbers, None) is None
-    named = {}
-    for name, parameter in network.named_parameters():
-        block = ".".join(name.split(".")[:3])
-        named[name.replace(block, places.get(block, block), 1)] = parameter.detach().clone()
-    return named
+    return {
+        part.prefixed(name): parameter.detach().clone()
+        for part, module in method.subnet.held(method.blocks)
+        for name, parameter in module.named_parameters()
+    }
 
 
 def assemble(method: Method, world: World) -> dict[str, Tensor]:

@@ -11,21 +11,28 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.optim.sgd import sgd
 
 from resist_hvd.data.source import Batch
-from resist_hvd.nets import Architecture, ResNet, SubNet
+from resist_hvd.nets.parts import Network, Part
+from resist_hvd.nets.subnet import SubNet
 from resist_hvd.settings.optim import OptimSettings
 
 Partition = Sequence[Sequence[int]]
 
 
-def initial_parameters(architecture: Architecture, seed: int) -> dict[str, Tensor]:
+def initial_parameters(network: Network, seed: int) -> dict[str, Tensor]:
     """The initial global network, whole."""
-    whole = SubNet(architecture, architecture.decks, device=torch.device("cpu"), dtype=torch.float64)
-    whole.initialise(seed, range(architecture.partitionable))
-    return {name: parameter.detach().clone() for name, parameter in whole.network.named_parameters()}
+    blocks = range(len(network.blocks))
+    whole = SubNet(network, network.deck_sizes, device=torch.device("cpu"), dtype=torch.float64)
+    whole.initialise(seed, blocks)
+    return {
+        part.prefixed(name): parameter.detach().clone()
+        for part, module in whole.held(blocks)
+        for name, parameter in module.named_parameters()
+    }
 
 
 def cosine(lr: float, iterations: int) -> list[float]:
@@ -33,26 +40,44 @@ def cosine(lr: float, iterations: int) -> list[float]:
     return [lr * 0.5 * (1 + math.cos(math.pi * done / iterations)) for done in range(iterations)]
 
 
-def sub_network(
-    architecture: Architecture, parameters: Mapping[str, Tensor], blocks: Sequence[int], scale: float
-) -> tuple[ResNet, dict[str, str]]:
-    """A sub-network with copies of its global parameters, and the global name of each of its parameters."""
-    places = [list(range(leading)) for leading in architecture.leading]
-    for block in blocks:
-        section, place = architecture.place(block)
-        places[section].append(place)
-    network = ResNet(architecture, [len(own) for own in places]).double()
-    names = {}
-    for name, parameter in network.named_parameters():
-        parts = name.split(".")
-        if parts[0] == "sections":
-            section, local = int(parts[1]), int(parts[2])
-            parts[2] = str(places[section][local])
-            if local >= architecture.leading[section]:
-                network.blocks(section)[local].scale = scale
-        names[name] = ".".join(parts)
-        parameter.data.copy_(parameters[names[name]])
-    return network, names
+class PlainNetwork(nn.Module):
+    """A sub-network with copies of its global parameters.
+
+    Args:
+        network: the global network.
+        parameters: its parameters by name.
+        blocks: those that the sub-network has.
+        scale: by what residual branches of dealt blocks are multiplied.
+
+    Attributes:
+        names: the global name of each parameter.
+    """
+
+    def __init__(self, network: Network, parameters: Mapping[str, Tensor], blocks: Sequence[int], scale: float) -> None:
+        super().__init__()
+        own = {network.blocks[block].name for block in blocks}
+        self.held = [part for part in network.parts if part.deck is None or part.name in own]
+        self.layers = nn.ModuleList(part.make().to_empty(device="cpu").double() for part in self.held)
+        self.names = {}
+        for place, (part, layer) in enumerate(zip(self.held, self.layers, strict=True)):
+            for name, parameter in layer.named_parameters():
+                self.names[f"layers.{place}.{name}"] = part.prefixed(name)
+                parameter.data.copy_(parameters[part.prefixed(name)])
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part, layer in zip(self.held, self.layers, strict=True):
+            x = layer(x) if part.deck is None or self.scale == 1 else self.scaled(part, layer, x)
+        return x
+
+    def scaled(self, part: Part, layer: nn.Module, x: Tensor) -> Tensor:
+        """The block, computed with scaled copies of the weights that end its branches."""
+        ends = {f"{branch}.{kind}" for branch in part.branches for kind in ("weight", "bias")}
+        weights = {
+            name: parameter * self.scale if name in ends else parameter for name, parameter in layer.named_parameters()
+        }
+        output: Tensor = functional_call(layer, weights, (x,))
+        return output
 
 
 def gradients_of(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -101,7 +126,7 @@ class Oracle:
         scale: what partitioned blocks' outputs are multiplied by while they are trained.
     """
 
-    architecture: Architecture
+    network: Network
     parameters: dict[str, Tensor]
     streams: Sequence[Iterator[Batch]]
     optim: OptimSettings
@@ -122,7 +147,8 @@ class Oracle:
         self.iterations += local_iterations
 
     def _train_worker(self, worker: int, blocks: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:
-        network, names = sub_network(self.architecture, self.parameters, blocks, self.scale)
+        network = PlainNetwork(self.network, self.parameters, blocks, self.scale)
+        names = network.names
         parameters = {names[name]: parameter for name, parameter in network.named_parameters()}
         kept = self.velocities[worker] if self.keep_momentum else {}
         velocities = {name: kept[name] for name in parameters if name in kept}

@@ -42,13 +42,13 @@ def distributed(settings: Settings, world: World, folder: Path) -> tuple[Run, li
 
 
 def make_oracle(settings: Settings, run: Run, *, keep_momentum: bool, scale: float = 1.0) -> Oracle:
-    architecture = run.method.subnet.architecture
+    network = run.method.setup.network
     size = run.world.size
     streams = [tiny.doubled(tiny.source(settings, rank=rank, size=size)).train() for rank in range(size)]
     iterations = run.progress.samples // (tiny.BATCH * size)
     return Oracle(
-        architecture=architecture,
-        parameters=initial_parameters(architecture, settings.seed),
+        network=network,
+        parameters=initial_parameters(network, settings.seed),
         streams=streams,
         optim=settings.optim,
         rates=cosine(settings.optim.lr, iterations),
@@ -95,7 +95,7 @@ def test_local_sgd(momentum: str, world: World, folder: Path) -> None:
     run, snapshots = distributed(settings, world, folder)
     if not world.is_first:
         return
-    everything = [range(run.method.subnet.architecture.partitionable)] * world.size
+    everything = [range(run.method.rule.blocks)] * world.size
     oracle = make_oracle(settings, run, keep_momentum=momentum == "keep")
     for number, (_, parameters) in enumerate(snapshots):
         oracle.round(everything, settings.local_iterations)
@@ -109,7 +109,7 @@ def test_resist_after_a_warm_up(momentum: str, world: World, folder: Path) -> No
     run, snapshots = distributed(settings, world, folder)
     if not world.is_first:
         return
-    depth, blocks = len(run.method.blocks), run.method.subnet.architecture.partitionable
+    depth, blocks = len(run.method.blocks), run.method.rule.blocks
     oracle = make_oracle(settings, run, keep_momentum=momentum == "keep", scale=depth / blocks)
     for number, (partition, parameters) in enumerate(snapshots):
         if number == 3:

@@ -13,7 +13,8 @@ from torch import Tensor
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import exchange, ring_bytes
-from resist_hvd.protocol.partition import Partition, deal, holder_groups
+from resist_hvd.protocol.partition import Partition
+from resist_hvd.protocol.rule import Rule
 
 DECKS = (7, 0, 4)
 MIN_BLOCKS = 3
@@ -33,10 +34,10 @@ def content(block: int, rank: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 def rounds(world: World, transport: Transport, count: int, dtype: torch.dtype) -> Iterator[tuple[Partition, Blocks]]:
     """Exchange blocks for some rounds; yield each new partition and what this rank then holds."""
-    before = deal(DECKS, world.size, MIN_BLOCKS, 0)
+    before = Rule(DECKS, world.size, MIN_BLOCKS).deal(0)
     held = {block: content(block, world.rank, dtype) for block in before.held[world.rank]}
     for seed in range(1, count + 1):
-        after = deal(DECKS, world.size, MIN_BLOCKS, seed)
+        after = Rule(DECKS, world.size, MIN_BLOCKS).deal(seed)
         arriving = {b: torch.empty(size_of(b), dtype=dtype) for b in after.held[world.rank] if b not in held}
         plan = exchange(before, after)
         sent = transport.sent
@@ -49,13 +50,13 @@ def rounds(world: World, transport: Transport, count: int, dtype: torch.dtype) -
 
 
 def make(world: World, *, staged: bool) -> Transport:
-    return Transport(world, holder_groups(DECKS, world.size, MIN_BLOCKS), staged=staged)
+    return Transport(world, Rule(DECKS, world.size, MIN_BLOCKS).groups, staged=staged)
 
 
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_holder_has_the_average_of_the_holders_before(staged: bool, dtype: torch.dtype, world: World) -> None:
-    first = deal(DECKS, world.size, MIN_BLOCKS, 0)
+    first = Rule(DECKS, world.size, MIN_BLOCKS).deal(0)
     for after, held in rounds(world, make(world, staged=staged), 3, dtype):
         assert tuple(held) == after.held[world.rank]
         for block, value in held.items():

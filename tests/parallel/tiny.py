@@ -12,7 +12,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.source import Batch, DataSource, Shard
-from resist_hvd.methods import registry
+from resist_hvd.methods.registry import METHODS
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import CompareSettings
@@ -106,13 +106,10 @@ def make_run(
 ) -> Run:
     """A run at its beginning, on this world's share of the images."""
     data = data or source(settings, rank=world.rank, size=world.size)
-    method = registry.make(
-        settings.method,
-        replace(method_setup(settings, data, world), dtype=dtype),
-        seed=world.broadcast_seed(derive(settings.seed, "round", 0)),
-        warmup_samples=round(settings.warmup_epochs * data.spec.train_size),
-    )
-    return Run(settings, world, data, method, folder)
+    setup = replace(method_setup(settings, data, world), dtype=dtype)
+    seed = world.broadcast_seed(derive(settings.seed, "round", 0))
+    method = METHODS[settings.method].begin(setup, seed=seed)
+    return Run(settings=settings, world=world, source=data, method=method, folder=folder)
 
 
 class Watching(Journal):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resist_hvd.protocol.partition import deal, replicate
+from resist_hvd.protocol.rule import Rule
 from resist_hvd.records import EvaluationRecord, RankSeconds, RoundRecord, Summary
 
 SECONDS = ("seconds_compute", "seconds_data", "seconds_sync")
@@ -45,7 +45,7 @@ def summary(**changes: Any) -> Summary:
 
 def round_line(number: int, method: str, workers: int) -> RoundRecord:
     """Return a round's line, in which every rank takes a second longer to come to the end than the one before it."""
-    dealt = deal([8], workers, 3, number) if method == "resist" else replicate([8], workers)
+    dealt = Rule((8,), workers, 3).deal(number) if method == "resist" else Rule((8,), workers).replicated()
     slowest = 1.0 + workers
     ranks = RankSeconds(
         seconds_compute=tuple(1.0 + rank for rank in range(workers)),

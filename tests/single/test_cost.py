@@ -14,7 +14,7 @@ from resist_hvd.nets.size import deck_ranges, part_sizes
 from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Machine, Network, Work
 from resist_hvd.protocol.exchange import BUCKET_BYTES, exchange, ring_bytes
-from resist_hvd.protocol.partition import deal, depth
+from resist_hvd.protocol.rule import Rule, depth
 from resist_hvd.settings.model import ModelSettings
 
 MACHINE = Machine(flops=6e12, bandwidth=1.175e9, latency=5e-5, overhead=2e-3)
@@ -87,7 +87,7 @@ def test_expected_bytes_are_those_of_deals(decks: list[int], workers: int, min_b
     sizes = tuple(4 * whole.parts[place].parameters for deck in whole.decks for place in deck)
     lengths = tuple(map(len, whole.decks))
     generator = random.Random(seed)
-    partitions = [deal(lengths, workers, min_blocks, generator.getrandbits(32)) for _ in range(121)]
+    partitions = [Rule(lengths, workers, min_blocks).deal(generator.getrandbits(32)) for _ in range(121)]
     sent, squares = 0.0, 0.0
     for before, after in pairwise(partitions):
         plan = exchange(before, after)
@@ -108,7 +108,7 @@ def test_the_busiest_rank_is_the_one_that_receives_most(blocks: int, workers: in
     most = []
     for seed in range(400):
         transfers = exchange(
-            deal([blocks], workers, min_blocks, 2 * seed), deal([blocks], workers, min_blocks, 2 * seed + 1)
+            Rule((blocks,), workers, min_blocks).deal(2 * seed), Rule((blocks,), workers, min_blocks).deal(2 * seed + 1)
         ).transfers
         most.append(max(sum(t.destination == rank for t in transfers) for rank in range(workers)))
     seen = sum(most) / len(most)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resist_hvd.protocol.exchange import exchange, ring_bytes
-from resist_hvd.protocol.partition import deal
+from resist_hvd.protocol.rule import Rule
 
 numbers = st.integers(1, 24)
 workers = st.integers(1, 9)
@@ -18,7 +18,7 @@ seeds = st.integers(0, 2**62)
 
 @given(numbers, workers, least, seeds, seeds)
 def test_each_next_holder_gets_what_it_lacks_once_and_from_a_holder(n: int, s: int, m: int, a: int, b: int) -> None:
-    before, after = deal((n,), s, m, a), deal((n,), s, m, b)
+    before, after = Rule((n,), s, m).deal(a), Rule((n,), s, m).deal(b)
     plan = exchange(before, after)
     arrivals = Counter((t.block, t.destination) for t in plan.transfers)
     lacking = {
@@ -34,7 +34,7 @@ def test_each_next_holder_gets_what_it_lacks_once_and_from_a_holder(n: int, s: i
 
 @given(numbers, workers, least, seeds, seeds)
 def test_bytes_are_those_of_what_is_sent(n: int, s: int, m: int, a: int, b: int) -> None:
-    before, after = deal((n,), s, m, a), deal((n,), s, m, b)
+    before, after = Rule((n,), s, m).deal(a), Rule((n,), s, m).deal(b)
     plan = exchange(before, after)
     sizes = tuple(12 * (block + 1) for block in range(n))
     moved = sum(sizes[t.block] for t in plan.transfers)
@@ -46,7 +46,7 @@ def test_bytes_are_those_of_what_is_sent(n: int, s: int, m: int, a: int, b: int)
 
 @given(numbers, workers, least, seeds, seeds)
 def test_sends_are_spread_among_the_holders(n: int, s: int, m: int, a: int, b: int) -> None:
-    before, after = deal((n,), s, m, a), deal((n,), s, m, b)
+    before, after = Rule((n,), s, m).deal(a), Rule((n,), s, m).deal(b)
     sends = [0] * s
     for transfer in exchange(before, after).transfers:
         fewest = min(sends[rank] for rank in before.holders[transfer.block])
@@ -58,7 +58,7 @@ def test_sends_are_spread_among_the_holders(n: int, s: int, m: int, a: int, b: i
 
 @given(numbers, workers, least, st.lists(seeds, min_size=2, max_size=5))
 def test_nothing_is_lost_over_several_rounds(n: int, s: int, m: int, rounds: list[int]) -> None:
-    partitions = [deal((n,), s, m, seed) for seed in rounds]
+    partitions = [Rule((n,), s, m).deal(seed) for seed in rounds]
     stores = [{block: {rank} for block in held} for rank, held in enumerate(partitions[0].held)]
     for before, after in pairwise(partitions):
         plan = exchange(before, after)
@@ -78,7 +78,7 @@ def test_nothing_is_lost_over_several_rounds(n: int, s: int, m: int, rounds: lis
 
 
 def test_the_same_deal_again_moves_nothing() -> None:
-    partition = deal((22,), 4, 5, 1)
+    partition = Rule((22,), 4, 5).deal(1)
     assert exchange(partition, partition).transfers == ()
 
 
@@ -88,4 +88,4 @@ def test_a_ring_all_reduce_sends_the_buffer_nearly_twice() -> None:
 
 def test_partitions_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="4 workers and 22 blocks before, 2 and 22 after"):
-        exchange(deal((22,), 4, 0, 1), deal((22,), 2, 0, 1))
+        exchange(Rule((22,), 4, 0).deal(1), Rule((22,), 2, 0).deal(1))

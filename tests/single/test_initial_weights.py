@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resist_hvd.nets import Architecture, SubNet
 from resist_hvd.nets.preact_resnet import Norm
-from resist_hvd.protocol.partition import deal, depth
+from resist_hvd.protocol.rule import Rule, depth
 from resist_hvd.settings.model import BlockKind, ModelSettings
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_every_worker_makes_the_same_ones_alone(settings: ModelSettings) -> None
     whole = worker(architecture, numbers, list(architecture.decks))
     for workers, least in ((1, 0), (2, 0), (3, 2), (4, 0)):
         depths = [depth(blocks, workers, least) for blocks in architecture.decks]
-        for held in deal(architecture.decks, workers, least, seed=workers).held:
+        for held in Rule(architecture.decks, workers, least).deal(workers).held:
             subnet = worker(architecture, held, depths)
             assert torch.equal(subnet.trunk, whole.trunk)
             for block, slot in zip(held, subnet.slots, strict=True):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.protocol.partition import deal, depth, holder_groups, recorded, replicate
+from resist_hvd.protocol.rule import Rule, depth
 from resist_hvd.seeds import derive
 
 numbers = st.integers(1, 24)
@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**62)
 
 @given(numbers, workers, least, seeds)
 def test_every_block_is_held_and_every_worker_holds_as_many_different_ones(n: int, s: int, m: int, seed: int) -> None:
-    partition = deal((n,), s, m, seed)
+    partition = Rule((n,), s, m).deal(seed)
     k = max(-(-n // s), min(m, n))
     assert depth(n, s, m) == k
     assert {block for held in partition.held for block in held} == set(range(n))
@@ -26,11 +26,11 @@ def test_every_block_is_held_and_every_worker_holds_as_many_different_ones(n: in
 
 @given(numbers, workers, least, seeds)
 def test_copies_differ_by_one_at_most_and_holders_are_neighbours(n: int, s: int, m: int, seed: int) -> None:
-    partition = deal((n,), s, m, seed)
+    partition = Rule((n,), s, m).deal(seed)
     copies, extra = divmod(s * depth(n, s, m), n)
     counts = [len(holders) for holders in partition.holders]
     assert sorted(counts) == [copies] * (n - extra) + [copies + 1] * extra
-    groups = holder_groups((n,), s, m)
+    groups = Rule((n,), s, m).groups
     assert len(groups) <= 2 * s
     for holders in partition.holders:
         runs = [{(start + step) % s for step in range(len(holders))} for start in range(s)]
@@ -40,15 +40,15 @@ def test_copies_differ_by_one_at_most_and_holders_are_neighbours(n: int, s: int,
 
 @given(numbers, workers, seeds)
 def test_where_blocks_divide_it_is_the_papers_round_robin_deal(k: int, s: int, seed: int) -> None:
-    partition = deal((k * s,), s, 0, seed)
+    partition = Rule((k * s,), s, 0).deal(seed)
     permutation = sorted(range(k * s), key=lambda block: derive(seed, "deal", block))
     assert partition.held == tuple(tuple(sorted(permutation[worker::s])) for worker in range(s))
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=4), workers, least, seeds)
 def test_decks_are_dealt_one_by_one(decks: list[int], s: int, m: int, seed: int) -> None:
-    partition = deal(decks, s, m, seed)
-    assert partition == deal(decks, s, m, seed)
+    partition = Rule(decks, s, m).deal(seed)
+    assert partition == Rule(decks, s, m).deal(seed)
     first = 0
     for blocks in decks:
         for held in partition.held:
@@ -59,8 +59,8 @@ def test_decks_are_dealt_one_by_one(decks: list[int], s: int, m: int, seed: int)
 
 @given(st.lists(numbers, min_size=1, max_size=3), workers, least)
 def test_all_groups_of_holders_are_known_beforehand_and_are_few(decks: list[int], s: int, m: int) -> None:
-    groups = holder_groups(decks, s, m)
-    dealt = {holders for seed in range(5) for holders in deal(decks, s, m, seed).holders}
+    groups = Rule(decks, s, m).groups
+    dealt = {holders for seed in range(5) for holders in Rule(decks, s, m).deal(seed).holders}
     assert {holders for holders in dealt if len(holders) > 1} <= set(groups)
     assert len(groups) <= 2 * s * len(decks)
     assert all(1 < len(group) <= s and list(group) == sorted(set(group)) for group in groups)
@@ -69,28 +69,28 @@ def test_all_groups_of_holders_are_known_beforehand_and_are_few(decks: list[int]
 
 @given(numbers, workers)
 def test_no_group_is_made_where_no_block_is_shared(k: int, s: int) -> None:
-    assert holder_groups((k * s,), s, 0) == ()
+    assert Rule((k * s,), s, 0).groups == ()
 
 
 def test_other_seeds_deal_otherwise() -> None:
-    assert len({deal((22,), 4, 5, seed).held for seed in range(50)}) == 50
+    assert len({Rule((22,), 4, 5).deal(seed).held for seed in range(50)}) == 50
 
 
 @given(numbers, workers)
 def test_replicated_blocks_are_held_by_all(n: int, s: int) -> None:
-    assert replicate((n,), s).holders == (tuple(range(s)),) * n
+    assert Rule((n,), s).replicated().holders == (tuple(range(s)),) * n
 
 
 def test_a_deal_is_the_same_for_ever() -> None:
     # Another version of Python, or of this program, that dealt otherwise could not go on with a run as it was.
-    assert deal((8,), 4, 3, 4).held == ((3, 4, 5), (2, 3, 5), (0, 1, 7), (0, 1, 6))
-    assert deal((2, 3), 2, 0, 1).held == ((0, 2, 4), (1, 2, 3))
+    assert Rule((8,), 4, 3).deal(4).held == ((3, 4, 5), (2, 3, 5), (0, 1, 7), (0, 1, 6))
+    assert Rule((2, 3), 2, 0).deal(1).held == ((0, 2, 4), (1, 2, 3))
 
 
 @given(st.lists(numbers, min_size=1, max_size=3), workers, least, seeds)
 def test_a_deal_that_was_written_down_is_read_again(decks: list[int], s: int, m: int, seed: int) -> None:
-    partition = deal(decks, s, m, seed)
-    assert recorded([list(own) for own in partition.held], decks, s, m) == partition
+    partition = Rule(decks, s, m).deal(seed)
+    assert Rule(decks, s, m).recorded([list(own) for own in partition.held]) == partition
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_a_deal_that_was_written_down_is_read_again(decks: list[int], s: int, m:
     ],
 )
 def test_what_the_rule_cannot_deal_is_not_read(held: list[list[int]]) -> None:
-    assert recorded([[0, 3], [1, 2]], (4,), 2, 0) is not None
-    assert recorded(held, (4,), 2, 0) is None
+    assert Rule((4,), 2, 0).recorded([[0, 3], [1, 2]]) is not None
+    assert Rule((4,), 2, 0).recorded(held) is None
 
 
 def test_holders_that_have_no_communicator_are_not_read() -> None:
-    assert recorded([[0, 1], [1, 2], [2, 3], [0, 3]], (4,), 4, 2) is not None
-    assert recorded([[0, 1], [2, 3], [0, 1], [2, 3]], (4,), 4, 2) is None
+    assert Rule((4,), 4, 2).recorded([[0, 1], [1, 2], [2, 3], [0, 3]]) is not None
+    assert Rule((4,), 4, 2).recorded([[0, 1], [2, 3], [0, 1], [2, 3]]) is None

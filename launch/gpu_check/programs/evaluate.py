@@ -31,7 +31,7 @@ def answer(folder: Path, device: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for precision in PRECISIONS:
             run.settings = replace(settings, precision=precision)
-            evaluation = evaluate(run.method, source, world, run.autocast)
+            evaluation = evaluate(run.method, source, run.task, world, run.autocast)
             found[precision] = {"accuracy": evaluation.accuracy, "loss": evaluation.loss}
     return {**found, "images": evaluation.images, "first": world.is_first}
 

@@ -23,7 +23,7 @@ from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.guard import failure
 from resist_hvd.protocol.exchange import exchange
-from resist_hvd.protocol.partition import deal, holder_groups
+from resist_hvd.protocol.rule import Rule
 
 WAYS = ("nccl", "host", "bound", "uneven")
 DECKS = (7, 0, 4)
@@ -102,13 +102,13 @@ def averages(world: World, transport: Transport) -> tuple[float, dict[str, float
 
 def exchanges(world: World, transport: Transport) -> float:
     """Exchange blocks for some rounds, each beside an average of all; return the largest difference."""
-    before = deal(DECKS, world.size, MIN_BLOCKS, 0)
+    before = Rule(DECKS, world.size, MIN_BLOCKS).deal(0)
     # Averages of equal values change nothing: after the first round all blocks are what the first made of them.
     means = [mean(before.holders[block], block, BLOCK) for block in range(sum(DECKS))]
     held = {b: values(world.rank, b, BLOCK).to(world.device, torch.float32) for b in before.held[world.rank]}
     worst = 0.0
     for seed in range(1, ROUNDS + 1):
-        after = deal(DECKS, world.size, MIN_BLOCKS, seed)
+        after = Rule(DECKS, world.size, MIN_BLOCKS).deal(seed)
         arriving = {b: torch.empty(BLOCK, device=world.device) for b in after.held[world.rank] if b not in held}
         trunk = values(world.rank, seed, BESIDE).to(world.device, torch.float32)
         pending = transport.start_average(trunk, "beside")
@@ -133,7 +133,7 @@ def broadcasts(world: World, transport: Transport) -> float:
 
 def answer(world: World) -> dict[str, Any]:
     """Move tensors in every manner; return what all ranks saw together."""
-    transport = Transport(world, holder_groups(DECKS, world.size, MIN_BLOCKS))
+    transport = Transport(world, Rule(DECKS, world.size, MIN_BLOCKS).groups)
     worst, milliseconds = averages(world, transport)
     worst = max(worst, exchanges(world, transport), broadcasts(world, transport))
     return {

@@ -1,0 +1,148 @@
+"""Exported models: the tensors that their files have, and reading them again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from resist_hvd.errors import UserError
+from resist_hvd.nets import families
+from resist_hvd.nets.norms import norms_of, set_statistics
+from resist_hvd.nets.parts import Network
+from resist_hvd.nets.subnet import fill_buffers, scale_outputs
+from resist_hvd.tensor_files import read_tensors
+
+LONGEST_DESCRIPTION = 64 * 2**20
+"""Bytes of a `model.json`; most of it are the names of classes."""
+
+
+class Whole(nn.Module):
+    """A whole network: its parts, one after another, as `load` makes them.
+
+    Args:
+        network: its parts.
+
+    Attributes:
+        parts: the modules in a row.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.parts = nn.ModuleList(part.make() for part in network.parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs for a batch of inputs: scores [batch, classes] where classes are told apart."""
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of an exported model, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part, module in zip(network.parts, network.modules, strict=True):
+        shapes |= {part.prefixed(name): tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        for name, norm in norms_of(module).items():
+            shapes |= {
+                part.prefixed(f"{name}.{kind}"): (norm.num_features,) for kind in ("running_mean", "running_var")
+            }
+    return shapes
+
+
+def load(folder: Path) -> Whole:
+    """Return the exported global model in a run's folder, in evaluation mode.
+
+    Raises:
+        UserError: `model.json` or `model.safetensors` is missing or damaged, or they do not fit together; or the
+            network's own library is missing.
+    """
+    for name in ("model.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"No exported model: {name} is missing",
+                where=str(folder),
+                mend="Give the --output folder of a finished run.",
+            )
+    try:
+        description = read_description(folder / "model.json")
+        network = families.make(description["network"])
+        tensors = _read_tensors(folder / "model.safetensors", network)
+    except OSError as error:
+        raise UserError(
+            f"The exported model cannot be read: {error.strerror or error}",
+            where=str(error.filename or folder),
+            mend="Have its files readable, or copy them to where they are.",
+        ) from None
+    except (ValueError, SafetensorError) as error:
+        raise UserError(
+            f"The exported model cannot be read: {' '.join(str(error).split())}",
+            where=str(folder),
+            mend="Export it again.",
+        ) from None
+    with torch.device("meta"):
+        model = Whole(network)
+    scales = iter(description.get("scales", ()))
+    of_decks = {deck.name: next(scales, 1.0) for deck in network.decks}
+    for part, module in zip(network.parts, model.parts, strict=True):
+        for name, norm in norms_of(module).items():
+            mean, variance = (tensors[part.prefixed(f"{name}.{kind}")] for kind in ("running_mean", "running_var"))
+            set_statistics(norm, mean, variance)
+        own = {name: tensors[part.prefixed(name)] for name, _ in module.named_parameters()}
+        module.load_state_dict(own, assign=True, strict=False)
+        fill_buffers(part, module, torch.device("cpu"))
+        if part.deck is not None and not part.branches:
+            scale_outputs(part, module, of_decks[part.deck])
+    return model.eval()
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return what a `model.json` says.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or says nothing of a model.
+    """
+    if (size := path.stat().st_size) > LONGEST_DESCRIPTION:
+        raise ValueError(f"{path.name} has {size:,} bytes, more than any description of a model")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
+    if isinstance(description, dict) and isinstance(older := description.get("architecture"), dict):
+        description["network"] = {"family": "preact_resnet", **older}
+    if not isinstance(description, dict) or not isinstance(description.get("network"), dict):
+        raise ValueError(f"{path.name} describes no network")
+    scales = description.get("scales", [])
+    if not isinstance(scales, list) or not all(type(scale) in (int, float) for scale in scales):
+        raise ValueError(f"{path.name} has scales that are no numbers")
+    return description
+
+
+def _read_tensors(path: Path, network: Network) -> dict[str, Tensor]:
+    """Return an exported model's tensors, which are those of the network.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be read.
+        ValueError: its tensors are not those of the network.
+    """
+    tensors = read_tensors(path)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = shapes_of(network)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{name} is {_shape(found.get(name))} in {path.name}, and {_shape(wanted.get(name))} by model.json"
+            )
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is of type {tensor.dtype}, not torch.float32")
+    return tensors
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape))

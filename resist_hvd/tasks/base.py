@@ -1,0 +1,53 @@
+"""Interface of tasks and metrics to training and evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Metric(Protocol):
+    """A figure that is made from outputs and targets, batch by batch: any metric of torchmetrics is one."""
+
+    def update(self, outputs: Tensor, targets: Any, /) -> None:
+        """Add a batch."""
+
+    def compute(self) -> Any:
+        """Return the figure, of all batches since the last reset."""
+
+    def reset(self) -> None:
+        """Forget all batches."""
+
+    @property
+    def metric_state(self) -> dict[str, Any]:
+        """All that it knows of the batches: tensors, or lists of them, by name."""
+
+    def merge_state(self, incoming_state: dict[str, Any], /) -> None:
+        """Add the batches that another metric of its kind knows."""
+
+
+class Task(ABC):
+    """What is learnt."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return the mean loss of a batch, which training descends."""
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """Return a new metric whose `compute` has figures by name: `accuracy` or the like, and `loss`."""
+
+    @abstractmethod
+    def votes(self, outputs: Tensor) -> Tensor:
+        """Return what an ensemble averages over its members."""
+
+    @abstractmethod
+    def elected(self, votes: Tensor) -> Tensor:
+        """Return outputs that stand for averaged votes."""
+
+
+Figures = Mapping[str, float]
+"""Figures of an evaluation by name."""

@@ -1,0 +1,108 @@
+"""Rounds: so many local iterations, then a synchronisation and the round's account; in whoever's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from resist_hvd.comm.devices import finish
+from resist_hvd.records import RoundRecord
+from resist_hvd.seeds import derive
+from resist_hvd.training.account import Round, add_round
+from resist_hvd.training.run import Training
+
+
+class Clock:
+    """Seconds between laps, of work that a device has really done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        finish(self._device)
+        last, self._last = self._last, perf_counter()
+        return self._last - last
+
+
+class Rounds:
+    """Ends each round of local iterations by a synchronisation; all ranks count alike.
+
+    Args:
+        training: the method, and how far it has come.
+        seed: the run's; each round's partition comes from it.
+        length: returns how many local iterations the round has that begins now.
+        longest: the most that a round can have.
+
+    Attributes:
+        made: local iterations of the present round so far.
+    """
+
+    def __init__(self, training: Training, *, seed: int, length: Callable[[], int], longest: int) -> None:
+        self.training = training
+        self.made = 0
+        self._seed = seed
+        self._length = length
+        self._losses = torch.zeros(longest, device=training.world.device)
+        self._clock = Clock(training.world.device)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a round: what lay between it and the one before, as an evaluation, is no round's time."""
+        training = self.training
+        self._iterations = self._length()
+        self._sent = training.method.transport.sent
+        self._seconds = training.world.stopwatch.seconds.copy()
+        self._clock.lap()
+        training.world.position = f"round {training.progress.round + 1}, local training"
+
+    def step(self, loss: Tensor, rate: float) -> RoundRecord | None:
+        """Take note of a local iteration that was made, and end the round where it was the last of it.
+
+        Args:
+            loss: of the iteration, a scalar.
+            rate: the learning rate.
+
+        Returns:
+            The round's record if this ended it; `begin` begins the next.
+
+        Raises:
+            UserError: on every rank, where the loss of one was not finite.
+        """
+        self._losses[self.made] = loss.detach()
+        self.made += 1
+        if self.made < self._iterations:
+            return None
+        return self._end(rate)
+
+    def _end(self, rate: float) -> RoundRecord:
+        training, before, clock = self.training, self._seconds, self._clock
+        world, method, number = training.world, training.method, training.progress.round
+        partition, watch = method.partition, world.stopwatch
+        aside = sum(watch.seconds[phase] - before[phase] for phase in ("prepare", "evaluate", "checkpoint"))
+        trained = clock.lap() - aside
+        world.position = f"round {number + 1}, synchronising"
+        with watch.measure("synchronise"):
+            method.synchronise(world.broadcast_seed(derive(self._seed, "round", number + 1)))
+        synchronised = clock.lap()
+        world.activity.round_took(trained + synchronised)
+        made = Round(
+            number=number,
+            iterations=self.made,
+            losses=self._losses[: self.made],
+            lr=rate,
+            seconds_data=(data := watch.seconds["data"] - before["data"]),
+            seconds_compute=trained - data,
+            seconds_sync=synchronised,
+            seconds_prepare=watch.seconds["prepare"] - before["prepare"],
+            seconds_trunk=watch.seconds["trunk"] - before["trunk"],
+            seconds_blocks=watch.seconds["blocks"] - before["blocks"],
+            bytes_sent=method.transport.sent - self._sent,
+            partition=partition,
+        )
+        self.made = 0
+        return add_round(training, made)
