@@ -53,18 +53,6 @@ class Check:
         """Seconds until its limit."""
         return self.began + self.limit - time.monotonic()
 
-    def command(self, module: str, flags: Sequence[str | Path], ranks: int) -> list[str | Path]:
-        """Return a command line.
-
-        Args:
-            module: what is run, by `python -m`.
-            flags: the module's.
-            ranks: as how many ranks; 0: without a launcher.
-        """
-        if ranks == 0:
-            return [self.python, "-m", module, *flags]
-        return [self.run, "-np", str(ranks), "-m", module, *flags]
-
     def start(
         self,
         name: str,
@@ -73,18 +61,23 @@ class Check:
         ranks: int = 0,
         variables: Mapping[str, str] | None = None,
     ) -> Running:
-        """Start a module, with its output in a file of this name.
+        """Start a module.
+
+        Args:
+            name: of the file that its output goes to.
+            module: what is run, by `python -m`.
+            flags: the module's.
+            ranks: as how many ranks; 0: without a launcher.
+            variables: for its environment.
 
         Raises:
             FailedError: the step's limit has come.
         """
         if self.left <= 0:
             raise FailedError(f"{name} could not begin within the step's limit of {self.limit:.0f} s")
-        return start(
-            self.command(module, flags, ranks),
-            self.folder / f"{name}.log",
-            {"PYTHONPATH": str(LAUNCH), **(variables or {})},
-        )
+        program = [self.run, "-np", str(ranks)] if ranks else [self.python]
+        environment = {"PYTHONPATH": str(LAUNCH), **(variables or {})}
+        return start([*program, "-m", module, *flags], self.folder / f"{name}.log", environment)
 
     def do(
         self,
@@ -141,11 +134,7 @@ class Check:
         answer = self.folder / f"{name}.json"
         module = f"gpu_check.programs.{program}"
         ended = self.do(name, module, "--answer", answer, *flags, ranks=ranks, variables=variables)
-        try:
-            found: dict[str, Any] = json.loads(answer.read_text())
-        except (OSError, ValueError):
-            raise FailedError(f"{name} gave no answer", ended.tail) from None
-        return found
+        return read(answer, ended.tail)
 
     def train(self, name: str, *flags: str | Path, ranks: int, variables: Mapping[str, str] | None = None) -> Path:
         """Train to the end and return the run's folder.
@@ -172,3 +161,20 @@ def lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise FailedError(f"{path.name} cannot be read: {error}") from None
+
+
+def read(path: Path, tail: str = "") -> dict[str, Any]:
+    """Return what a program has written as JSON.
+
+    Args:
+        path: the file.
+        tail: the last lines that the program has printed.
+
+    Raises:
+        FailedError: it cannot be read.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FailedError(f"{path.name} cannot be read: {error}", tail) from None
+    return found

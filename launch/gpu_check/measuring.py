@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from gpu_check.check import Check
-from gpu_check.training import accuracy_of, note_faults
+from gpu_check.check import Check, read
+from gpu_check.training import note_faults
 from gpu_check.verdicts import FailedError, SkippedError
 
 OURS, BARE = "through method and loop", "bare PyTorch loop"
@@ -183,21 +180,8 @@ def demonstration(check: Check) -> None:
         FailedError: it is less accurate than it should be.
     """
     run = check.train("demonstration", "--device", check.machine.device, ranks=check.ranks)
-    accuracy = accuracy_of(run)
+    accuracy = float(read(run / "summary.json")["accuracy"])
     check.finding.figures["accuracy"] = accuracy
     check.finding.words.append(f"{accuracy:.2f} % on {check.ranks} ranks ({check.machine.device})")
     if not accuracy >= DEMONSTRATION_AIM:
         raise FailedError(f"the demonstration ends at {accuracy:.2f} %, {DEMONSTRATION_AIM:.0f} % are expected")
-
-
-def read(file: Path) -> dict[str, Any]:
-    """Return a benchmark's measurements.
-
-    Raises:
-        FailedError: it has written none.
-    """
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise FailedError(f"{file.name} cannot be read: {error}") from None
-    return found

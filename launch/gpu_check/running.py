@@ -138,7 +138,7 @@ def start(command: Sequence[str | Path], log: Path, variables: Mapping[str, str]
 def guard() -> subprocess.Popen[bytes]:
     """Start a program that ends all that this one has started once this one is gone, killed or not: its pipe ends."""
     return subprocess.Popen(
-        [sys.executable, "-m", "gpu_check.guard", SESSION],
+        [sys.executable, "-m", "gpu_check.running", SESSION],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -184,3 +184,8 @@ def is_python(pid: int) -> bool:
     except OSError:
         return False
     return bool(re.search(rb"(?:^|/)python[\d.]*$", command[0]))
+
+
+if __name__ == "__main__":  # what `guard` has started: once its input ends, nothing of a session is left
+    sys.stdin.buffer.read()
+    end_all(sys.argv[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -301,15 +300,3 @@ def compiled(check: Check) -> None:
         raise FailedError(f"{again} recompilations, {check.ranks} expected: one network each", tail[-2000:])
     if wrong := too_far(apart):
         raise FailedError(f"compiled and eager: {', '.join(wrong)}")
-
-
-def accuracy_of(run: Path) -> float:
-    """Return the accuracy that a run has ended with, in percent.
-
-    Raises:
-        FailedError: its summary cannot be read.
-    """
-    try:
-        return float(json.loads((run / "summary.json").read_text())["accuracy"])
-    except (OSError, ValueError, KeyError) as error:
-        raise FailedError(f"summary.json cannot be read: {error}") from None
