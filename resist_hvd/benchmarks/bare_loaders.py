@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
-from resist_hvd.data.files.imagenet import MEAN, STD
+from resist_hvd.data.files.loader import MEAN, STD
 from resist_hvd.data.source import Shard
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings

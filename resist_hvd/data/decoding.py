@@ -49,7 +49,7 @@ def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             check_size(*image.size)
-            return np.asarray(_eight_bits(image).convert("RGB"))
+            return np.asarray(eight_bits(image).convert("RGB"))
     except UnidentifiedImageError:
         raise ValueError("is no image, or one of an unknown format") from None
     except (MemoryError, TooLargeError):
@@ -92,15 +92,18 @@ def _fast_jpeg(encoded: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow's own conversion of 16-bit grey images would cut off all that is brighter than 255."""
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image whose channels have 8 bits: of 16-bit grey images the high byte.
+
+    Pillow's own conversion would cut off all that is brighter than 255.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image
 
 
 def fit_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale the image's middle square to `size` x `size`, bilinearly and without aliasing: uint8 [size, size, 3]."""
+    """Scale the middle square of an image [H, W, 3] or [H, W] to `size` x `size`, bilinearly and without aliasing."""
     if pixels.shape[:2] == (size, size):
         return pixels
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size, size), method=Image.Resampling.BILINEAR))

@@ -7,12 +7,13 @@ run has trained on, which the run itself counts: a source keeps none that must b
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor
 
+from resist_hvd.data.preprocess import Preprocess
 from resist_hvd.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
@@ -39,7 +40,8 @@ class Shard:
 class DataSpec:
     """Facts of a data set, for the model and for reports; sizes count images over all workers.
 
-    Batches are normalised by `mean` and `std`, each channel's, of pixel values from 0 to 255.
+    Batches are normalised by `mean` and `std`, each channel's, of pixel values from 0 to 255. `test_resize` is the
+    pixels that the shorter side of a test image is scaled to, where that is how it is cut out (see `Preprocess`).
     """
 
     name: str
@@ -50,6 +52,13 @@ class DataSpec:
     test_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    test_resize: int | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Preparation of a single image as the test set's are prepared."""
+        names = (field.name for field in fields(Preprocess))
+        return Preprocess(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from resist_hvd.data import DataSource, Shard, load
-from resist_hvd.data.files.imagenet import STD
+from resist_hvd.data.files.loader import STD
 from resist_hvd.data.side_stream import IN_USE
 from resist_hvd.settings.data import DataSettings
 

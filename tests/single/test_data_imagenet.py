@@ -18,10 +18,8 @@ import pytest
 import torch
 
 from resist_hvd.data import Batch, DataSource, Shard, load
-from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.files import imagenet
-from resist_hvd.data.files.imagenet import MEAN, STD
-from resist_hvd.data.files.torchvision_loader import PlainBatches, Recipe, as_tensor
+from resist_hvd.data.files.loader import preprocess_of
 from resist_hvd.data.side_stream import making_stream
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
@@ -81,9 +79,7 @@ def identified(root: Path, half: str, batches: list[Batch]) -> list[int]:
     """Which image of a folder each plain image of some batches is: the nearest, without doubt."""
     files = sorted((root / half).glob("*/*.JPEG"))
     reference = DataSettings(name="imagenet", root=root, image_size=photographs.SIZE, loader="torchvision")
-    recipe = Recipe(settings=reference, mean=MEAN, std=STD)
-    plain = PlainBatches(recipe, None, np.arange(0))  # type: ignore[arg-type]
-    known = recipe.normalised([plain._middle(as_tensor(read_trusted(os.fsencode(file)))) for file in files])
+    known = torch.stack([preprocess_of(reference).read(file) for file in files])
     found = []
     for images, _ in batches:
         distances = (images[:, None] - known[None]).abs().mean(dim=(2, 3, 4))

@@ -21,7 +21,7 @@ from resist_hvd.data.files.dali_graph import Means, Source
 from resist_hvd.data.files.dali_memory import as_tensor
 from resist_hvd.data.files.dali_suspects import undecodable
 from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence, unexplained
-from resist_hvd.data.files.loader import BATCH_TYPES, ImageLoader, TrainingPlan
+from resist_hvd.data.files.loader import BATCH_TYPES, MEAN, STD, ImageLoader, TrainingPlan
 from resist_hvd.data.files.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError
 from resist_hvd.data.files.windows import Draws, middle_windows, random_windows
 from resist_hvd.data.index import ImageIndex
@@ -57,7 +57,6 @@ class DaliLoader(ImageLoader):
 
     Args:
         settings: sizes, augmentation, threads, prefetching.
-        mean, std: of each channel, in 0 to 255.
         device: where batches are wanted; decoding is on a GPU where that is one.
         broken: what is done about broken files.
     """
@@ -68,8 +67,6 @@ class DaliLoader(ImageLoader):
         self,
         settings: DataSettings,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         device: torch.device,
         broken: BrokenFiles,
     ) -> None:
@@ -80,7 +77,7 @@ class DaliLoader(ImageLoader):
         self._type = BATCH_TYPES[settings.image_type]
         # DALI's normalisation knows no bfloat16.
         dali_type = types.FLOAT16 if settings.image_type == "fp16" else types.FLOAT
-        self._normalisation = {"mean": list(mean), "std": list(std), "dtype": dali_type}
+        self._normalisation = {"mean": list(MEAN), "std": list(STD), "dtype": dali_type}
 
     def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
         """Endless training batches, from where all workers have drawn so many samples."""

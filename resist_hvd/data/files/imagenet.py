@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.broken import BrokenFiles
 from resist_hvd.data.files.ahead import Ahead
-from resist_hvd.data.files.loader import ImageLoader, TrainingPlan
+from resist_hvd.data.files.loader import ImageLoader, TrainingPlan, preprocess_of
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.side_stream import made_beside, making_stream
@@ -22,10 +22,6 @@ from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.tree import ImageTree, Share, find_images
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
-
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-"""Of ImageNet's red, green and blue: the figures that published models were trained with."""
 
 
 def load(
@@ -70,10 +66,10 @@ def make_loader(settings: DataSettings, *, device: torch.device, broken: BrokenF
     if settings.loader == "torchvision" or not installed:
         from resist_hvd.data.files.torchvision_loader import TorchvisionLoader
 
-        return TorchvisionLoader(settings, mean=MEAN, std=STD, device=device, broken=broken)
+        return TorchvisionLoader(settings, device=device, broken=broken)
     from resist_hvd.data.files.dali import DaliLoader
 
-    return DaliLoader(settings, mean=MEAN, std=STD, device=device, broken=broken)
+    return DaliLoader(settings, device=device, broken=broken)
 
 
 def dali_is_installed() -> bool:
@@ -99,12 +95,9 @@ class StreamedSource(DataSource):
         self.spec = DataSpec(
             name=settings.name,
             classes=train.classes,
-            channels=3,
-            image_size=settings.size,
             train_size=len(train),
             test_size=len(test),
-            mean=MEAN,
-            std=STD,
+            **preprocess_of(settings).to_json(),
         )
         self.remarks = images.remarks
         self._train, self._test = train, test

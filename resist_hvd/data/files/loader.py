@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 from resist_hvd.data.files.windows import WORDS_PER_WINDOW, Draws
 from resist_hvd.data.index import ImageIndex
 from resist_hvd.data.order import EpochOrder, sample_words
+from resist_hvd.data.preprocess import Preprocess
 from resist_hvd.data.source import Batch, Shard
+from resist_hvd.settings.data import DataSettings
+
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+"""Of ImageNet's red, green and blue: the figures that published models were trained with."""
 
 BATCH_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of batches by the names of `DataSettings.image_type`."""
+
+
+def preprocess_of(settings: DataSettings) -> Preprocess:
+    """Return how test images are prepared."""
+    return Preprocess(image_size=settings.size, channels=3, mean=MEAN, std=STD, test_resize=settings.resize_before_test)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Batches decoded by Pillow and torchvision's transforms in processes of their own, where there is no DALI."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -15,10 +14,11 @@ from torchvision.transforms.v2 import functional
 
 from resist_hvd.data.broken import BrokenFiles, read_trusted
 from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence
-from resist_hvd.data.files.loader import BATCH_TYPES, ImageLoader, TrainingPlan
+from resist_hvd.data.files.loader import BATCH_TYPES, MEAN, STD, ImageLoader, TrainingPlan, preprocess_of
 from resist_hvd.data.files.loader_processes import Tether, forked_from_a_server, starting_processes
-from resist_hvd.data.files.windows import middle_windows, random_windows
+from resist_hvd.data.files.windows import random_windows
 from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.preprocess import as_tensor, scale_and_offset
 from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
@@ -33,23 +33,11 @@ MIDDLE_GREY = 128.0
 """Grey value that a change of contrast leaves alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Settings by which images become batches.
-
-    Attributes:
-        mean, std: of each channel, in 0 to 255.
-    """
-
-    settings: DataSettings
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def normalised(self, images: list[Tensor]) -> Tensor:
-        """A batch of images, uint8 [3, size, size] each, in the type asked for and channels_last in memory."""
-        batch = torch.stack(images).to(memory_format=torch.channels_last).float()
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return batch.sub_(mean).div_(std).to(BATCH_TYPES[self.settings.image_type])
+def normalised(images: list[Tensor], image_type: str) -> Tensor:
+    """A batch of images, uint8 [3, size, size] each, in the type asked for and channels_last in memory."""
+    batch = torch.stack(images).to(memory_format=torch.channels_last).float()
+    scale, offset = (values.view(3, 1, 1) for values in scale_and_offset(MEAN, STD))
+    return batch.mul_(scale).add_(offset).to(BATCH_TYPES[image_type])
 
 
 class TrainingBatches(Dataset[Made]):
@@ -58,8 +46,8 @@ class TrainingBatches(Dataset[Made]):
     What a process of the loader runs. Each finds out about broken files by itself.
     """
 
-    def __init__(self, recipe: Recipe, index: ImageIndex, plan: TrainingPlan) -> None:
-        self._recipe = recipe
+    def __init__(self, settings: DataSettings, index: ImageIndex, plan: TrainingPlan) -> None:
+        self._settings = settings
         self._index = index
         self._plan = plan
         self._faults: dict[int, str] = {}
@@ -72,7 +60,7 @@ class TrainingBatches(Dataset[Made]):
             return torch.empty(0), torch.empty(0), dict(self._faults)
         heights, widths = (np.array([pixels.shape[axis] for _, pixels in decoded]) for axis in (0, 1))
         windows = random_windows(draws, heights, widths).tolist()
-        settings = self._recipe.settings
+        settings = self._settings
         pictures = []
         for number, ((_, pixels), window) in enumerate(zip(decoded, windows, strict=True)):
             size = [settings.size, settings.size]
@@ -83,7 +71,7 @@ class TrainingBatches(Dataset[Made]):
                 picture = recoloured(picture, 1 + settings.color_jitter * draws.colours[number])
             pictures.append(functional.horizontal_flip(picture) if draws.mirrored[number] else picture)
         labels = self._index.labels[[image for image, _ in decoded]]
-        return self._recipe.normalised(pictures), torch.from_numpy(labels), dict(self._faults)
+        return normalised(pictures, settings.image_type), torch.from_numpy(labels), dict(self._faults)
 
     def _decoded(self, image: int) -> tuple[int, NDArray[np.uint8]] | None:
         """The image, or the next one that is sound: its number and its pixels; None where there is no sound one."""
@@ -101,45 +89,31 @@ class TrainingBatches(Dataset[Made]):
 class PlainBatches(Dataset[Made]):
     """Test batches by their numbers; broken files are left out."""
 
-    def __init__(self, recipe: Recipe, index: ImageIndex, images: NDArray[np.int64]) -> None:
-        self._recipe = recipe
+    def __init__(self, settings: DataSettings, index: ImageIndex, images: NDArray[np.int64]) -> None:
+        self._settings = settings
+        self._cut = preprocess_of(settings).cut
         self._index = index
         self._images = images
 
     def __len__(self) -> int:
-        return -(-len(self._images) // self._recipe.settings.test_batch_size)
+        return -(-len(self._images) // self._settings.test_batch_size)
 
     def __getitem__(self, number: int) -> Made:
         """Return a batch, perhaps an empty one, and the faults in it."""
-        settings = self._recipe.settings
+        settings = self._settings
         pictures, labels = [], []
         faults: dict[int, str] = {}
         start = number * settings.test_batch_size
         for image in self._images[start : start + settings.test_batch_size].tolist():
             try:
-                picture = as_tensor(read_trusted(self._index.encoded_path(image)))
+                picture = self._cut(read_trusted(self._index.encoded_path(image)))
             except ValueError as fault:
                 faults[image] = str(fault)
                 continue
-            pictures.append(self._middle(picture))
+            pictures.append(picture)
             labels.append(int(self._index.labels[image]))
-        batch = self._recipe.normalised(pictures) if pictures else torch.empty(0)
+        batch = normalised(pictures, settings.image_type) if pictures else torch.empty(0)
         return batch, torch.tensor(labels, dtype=torch.int64), faults
-
-    def _middle(self, picture: Tensor) -> Tensor:
-        settings = self._recipe.settings
-        size = settings.size
-        (scaled,), (corner,) = middle_windows(size, settings.resize_before_test, np.array([picture.shape[1:]]))
-        picture = functional.resize(picture, scaled.tolist(), InterpolationMode.BILINEAR, antialias=True)
-        cut: Tensor = functional.crop(picture, *corner.tolist(), size, size)
-        return cut
-
-
-def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Pixels [H, W, 3] as a tensor [3, H, W]."""
-    # What Pillow decoded is read-only memory, of which PyTorch takes no view.
-    tensor: Tensor = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-    return tensor.permute(2, 0, 1)
 
 
 def recoloured(picture: Tensor, factors: NDArray[np.float64]) -> Tensor:
@@ -160,7 +134,6 @@ class TorchvisionLoader(ImageLoader):
 
     Args:
         settings: sizes, augmentation, processes, prefetching.
-        mean, std: of each channel, in 0 to 255.
         device: where batches are wanted.
         broken: what is done about broken files.
     """
@@ -171,12 +144,10 @@ class TorchvisionLoader(ImageLoader):
         self,
         settings: DataSettings,
         *,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         device: torch.device,
         broken: BrokenFiles,
     ) -> None:
-        self._recipe = Recipe(settings=settings, mean=mean, std=std)
+        self._settings = settings
         self._processes = forked_from_a_server(preload=__name__)
         self._device = device
         self._broken = broken
@@ -184,15 +155,15 @@ class TorchvisionLoader(ImageLoader):
     def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
         """Endless training batches, from where all workers have drawn so many samples."""
         positions = count(samples_drawn, plan.after(0))
-        return self._batches(index, TrainingBatches(self._recipe, index, plan), positions)
+        return self._batches(index, TrainingBatches(self._settings, index, plan), positions)
 
     def test(self, index: ImageIndex, images: NDArray[np.int64]) -> Iterator[Batch]:
         """The images of these numbers in their order, without augmentation; the last batch may be smaller."""
-        batches = PlainBatches(self._recipe, index, images)
+        batches = PlainBatches(self._settings, index, images)
         return self._batches(index, batches, range(len(batches)))
 
     def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
-        settings = self._recipe.settings
+        settings = self._settings
         processes = settings.threads
         try:
             with Tether(self._processes) as tether:

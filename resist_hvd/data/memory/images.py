@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resist_hvd.data.preprocess import scale_and_offset
 from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
 
@@ -107,10 +108,8 @@ class BatchMaker:
             (max(0, len(images) * side * side - size + 1), size * channels), (channels, 1)
         )
         self._row_steps = torch.arange(size, device=device) * side
-        scale = 1 / torch.where(std > 0, std, 1.0)
         # Repeated for all pixels of a row, so that normalising runs along contiguous memory.
-        self._scale = scale.repeat(size).to(device, torch.float32)
-        self._offset = (-mean * scale).repeat(size).to(device, torch.float32)
+        self._scale, self._offset = (values.repeat(size).to(device) for values in scale_and_offset(mean, std))
 
     def augmented(
         self, chosen: NDArray[np.int64], top: NDArray[np.int64], left: NDArray[np.int64], mirrored: NDArray[np.bool_]
