@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from provision.environment import CHECK_MEND, VENV, VENV_MEND, ask, interpreter
+from provision import environment
+from provision.environment import CHECK_MEND, VENV_MEND, ask, interpreter
 from provision.pack import (
     COPY_MEND,
     GROUPS,
@@ -148,13 +149,18 @@ def make_machine_venv(log: Log, machine: Machine, wheels: Path) -> None:
     if not interpreter().is_file():
         # What a virtual environment was made from may have another PyTorch than it.
         system = [] if machine.is_virtual else ["--system-site-packages"]
-        log.run([machine.python, "-m", "venv", "--without-pip", *system, VENV], mend=VENV_MEND, env=clean_environment())
+        log.run(
+            [machine.python, "-m", "venv", "--without-pip", *system, environment.VENV],
+            mend=VENV_MEND,
+            env=clean_environment(),
+        )
+    names = next((environment.VENV / "lib").glob("python*/site-packages")) / "machine.pth"
+    names.unlink(missing_ok=True)
     seen = log.read([interpreter(), "-I", "-c", "import sys; print(sys.path)"], mend=VENV_MEND)
     hidden = [folder for folder in machine.folders if repr(folder) not in seen]
-    site = next((VENV / "lib").glob("python*/site-packages"))
     # Packages of a virtual environment, or of a user, are not the system's: they are named.
-    (site / "machine.pth").write_text("".join(f"{folder}\n" for folder in hidden))
-    uv = VENV / "bin/uv"
+    names.write_text("".join(f"{folder}\n" for folder in hidden))
+    uv = environment.VENV / "bin/uv"
     wheel = next(iter(wheels.glob("uv-*.whl")), None)
     if wheel is None:
         raise StepFailedError(f"no wheel of uv is in {wheels}", mend=CHECK_MEND)

@@ -7,10 +7,11 @@ import platform
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
-from provision import offline, pack, probe
+from provision import environment, offline, pack, probe
 from provision.__main__ import parse_flags
 from provision.pack import Manifest
 from provision.record import Choice
@@ -209,6 +210,24 @@ def test_setup_says_of_a_missing_pack_that_it_is_missing(tmp_path: Path) -> None
     assert f"{tmp_path / 'none'} holds no pack" in done.stderr
     assert "--pack DIR" in done.stderr
     assert not (tmp_path / ".venv/bin").exists()
+
+
+def test_a_machines_pytorch_stays_in_sight_where_more_is_added(
+    tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch, wheels = tmp_path / "torch", tmp_path / "wheels"
+    for folder in (torch, wheels):
+        folder.mkdir()
+    with zipfile.ZipFile(wheels / "uv-1-any.whl", "w") as wheel:
+        wheel.writestr("uv-1.data/scripts/uv", "")
+    monkeypatch.setattr(environment, "VENV", tmp_path / "venv")
+    own = offline.Machine(Path(sys.executable), is_virtual=True, torch="2.11", cuda=None, folders=(str(torch),))
+    for _ in range(2):
+        offline.make_machine_venv(log, own, wheels)
+        path = subprocess.check_output(
+            [environment.interpreter(), "-I", "-c", "import sys; print(sys.path)"], text=True
+        )
+        assert str(torch) in path
 
 
 # Making one
