@@ -67,11 +67,8 @@ class World:
         activity: what this worker is doing, and since when.
         can_stop: whether the run notices soon that it was told to stop, and stops by itself.
         resumable: whether a run that ends now can go on with --resume.
-        stop_signal, stop_told_at: the signal by which this rank was told to stop, 0 if it was not; and when, on the
-            monotonic clock.
+        stop_signal: the signal by which this rank was told to stop, 0 if it was not.
         stopwatch: where this worker's seconds go.
-        unheard: says which other ranks have not been heard of for a while, empty if none: whatever watches them sets
-            it.
     """
 
     comm: Any
@@ -88,9 +85,7 @@ class World:
     can_stop: bool = False
     resumable: bool = False
     stop_signal: int = 0
-    stop_told_at: float = 0.0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
-    unheard: Callable[[], str] = str
 
     @property
     def is_first(self) -> bool:

@@ -9,28 +9,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from resist_hvd import console
 from resist_hvd.comm.launch import launched_rank
-from resist_hvd.comm.world import World
 from resist_hvd.errors import Stopped, UserError
-from resist_hvd.guard import endings, outcome, signals, starting
-from resist_hvd.guard.endings import LOST, STOPPED, advice, advise, current_world, say, whereabouts
+from resist_hvd.guard import endings, outcome, starting
+from resist_hvd.guard.endings import LOST, STOPPED, say
 from resist_hvd.guard.launcher import watch_launcher
+from resist_hvd.guard.signals import SignalHandler
 
-__all__ = [
-    "INTERNAL_ERROR",
-    "LOST",
-    "STOPPED",
-    "advice",
-    "advise",
-    "leave",
-    "printed_once",
-    "run",
-    "take_down",
-    "watch",
-]
+if TYPE_CHECKING:
+    from resist_hvd.comm.world import World
 
 INTERNAL_ERROR = 70
 """Exit status for a defect of ours, or of a library, after sysexits' EX_SOFTWARE."""
@@ -39,23 +29,18 @@ PATIENCE = 30.0
 """Seconds for which a rank that finds fault before there is a world leaves it to rank 0 to say so: all ranks read the
 same flags, and a launcher ends the others once one has ended."""
 
-TURN = 1.0
-"""Seconds for which a rank that is told to stop before there is a world leaves the word to rank 0, mostly told, too."""
-
 
 def run(program: Callable[[], None]) -> None:
-    """Run a program's main function and end the process as it deserves.
+    """Run a program's main function and end the process: with one message where it fails, and its status.
 
     A `UserError` that every rank raises (agreed on by `World.agree`, or from before there was a world) is printed by
     rank 0, and all exit; so is `Stopped`. Anything else may have happened on this rank alone, with others waiting for
     it: this rank says where it was, and takes the world down.
     """
     console.guard()
-    starting.over()
     starting.ignore_hangup()
     for number in (signal.SIGUSR2, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _told_early)
+        starting.answer(number)
     outcome.begin()
     try:
         program()
@@ -65,13 +50,13 @@ def run(program: Callable[[], None]) -> None:
     except Stopped as stopped:
         leave(str(stopped) if launched_rank() == 0 else "", STOPPED)
     except UserError as error:
-        world = current_world()
+        ending = endings.ending
         if error.everywhere:
             leave(str(error) if launched_rank() == 0 else "", error.exit_status)
-        if world is None and launched_rank() > 0:
+        if ending.world is None and launched_rank() > 0:
             time.sleep(PATIENCE)
-        if world is not None or launched_rank() > 0:
-            error.where = ", ".join(filter(None, (error.where, whereabouts())))
+        if ending.world is not None or launched_rank() > 0:
+            error.where = ", ".join(filter(None, (error.where, ending.whereabouts())))
         take_down(str(error), error.exit_status)
     except SystemExit as ended:  # after the help, or what the program itself ends with on all ranks
         if endings.ending.status is None:
@@ -81,7 +66,7 @@ def run(program: Callable[[], None]) -> None:
             _limit_end(status)
         raise
     except Exception as error:
-        message = f"{type(error).__name__}: {error} [{whereabouts()}]. {advice()}"
+        message = f"{type(error).__name__}: {error} [{endings.ending.whereabouts()}]. {advice()}"
         take_down(message, _status_of(error), details=traceback.format_exc())
 
 
@@ -94,17 +79,14 @@ def _status_of(error: Exception) -> int:
     return LOST if in_communication else INTERNAL_ERROR
 
 
-def _told_early(number: int, _: object) -> NoReturn:
-    """Answer a signal until `watch` does: end at once.
+def advise(sentence: str) -> None:
+    """Set the user's next step if the program ended now: the checkpoint to resume from."""
+    endings.ending.advice = sentence
 
-    Other ranks may wait for this one in MPI, and MPI would wait for them if this one ended in order.
-    """
-    if launched_rank() > 0:
-        time.sleep(TURN)
-    status = STOPPED if number == signal.SIGUSR2 else 128 + number
-    if endings.ending.begin(status):
-        say(f"Stopped by {signals.name_of(number)} before anything was begun; start it again")
-    os._exit(status)
+
+def advice() -> str:
+    """Return the user's next step, as the program last set it."""
+    return endings.ending.advice
 
 
 @contextmanager
@@ -119,9 +101,8 @@ def watch(world: World) -> None:
 
     All ranks must call it together.
     """
-    endings.joined(world)
-    signals.answer(world)
-    watch_launcher(world)
+    endings.ending.join(world)
+    watch_launcher(world, SignalHandler(world))
 
 
 def leave(message: str, status: int) -> NoReturn:
@@ -129,45 +110,43 @@ def leave(message: str, status: int) -> NoReturn:
     endings.ending.begin(status)
     if message:
         say(message)
-    endings.ending.spoken.set()
+    endings.ending.reported.set()
     _limit_end(status)
     sys.exit(status)
 
 
 def _limit_end(status: int) -> None:
-    """Limit how long this rank waits for the others to end, where there are any."""
-    world = current_world()
+    """Limit the time for which this rank waits for the others to end, where there are any."""
+    world = endings.ending.world
     if world is not None and world.size > 1:
         starting.limit_end(status)
 
 
 def take_down(message: str, status: int, details: str = "") -> NoReturn:
-    """Say what happened here, unless another rank has said what happened to it, and end all ranks.
+    """Report what happened here, unless another rank has reported what happened to it, and end all ranks.
 
     Args:
         message: what happened.
         status: the exit status.
         details: what to print before it: a traceback.
     """
-    first = endings.ending.begin(status)
-    world = current_world()
-    if not first:  # another thread of this rank is about to end it
-        endings.ending.spoken.wait(timeout=5.0)
-        os._exit(endings.ending.status or status)
-    if world is None or world.size == 1:
-        say(message, details)
-        endings.ending.spoken.set()
-        _end_mpi(status)
-        sys.exit(status)
+    ending = endings.ending
+    if not ending.begin(status):  # another thread of this rank is about to end it
+        ending.reported.wait(timeout=5.0)
+        os._exit(ending.status or status)
+    world = ending.world
     # What breaks on one rank breaks calls on the others, and what is wrong with all of them need be said only once.
-    endings.say_unless_said(message, 0.0 if world.is_first else 1.0 + 0.1 * min(world.rank, 20), details)
-    endings.ending.spoken.set()
-    world.comm.Abort(status)
+    ending.report(message, 0.0 if world is None or world.is_first else 1.0 + 0.1 * min(world.rank, 20), details)
+    ending.reported.set()
+    if world is None or world.size == 1:
+        _end_mpi(status)
+    else:
+        world.comm.Abort(status)
     sys.exit(status)
 
 
 def _end_mpi(status: int) -> None:
-    """End all ranks of an MPI that has started without that there is a world yet: they may wait for this one."""
+    """End all ranks of an MPI that has started, while there is no world yet: they may wait for this one."""
     mpi: Any = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
         mpi.COMM_WORLD.Abort(status)

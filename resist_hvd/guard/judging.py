@@ -26,10 +26,11 @@ NAMED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """All that is known of one rank.
+class RankState:
+    """State of one rank, as it tells it in its heartbeats.
 
     Attributes:
+        words: its present work.
         idle: seconds since it last got on.
         still: those of them that count against it: in which it had a processor, and since bytes last moved for it.
         silent: seconds since it was last heard.
@@ -45,9 +46,9 @@ class Sight:
     words: str
     idle: float
     still: float
-    silent: float
-    waiting: bool
-    long_limit: bool
+    silent: float = 0.0
+    waiting: bool = False
+    long_limit: bool = False
     wait: int = 0
     processors: float = 0.0
     starved: float = 0.0
@@ -73,76 +74,76 @@ def limit_of(asked: float | None, rounds: Sequence[float]) -> float:
     return max(SHORTEST, ROUNDS * median(rounds)) if rounds else SHORTEST
 
 
-def verdict(sights: Sequence[Sight], limit: float, *, size: int, now: float | None = None) -> str:
+def verdict(states: Sequence[RankState], limit: float, *, size: int, now: float | None = None) -> str:
     """Return what to say of the ranks that are to blame, empty if none is.
 
     A rank that is not heard of is to blame, and one that is heard of, waits for nobody, and does not get on. One that
     waits for others never is, unless all do, and for none of them anything moves.
 
     Args:
-        sights: the ranks to judge.
+        states: the ranks to judge.
         limit: in seconds.
         size: how many ranks there are.
         now: the time of day, as of `time.time`.
     """
     now = time.time() if now is None else now
-    stuck = [sight for sight in sights if not sight.waiting and sight.overdue(limit)]
+    stuck = [state for state in states if not state.waiting and state.overdue(limit)]
     # Who stopped to speak before the limit for silence, but does not get on, is paused: it would tell otherwise.
-    silent = [sight for sight in sights if sight.silent > limit or (sight in stuck and 2 * sight.silent > sight.idle)]
-    stuck = [sight for sight in stuck if sight not in silent]
+    silent = [state for state in states if state.silent > limit or (state in stuck and 2 * state.silent > state.idle)]
+    stuck = [state for state in stuck if state not in silent]
     said = [*said_of_silent(silent, size, now)]
     said += [
-        f"Rank {sight.rank} of {size} on {sight.host} has made no progress for {sight.idle:.0f} s, since "
-        f"{time_of(now - sight.idle)} [{sight.words}]"
-        for sight in stuck
+        f"Rank {state.rank} of {size} on {state.host} has made no progress for {state.idle:.0f} s, since "
+        f"{time_of(now - state.idle)} [{state.words}]"
+        for state in stuck
     ]
-    if not said and len(sights) == size > 1 and all(sight.waiting and sight.overdue(limit) for sight in sights):
-        who = "; ".join(f"rank {s.rank} on {s.host} since {time_of(now - s.idle)} [{s.words}]" for s in sights[:NAMED])
+    if not said and len(states) == size > 1 and all(state.waiting and state.overdue(limit) for state in states):
+        who = "; ".join(f"rank {s.rank} on {s.host} since {time_of(now - s.idle)} [{s.words}]" for s in states[:NAMED])
         more = f"; and {size - NAMED} more" if size > NAMED else ""
-        return f"All {size} ranks wait for one another: {who}{more}. {why_all_wait(sights, limit)}"
+        return f"All {size} ranks wait for one another: {who}{more}. {why_all_wait(states, limit)}"
     return ". ".join(said[:NAMED]) + (f". So have {len(said) - NAMED} more" if len(said) > NAMED else "")
 
 
-def why_all_wait(sights: Sequence[Sight], limit: float) -> str:
+def why_all_wait(states: Sequence[RankState], limit: float) -> str:
     """Return what it looks like where all ranks wait for one another: out of order, lost, starved, or a broken network.
 
     Args:
-        sights: all ranks; they are overdue.
+        states: all ranks; they are overdue.
         limit: in seconds, as of `verdict`.
     """
-    first, last = (pick(sights, key=lambda sight: sight.wait) for pick in (min, max))
+    first, last = (pick(states, key=lambda state: state.wait) for pick in (min, max))
     if first.wait != last.wait:
         return (
             f"They wait in different calls, rank {first.rank} in its wait {first.wait} and rank {last.rank} in its "
             f"wait {last.wait}: calls came out of order"
         )
     seen = (
-        f"All are in wait {first.wait} and keep {median(sight.processors for sight in sights):.2g} processors busy each"
+        f"All are in wait {first.wait} and keep {median(state.processors for state in states):.2g} processors busy each"
     )
-    starved = max(sights, key=lambda sight: sight.starved)
+    starved = max(states, key=lambda state: state.starved)
     if starved.starved >= 1:
         seen += f" (rank {starved.rank} had none for {starved.starved:.0f} s)"
-    if not all(sight.is_still(limit) for sight in sights):
+    if not all(state.is_still(limit) for state in states):
         if 2 * starved.starved > starved.idle:
             return f"{seen}: there are too many processes for the processors"
         return f"{seen}: bytes move (on InfiniBand perhaps another program's), and nothing comes of it"
     # Of the seconds in which they could have a processor, those who poll use all.
-    polling = median(sight.processors / max(1 - sight.starved / max(sight.idle, 1.0), 0.01) for sight in sights)
+    polling = median(state.processors / max(1 - state.starved / max(state.idle, 1.0), 0.01) for state in states)
     if polling >= POLLING:
         return f"{seen}: they poll for a message that was lost"
     return f"{seen}: they sleep, and the network is broken, or slower than any packet shows"
 
 
-def said_of_silent(silent: Sequence[Sight], size: int, now: float) -> list[str]:
+def said_of_silent(silent: Sequence[RankState], size: int, now: float) -> list[str]:
     """Return a sentence for each host with ranks that are not heard of."""
-    hosts: dict[str, list[Sight]] = {}
-    for sight in silent:
-        hosts.setdefault(sight.host, []).append(sight)
+    hosts: dict[str, list[RankState]] = {}
+    for state in silent:
+        hosts.setdefault(state.host, []).append(state)
     said = []
-    for host, sights in hosts.items():
-        last = min(sights, key=lambda sight: sight.silent)
-        ranks = ", ".join(str(sight.rank) for sight in sights)
-        which, have = ("Rank", "has") if len(sights) == 1 else ("Ranks", "have")
+    for host, states in hosts.items():
+        last = min(states, key=lambda state: state.silent)
+        ranks = ", ".join(str(state.rank) for state in states)
+        which, have = ("Rank", "has") if len(states) == 1 else ("Ranks", "have")
         said.append(
             f"{which} {ranks} of {size} on {host} {have} not been heard of for {last.silent:.0f} s, since "
             f"{time_of(now - last.silent)} [{last.words}]: paused, or its host is down or cut off"

@@ -1,4 +1,4 @@
-"""Ends a launcher that outlives its ranks: one whose other hosts are cut off waits for their answer for many minutes.
+"""Reaper of a launcher that outlives its ranks: where other hosts are cut off it waits for them for many minutes.
 
 It runs as a program of its own, on the standard library alone, since the ranks are gone by then: the launcher's process
 number and the seconds that it is given are its arguments. It ends as soon as the launcher has.
@@ -24,8 +24,8 @@ KILL_TIMEOUT = "OMPI_MCA_odls_base_sigkill_timeout"
 """Variable by which a user says how long Open MPI's launcher waits before it kills ranks, in seconds."""
 
 
-def call() -> None:
-    """Have the launcher of this rank ended, if it does not end by itself."""
+def start() -> None:
+    """Start the program that ends the launcher of this rank, if it does not end by itself."""
     if words := arguments():
         with contextlib.suppress(OSError):  # no descriptors or processes are left
             subprocess.Popen(
@@ -38,14 +38,14 @@ def call() -> None:
 
 
 def arguments() -> list[str]:
-    """Return what Python is to run so that the launcher of this rank ends, empty where none of Open MPI has."""
+    """Return Python's arguments that start it for the launcher of this rank, empty where that is not Open MPI's."""
     launcher = os.getppid()
     known = name_and_start(launcher)[0].startswith(LAUNCHERS)
     return [__file__, str(launcher), str(seconds_given())] if known else []
 
 
 def seconds_given() -> float:
-    """Return how long the launcher may take: it waits twice before it kills its ranks."""
+    """Return the seconds that the launcher may take: it waits twice before it kills its ranks."""
     try:
         return GRACE + 2 * float(os.environ[KILL_TIMEOUT])
     except (KeyError, ValueError):
@@ -61,8 +61,8 @@ def name_and_start(process: int) -> tuple[str, str]:
         return "", ""
 
 
-def bury(launcher: int, seconds: float) -> None:
-    """Wait for a process to end, and kill it after so many seconds."""
+def reap(launcher: int, seconds: float) -> None:
+    """Wait for a process to end, and kill it after some seconds."""
     was = name_and_start(launcher)
     end = time.monotonic() + seconds
     while was[0] and name_and_start(launcher) == was:
@@ -74,4 +74,4 @@ def bury(launcher: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    bury(int(sys.argv[1]), float(sys.argv[2]))
+    reap(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Guards a program where no watchdog does: while modules are imported, and while MPI and Horovod start, or end.
+"""Guard of a program where no watchdog looks: while modules are imported, and while MPI and Horovod start, or end.
 
 A process can do little then. While modules are imported, Python's handlers answer signals. While MPI starts or ends, no
 other thread of Python runs: so a limit is kept by a process of its own (`start_limit`), which says what it sees and
@@ -14,16 +14,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from resist_hvd.comm.launch import host_name, launched_by_mpi, launched_rank
-from resist_hvd.guard import outcome, reaper, start_limit
+from resist_hvd.guard import endings, outcome, reaper, start_limit
+from resist_hvd.guard.endings import LOST, STOPPED
 from resist_hvd.guard.judging import LONG_LIMIT, SHORTEST
 
-LOST, STOPPED = 69, 75  # those of `endings`, which imports PyTorch
+TURN = 1.0
+"""Seconds for which a rank that is told to stop leaves the word to rank 0, mostly told, too."""
 
 NOTE = 120.0
 """Seconds after which rank 0 says whom it waits for."""
@@ -36,18 +39,16 @@ SPARE = 60.0
 
 
 def begin() -> None:
-    """Answer signals from now on, before anything heavy is imported; `failure.run` takes over."""
+    """Answer signals from now on, before anything heavy is imported; `failure.watch` takes over."""
     ignore_hangup()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _told)
+        answer(number)
 
 
-def over() -> None:
-    """Give INT and TERM back to Python and to the kernel: a handler would wait for as long as MPI starts."""
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        if signal.getsignal(number) is _told:
-            signal.signal(number, handler)
+def answer(number: int) -> None:
+    """Have a signal that is not ignored end this process at once."""
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, _end_early)
 
 
 def ignore_hangup() -> None:
@@ -55,13 +56,18 @@ def ignore_hangup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _told(number: int, _: object) -> NoReturn:
-    """End at once: there is nothing to save, and libraries may be half loaded."""
-    name = signal.Signals(number).name.removeprefix("SIG")
-    if launched_rank() == 0:
-        start_limit.say(f"Stopped by {name} before anything was begun. Start it again.")
+def _end_early(number: int, _: object) -> NoReturn:
+    """End at once: there is nothing to save.
+
+    Libraries may be half loaded. Other ranks may wait for this one in MPI, which would wait for them if this one ended
+    in order.
+    """
+    if launched_rank() > 0:
+        time.sleep(TURN)
     status = STOPPED if number == signal.SIGUSR2 else 128 + number
-    outcome.end(status)
+    if endings.ending.begin(status):
+        name = signal.Signals(number).name.removeprefix("SIG")
+        endings.say(f"Stopped by {name} before anything was begun. Start it again.")
     os._exit(status)
 
 
@@ -83,6 +89,8 @@ def limited(watchdog: float | None = None) -> Iterator[None]:
     Args:
         watchdog: as of `limit_of`.
     """
+    if signal.getsignal(signal.SIGTERM) is _end_early:  # no handler of Python's runs while MPI starts
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seconds = limit_of(watchdog)
     if seconds == 0 or not launched_by_mpi(os.environ):
         yield

@@ -369,7 +369,7 @@ def claimed(folder: Path, world: World) -> Iterator[Claim | None]:
     with world.agree("claiming the run's folder"), disk_errors(folder), world.activity.long_limit_for("opening files"):
         if world.is_first:
             claim = Claim.take(folder)
-            endings.let_go_by(claim.release)
+            endings.ending.release = claim.release
     try:
         yield claim
     finally:

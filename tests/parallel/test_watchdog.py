@@ -1,4 +1,4 @@
-"""The ranks' lifelines: who says what when a host is cut off, a rank leaves, or no connection can be made."""
+"""The ranks' watchdogs: who says what when a host is cut off, a rank leaves, or no connection can be made."""
 
 import re
 import socket
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from resist_hvd.comm.world import World
-from resist_hvd.guard import endings, pulse, watchdog
-from resist_hvd.guard.lifeline import Line, Meeting
+from resist_hvd.guard import endings, liveness, watchdog
+from resist_hvd.guard.channel import Channel
+from resist_hvd.guard.rendezvous import Rendezvous
 from resist_hvd.guard.watchdog import Watchdog, watched
 
 pytestmark = pytest.mark.world_sizes(1, 4)
@@ -39,13 +40,13 @@ class Listening(Watchdog):
 
 @pytest.fixture(autouse=True)
 def _beats_fast_and_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(watchdog, "BEAT", 0.2)
+    monkeypatch.setattr(watchdog, "HEARTBEAT", 0.2)
     world.activity.rounds.clear()
     world.activity.long_limit = False
     world.activity.wait = 0  # in tests of before, only some ranks waited
     yield
     world.activity.long_limit = True
-    assert endings.ending.before is None
+    assert endings.ending.watchdog is None
     assert endings.ending.status is None
 
 
@@ -84,7 +85,7 @@ def test_where_a_host_is_cut_off_both_sides_say_so(world: World) -> None:
     culprit = world.size - 1
     if world.rank == culprit:
         # Nothing gets through any more, in either direction; the connection looks sound.
-        class Cut(Line):
+        class Cut(Channel):
             def send_bytes(self, message: bytes) -> None:
                 return
 
@@ -92,7 +93,7 @@ def test_where_a_host_is_cut_off_both_sides_say_so(world: World) -> None:
                 super().receive()
                 return []
 
-        dog._peers[0].line.__class__ = Cut
+        dog._peers[0].channel.__class__ = Cut
     wait_in_a_collective(world, LIMIT + 1)
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has not been heard of for ")
@@ -105,18 +106,17 @@ def test_who_has_missed_some_words_is_known_before_it_counts_as_lost(world: Worl
     culprit = world.size - 1
     dog = Listening(world, 1000)
     time.sleep(0.5)
-    assert world.unheard() == ""
+    assert dog.silent_ranks() == ""
     world.barrier()
     if world.rank == culprit:
         dog._over.set()  # it beats no more
     time.sleep(1.5)
-    silent = world.unheard()
+    silent = dog.silent_ranks()
     world.barrier()
     dog.stop()
     everyone = world.gather_objects(silent)
     assert everyone[0].startswith(f"Rank {culprit} of {world.size} on {world.host} has not been heard of for ")
     assert not any(everyone[1:culprit])
-    assert world.unheard() == ""
 
 
 @pytest.mark.world_size(2)
@@ -138,7 +138,7 @@ def test_a_process_that_is_gone_is_noticed_at_once(world: World) -> None:
     time.sleep(0.5)
     if world.rank == culprit:
         dog._over.set()
-        dog._peers[0].line.close()  # as the kernel does
+        dog._peers[0].channel.close()  # as the kernel does
     time.sleep(0.5)
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has died [")
@@ -150,7 +150,7 @@ def test_a_rank_that_left_with_a_failure_is_not_waited_for(world: World, monkeyp
     monkeypatch.setattr(watchdog, "LEAVING", 0.5)
     dog = Listening(world, 1000)
     if world.rank == world.size - 1:
-        dog._say_goodbye(143)
+        dog.leave(143)
     time.sleep(1.5)
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {world.size - 1} of {world.size} has ended with status 143, at ")
@@ -162,7 +162,7 @@ def test_without_a_connection_it_is_off_and_says_so(
 ) -> None:
     culprit = world.size - 1
     if world.rank == culprit:
-        monkeypatch.setattr(Meeting, "connect", lambda *_: None)
+        monkeypatch.setattr(Rendezvous, "connect", lambda *_: None)
     dog = Listening(world, 0.5)
     time.sleep(1)
     assert dog.said == []
@@ -194,7 +194,7 @@ def test_where_all_wait_before_the_first_round_they_are_left_alone(world: World)
 
 @pytest.mark.world_size(2)
 def test_where_all_wait_and_bytes_move_they_are_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "SETTLING", 0.2)
+    monkeypatch.setattr(liveness, "SETTLING", 0.2)
     end = time.monotonic() + LIMIT + 2
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         one = socket.create_connection(server.getsockname())
@@ -219,36 +219,36 @@ def test_where_all_wait_and_bytes_move_they_are_left_alone(world: World, monkeyp
 
 
 @pytest.mark.world_size(2)
-def test_strangers_who_come_before_all_ranks_are_in_end_blind_and_delay_nothing(
+def test_callers_who_come_before_all_ranks_are_in_end_blind_and_delay_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     culprit = world.size - 1
-    strangers: list[socket.socket] = []
+    callers: list[socket.socket] = []
     ports: list[int] = []
-    connect = Meeting.connect
+    connect = Rendezvous.connect
 
-    def late(meeting: Meeting, world: World) -> Line | None:
-        ports.append(meeting.port)
+    def late(rendezvous: Rendezvous, world: World) -> Channel | None:
+        ports.append(rendezvous.port)
         if world.rank == culprit:
             for said in (b"[" * 100_000, b"x" * 300_000, b"", b"what? 1\n", b"", b"\n", b"\0" * 5000):
-                stranger = socket.create_connection(("127.0.0.1", meeting.port))
-                stranger.setblocking(False)
+                caller = socket.create_connection(("127.0.0.1", rendezvous.port))
+                caller.setblocking(False)
                 with suppress(OSError):
-                    stranger.send(said)
-                strangers.append(stranger)
-            time.sleep(1.5 * watchdog.BEAT)
-        return connect(meeting, world)
+                    caller.send(said)
+                callers.append(caller)
+            time.sleep(1.5 * watchdog.HEARTBEAT)
+        return connect(rendezvous, world)
 
-    monkeypatch.setattr(Meeting, "connect", late)
+    monkeypatch.setattr(Rendezvous, "connect", late)
     dog = Listening(world, LIMIT)
     time.sleep(0.5)
-    assert dog._door is None
+    assert dog._listener is None
     world.barrier()
-    for stranger in strangers:  # they were let go of, every one
-        stranger.settimeout(5)
+    for caller in callers:  # they were let go of, every one
+        caller.settimeout(5)
         with suppress(ConnectionError):
-            assert stranger.recv(1) == b""
-        stranger.close()
+            assert caller.recv(1) == b""
+        caller.close()
     for port in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))

@@ -264,8 +264,8 @@ from resist_hvd.guard import endings
 from resist_hvd.training.claim import Claim
 
 taken = Claim.take(Path(sys.argv[1]))
-endings.let_go_by(taken.release)
-endings.end_now("lost", endings.LOST, 0.0)
+endings.ending.release = taken.release
+endings.ending.exit_now("lost", endings.LOST, 0.0)
 """
 
 

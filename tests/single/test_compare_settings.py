@@ -5,7 +5,7 @@ import pytest
 from resist_hvd import bench
 from resist_hvd.benchmarks.rivals import address_of, way_to
 from resist_hvd.errors import UserError
-from resist_hvd.guard.lifeline import own_addresses
+from resist_hvd.guard.rendezvous import own_addresses
 
 ALL = "resist, local-sgd, data-parallel, pytorch-ddp, pytorch-post-local-sgd"
 

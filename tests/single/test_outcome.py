@@ -126,7 +126,7 @@ def test_record_is_not_written_through_a_link(tmp_path: Path, monkeypatch: pytes
 
 def test_a_program_that_exits_by_itself_does_not_wait_for_other_ranks_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[int] = []
-    monkeypatch.setattr(failure, "current_world", lambda: SimpleNamespace(size=2))
+    monkeypatch.setattr(endings.ending, "world", SimpleNamespace(size=2))
     monkeypatch.setattr(failure.starting, "limit_end", limits.append)
     for status in (0, 3):
         with pytest.raises(SystemExit):
@@ -140,7 +140,7 @@ def test_a_file_server_that_hangs_keeps_nobody_from_hearing_that_this_rank_ends(
     server = threading.Event()
     monkeypatch.setattr(outcome, "end", lambda _: server.wait(60))
     heard: list[int] = []
-    endings.ending.before = heard.append
+    monkeypatch.setattr(endings.ending, "watchdog", SimpleNamespace(leave=heard.append))
     began = time.monotonic()
     assert endings.ending.begin(69)
     server.set()

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from resist_hvd.comm.activity import Activity
-from resist_hvd.guard import pulse
-from resist_hvd.guard.pulse import (
+from resist_hvd.guard import liveness
+from resist_hvd.guard.liveness import (
     CHATTER,
     ENOUGH,
     ENOUGH_ON_PORT,
     SETTLING,
     Carried,
-    Look,
-    Pulse,
+    Liveness,
+    Sample,
     fabric_ports,
     tcp_connections,
 )
@@ -27,19 +27,13 @@ from resist_hvd.guard.pulse import (
 MTU = 1448
 
 
-def look(at: float, *, carried: Carried | None = None, delay: float = 0.0, processor: float = 0.0) -> Look:
-    return Look(at, processor, {"1": delay, "2": 0.0}, {} if carried is None else {"socket 1": carried})
+def sample(at: float, *, carried: Carried | None = None, delay: float = 0.0, processor: float = 0.0) -> Sample:
+    return Sample(at, processor, {"1": delay, "2": 0.0}, {} if carried is None else {"socket 1": carried})
 
 
-class Scripted(Pulse):
-    """A pulse that is shown these looks, one after another."""
-
-    def __init__(self, activity: Activity, looks: list[Look]) -> None:
-        super().__init__(activity)
-        self.looks = iter(looks)
-
-    def _look(self) -> Look:
-        return next(self.looks)
+def scripted(activity: Activity, samples: list[Sample]) -> Liveness:
+    """A measurement that takes these samples, one after another."""
+    return Liveness(activity, take=iter(samples).__next__)
 
 
 def activity(*, waits: int = 1) -> Activity:
@@ -47,47 +41,47 @@ def activity(*, waits: int = 1) -> Activity:
 
 
 def test_chatter_is_no_movement_and_full_packets_are() -> None:
-    before = look(0.0, carried=Carried(10**6, 1000))
+    before = sample(0.0, carried=Carried(10**6, 1000))
     chatter = Carried(10**6 + 20_000 * 120, 1000 + 20_000)
-    assert not look(1.0, carried=chatter).moved_since(before)
-    assert not look(1.0, carried=Carried(10**6 + 3 * MTU, 1003)).moved_since(before)
-    assert look(1.0, carried=Carried(10**6 + 90 * MTU, 1090)).moved_since(before)
+    assert not sample(1.0, carried=chatter).moved_since(before)
+    assert not sample(1.0, carried=Carried(10**6 + 3 * MTU, 1003)).moved_since(before)
+    assert sample(1.0, carried=Carried(10**6 + 90 * MTU, 1090)).moved_since(before)
     # Between chatter, too, as on a link that a large message fills.
-    assert look(1.0, carried=Carried(10**6 + 90 * MTU + 60 * 120, 1150)).moved_since(before)
+    assert sample(1.0, carried=Carried(10**6 + 90 * MTU + 60 * 120, 1150)).moved_since(before)
     assert CHATTER < MTU < ENOUGH
 
 
 def test_chatter_of_many_connections_does_not_add_up_to_movement() -> None:
-    def many(packets: int) -> Look:
-        return Look(0.0, 0.0, {}, {str(n): Carried(packets * (CHATTER + 100), packets) for n in range(512)})
+    def many(packets: int) -> Sample:
+        return Sample(0.0, 0.0, {}, {str(n): Carried(packets * (CHATTER + 100), packets) for n in range(512)})
 
     assert not many(2).moved_since(many(1))
 
 
 def test_a_connection_that_is_new_has_moved_nothing_yet() -> None:
-    assert not look(1.0, carried=Carried(10**9, 10**5)).moved_since(look(0.0))
+    assert not sample(1.0, carried=Carried(10**9, 10**5)).moved_since(sample(0.0))
 
 
 def test_a_rank_that_gets_on_costs_no_look() -> None:
-    found = Scripted(activity(), [])
+    found = scripted(activity(), [])
     for now in (0.5, 1.0, SETTLING - 0.1):
-        assert found.feel(now).still == now
+        assert found.measure(now).still == now
 
 
 def test_who_waits_stands_still_only_since_bytes_moved() -> None:
     carried = [Carried(0, 0), Carried(90 * MTU, 90), Carried(180 * MTU, 180), Carried(180 * MTU + 500, 182)]
-    looks = [look(float(at), carried=one) for at, one in zip((2, 3, 4, 5), carried, strict=True)]
-    found = Scripted(activity(), looks)
-    assert [found.feel(float(at)).still for at in (2, 3, 4, 5)] == [2.0, 0.0, 0.0, 1.0]
-    alone = Scripted(activity(waits=0), looks)
-    assert [alone.feel(float(at)).still for at in (2, 3, 4, 5)] == [2.0, 3.0, 4.0, 5.0]
-    assert Scripted(activity(), looks).feel(2.0).idle == 2.0
+    samples = [sample(float(at), carried=one) for at, one in zip((2, 3, 4, 5), carried, strict=True)]
+    found = scripted(activity(), samples)
+    assert [found.measure(float(at)).still for at in (2, 3, 4, 5)] == [2.0, 0.0, 0.0, 1.0]
+    alone = scripted(activity(waits=0), samples)
+    assert [alone.measure(float(at)).still for at in (2, 3, 4, 5)] == [2.0, 3.0, 4.0, 5.0]
+    assert scripted(activity(), samples).measure(2.0).idle == 2.0
 
 
 def test_seconds_without_a_processor_do_not_count() -> None:
-    looks = [look(float(at), delay=0.9 * (at - 2), processor=0.1 * (at - 2)) for at in (2, 3, 12)]
-    found = Scripted(activity(), looks)
-    vitals = [found.feel(float(at)) for at in (2, 3, 12)][-1]
+    samples = [sample(float(at), delay=0.9 * (at - 2), processor=0.1 * (at - 2)) for at in (2, 3, 12)]
+    found = scripted(activity(), samples)
+    vitals = [found.measure(float(at)) for at in (2, 3, 12)][-1]
     assert vitals.idle == 12.0
     assert vitals.starved == pytest.approx(9.0)
     assert vitals.still == pytest.approx(3.0)
@@ -95,17 +89,17 @@ def test_seconds_without_a_processor_do_not_count() -> None:
 
 
 def test_a_thread_is_never_starved_for_longer_than_time_goes() -> None:
-    assert look(3.0, delay=100.0).starved_since(look(1.0)) == 2.0
+    assert sample(3.0, delay=100.0).starved_since(sample(1.0)) == 2.0
 
 
 def test_getting_on_forgets_what_was_before() -> None:
     a = activity()
-    found = Scripted(a, [look(2.0), look(3.0, delay=1.0), look(102.0, delay=1.0), look(103.0, delay=1.0)])
-    found.feel(2.0), found.feel(3.0)
+    found = scripted(a, [sample(2.0), sample(3.0, delay=1.0), sample(102.0, delay=1.0), sample(103.0, delay=1.0)])
+    found.measure(2.0), found.measure(3.0)
     a.progressed = 100.0
-    assert found.feel(100.5).still == 0.5
-    found.feel(102.0)
-    assert found.feel(103.0).still == 3.0
+    assert found.measure(100.5).still == 0.5
+    found.measure(102.0)
+    assert found.measure(103.0).still == 3.0
 
 
 @contextmanager
@@ -129,7 +123,7 @@ def test_the_kernel_counts_this_process_s_connections() -> None:
         while (after := dict(tcp_connections())[name]).bytes - before.bytes < 50_000:
             assert time.monotonic() < end
         assert after.packets > before.packets
-        # Looking at a connection closes it not, and changes nothing of it.
+        # Sampleing at a connection closes it not, and changes nothing of it.
         one.sendall(b"!")
         assert other.recv(1) == b"!"
 
@@ -137,16 +131,16 @@ def test_the_kernel_counts_this_process_s_connections() -> None:
 def test_many_small_messages_are_chatter_to_the_kernel_s_counters_and_a_large_one_is_not() -> None:
     with connection() as (one, other):
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        before = Look.take()
+        before = Sample.take()
         for _ in range(300):
             one.sendall(bytes(100))
             other.recv(100)
-        assert not Look.take().moved_since(before)
+        assert not Sample.take().moved_since(before)
         reader = threading.Thread(target=lambda: [other.recv(2**16) for _ in range(1000)], daemon=True)
         reader.start()
         one.sendall(bytes(2**20))
         end = time.monotonic() + 10
-        while not Look.take().moved_since(before):
+        while not Sample.take().moved_since(before):
             assert time.monotonic() < end
         one.close()
         reader.join()
@@ -161,8 +155,8 @@ def test_ports_of_adapters_count_in_words_of_four_bytes(tmp_path: Path, monkeypa
     for number, adapter in enumerate(("mlx5_1", "mlx5_0")):
         (verbs / f"uverbs{number}").mkdir(parents=True)
         (verbs / f"uverbs{number}" / "ibdev").write_text(f"{adapter}\n")
-    monkeypatch.setattr(pulse, "_FABRICS", tmp_path)
-    monkeypatch.setattr(pulse, "_VERBS", verbs)
+    monkeypatch.setattr(liveness, "_FABRICS", tmp_path)
+    monkeypatch.setattr(liveness, "_VERBS", verbs)
     assert list(fabric_ports()) == []  # of an adapter that this process has not opened, all traffic is another's
     device = tmp_path / "uverbs1"
     with device.open("w"):
@@ -170,17 +164,17 @@ def test_ports_of_adapters_count_in_words_of_four_bytes(tmp_path: Path, monkeypa
 
 
 def test_a_port_that_others_use_must_carry_much_to_count_as_movement() -> None:
-    before = look(0.0, carried=Carried(0, 0, ENOUGH_ON_PORT))
+    before = sample(0.0, carried=Carried(0, 0, ENOUGH_ON_PORT))
     few, many = (Carried(n * 4096, n, ENOUGH_ON_PORT) for n in (10_000, 30_000))
-    assert not look(1.0, carried=few).moved_since(before)
-    assert look(1.0, carried=many).moved_since(before)
+    assert not sample(1.0, carried=few).moved_since(before)
+    assert sample(1.0, carried=many).moved_since(before)
 
 
 def test_a_thread_that_must_wait_for_a_processor_is_seen() -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # one core for two threads that want it
     try:
-        before = Look.take()
+        before = Sample.take()
         if not before.delays:
             pytest.skip("this kernel does not count what threads wait for a processor")
         child = os.fork()
@@ -193,7 +187,7 @@ def test_a_thread_that_must_wait_for_a_processor_is_seen() -> None:
         while time.monotonic() < end:
             pass
         os.waitpid(child, 0)
-        assert Look.take().starved_since(before) > 0.1
+        assert Sample.take().starved_since(before) > 0.1
     finally:
         os.sched_setaffinity(0, cores)
 
@@ -203,4 +197,4 @@ def test_without_descriptors_it_sees_nothing_and_goes_on(monkeypatch: pytest.Mon
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert Look.take().delays == {}
+    assert Sample.take().delays == {}

@@ -1,4 +1,4 @@
-"""Evidence that a rank which does not get on is not stuck: bytes that its connections carry, a processor it waits for.
+"""Liveness of a rank that does not get on: bytes that its connections carry, processors that it waits for.
 
 All of it comes from the kernel. Sockets and processors are this process's alone: other traffic of the host, such as a
 file server's or ssh's, proves nothing. An InfiniBand adapter counts for all who use it, so only those that this process
@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,8 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
-    """The kernel's counts at one moment.
+class Sample:
+    """Sample of the kernel's counts.
 
     Attributes:
         at: on the monotonic clock.
@@ -71,8 +71,8 @@ class Look:
     carried: dict[str, Carried]
 
     @classmethod
-    def take(cls) -> Look:
-        """Look now."""
+    def take(cls) -> Sample:
+        """Take a sample now."""
         delays: dict[str, float] = {}
         carried: dict[str, Carried] = {}
         with suppress(OSError):  # this process has no descriptors left
@@ -81,12 +81,12 @@ class Look:
             carried.update(fabric_ports())
         return cls(time.monotonic(), time.process_time(), delays, carried)
 
-    def starved_since(self, before: Look) -> float:
+    def starved_since(self, before: Sample) -> float:
         """Return the seconds since then in which the unluckiest thread was ready to run and had no processor."""
         waited = (delay - before.delays.get(thread, delay) for thread, delay in self.delays.items())
         return min(max(waited, default=0.0), self.at - before.at)
 
-    def moved_since(self, before: Look) -> bool:
+    def moved_since(self, before: Sample) -> bool:
         """Return whether any connection has carried more than chatter since then."""
         return any(
             now.bytes - then.bytes - CHATTER * (now.packets - then.packets) > now.enough
@@ -95,9 +95,8 @@ class Look:
         )
 
 
-@dataclass(frozen=True)
-class Vitals:
-    """Signs of life that a rank sees of itself: its attributes are those of `judging.Sight` of the same names."""
+class Vitals(NamedTuple):
+    """Measurements of this process: the fields of `judging.RankState` of the same names."""
 
     idle: float
     still: float
@@ -105,44 +104,43 @@ class Vitals:
     starved: float = 0.0
 
 
-class Pulse:
-    """Looks at this process again and again for as long as it does not get on.
+class Liveness:
+    """Takes samples of this process for as long as it does not get on.
 
     Args:
-        activity: what this rank does.
+        activity: this rank's.
+        take: takes a sample.
     """
 
-    def __init__(self, activity: Activity) -> None:
-        self._activity = activity
+    def __init__(self, activity: Activity, take: Callable[[], Sample] = Sample.take) -> None:
+        self._activity, self._take = activity, take
         self._progressed = activity.progressed
-        self._first: Look | None = None
-        self._last: Look | None = None
-        self._moved: Look | None = None
+        self._first: Sample | None = None
+        self._last: Sample | None = None
+        self._moved: Sample | None = None
 
-    def feel(self, now: float) -> Vitals:
-        """Return how this rank fares at a time of the monotonic clock; called about once a second."""
+    def measure(self, now: float) -> Vitals:
+        """Measure at a time of the monotonic clock; called about once a second."""
         progressed = self._activity.progressed
         idle = now - progressed
         if progressed != self._progressed or idle < SETTLING:
             self._progressed, self._first = progressed, None
             return Vitals(idle, idle)
-        look = self._look()
+        sample = self._take()
         if self._first is None or self._last is None or self._moved is None:
-            self._first = self._last = self._moved = look
+            self._first = self._last = self._moved = sample
             return Vitals(idle, idle)
-        if self._activity.waits and look.moved_since(self._last):
-            self._moved = look
-        self._last = look
+        if self._activity.waits and sample.moved_since(self._last):
+            self._moved = sample
+        self._last = sample
         since = progressed if self._moved is self._first else self._moved.at
+        used, elapsed = sample.processor_seconds - self._first.processor_seconds, sample.at - self._first.at
         return Vitals(
             idle=idle,
-            still=max(0.0, now - since - look.starved_since(self._moved)),
-            processors=(look.processor_seconds - self._first.processor_seconds) / max(look.at - self._first.at, 1e-9),
-            starved=look.starved_since(self._first),
+            still=max(0.0, now - since - sample.starved_since(self._moved)),
+            processors=used / max(elapsed, 1e-9),
+            starved=sample.starved_since(self._first),
         )
-
-    def _look(self) -> Look:
-        return Look.take()
 
 
 def run_delays() -> Iterator[tuple[str, float]]:
