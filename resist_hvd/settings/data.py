@@ -16,14 +16,13 @@ _CLASS_FOLDERS: tuple[DataName, ...] = ("folder", "imagenet")
 _COUNTS_FOR: dict[str, tuple[DataName, ...]] = {
     "root": (*_TORCHVISION_SETS, *_CLASS_FOLDERS),
     "download": _TORCHVISION_SETS,
-    "image_size": ("digits", *_CLASS_FOLDERS),
     "test_resize": ("imagenet",),
     "crop_area": ("imagenet",),
     "color_jitter": ("imagenet",),
     "crop_padding": ("digits", *_TORCHVISION_SETS, "folder"),
-    "resident_limit_gib": ("folder",),
+    "resident_limit_gib": (*_TORCHVISION_SETS, "folder"),
     "extra_tests": _CLASS_FOLDERS,
-    "decode_threads": _CLASS_FOLDERS,
+    "decode_threads": (*_TORCHVISION_SETS, *_CLASS_FOLDERS),
     "loader": ("imagenet",),
     "prefetch": ("imagenet",),
     "image_type": ("imagenet",),
@@ -102,8 +101,8 @@ class DataSettings:
     where there are fewer."""
 
     image_size: int | None = None
-    """Height and width in pixels that images are scaled to, for folder, imagenet and digits. Default: 32 for digits,
-    224 for imagenet; for folder, the size that the images have, if it is one for all."""
+    """Height and width in pixels that images are scaled to. Default: 32 for digits, 224 for imagenet; for the others,
+    the size that the images have, if it is one for all."""
 
     test_resize: int | None = None
     """Pixels that the shorter side of imagenet's test images is scaled to, before their middle is cut out. Default:
@@ -125,7 +124,8 @@ class DataSettings:
     classes do not survive it."""
 
     resident_limit_gib: float = 8.0
-    """Refuse a folder whose images would take more memory than this on each worker, in GiB."""
+    """Refuse images that would take more memory than this on each worker, in GiB: of folder, cifar10, cifar100 or
+    svhn."""
 
     extra_tests: Path | None = None
     """Further test sets, each evaluated by itself after training: a folder that holds ImageNetV2's three, or any others
@@ -133,9 +133,9 @@ class DataSettings:
     imagenet."""
 
     decode_threads: int | None = None
-    """Threads of each worker that decode images: for folder while it loads; for imagenet all the time, as processes
-    where the loader is torchvision. Default: one for each core that this worker has among those of its host, whatever
-    OMP_NUM_THREADS is; at most 16 for imagenet."""
+    """Threads of each worker that decode or scale images: of folder, cifar10, cifar100 and svhn while it loads; of
+    imagenet all the time, as processes where the loader is torchvision. Default: one for each core that this worker has
+    among those of its host, whatever OMP_NUM_THREADS is; at most 16 for imagenet."""
 
     loader: LoaderName = "auto"
     """What decodes imagenet: dali (NVIDIA DALI, on a GPU where training is), torchvision (in processes of its own), or

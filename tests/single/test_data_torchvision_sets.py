@@ -33,6 +33,9 @@ from resist_hvd.settings.data import DataSettings
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
+CPU = torch.device("cpu")
+
+
 def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
@@ -108,6 +111,22 @@ def test_cifar10(cifar10: Path) -> None:
     assert np.array_equal(channels_first(images.test.images), pixels(2, 2))
     assert images.train.padding == 4
     assert images.mirrored
+
+
+@pytest.mark.parametrize(("size", "padding"), [(24, 3), (64, 8)])
+def test_images_are_scaled_once_as_a_single_one_is(size: int, padding: int, cifar10: Path) -> None:
+    images = read(settings(cifar10, image_size=size, decode_threads=2))
+    assert (images.train.image_size, images.train.padding) == (size, padding)
+    with load(settings(cifar10, image_size=size), shard=Shard(rank=0, size=1), seed=1, device=CPU) as source:
+        ((expected, labels),) = source.test()
+        prepare = source.spec.preprocess
+    assert labels.tolist() == [7, 8]
+    assert torch.equal(torch.stack([prepare(torch.from_numpy(image)) for image in pixels(2, 2)]), expected)
+
+
+def test_images_that_would_fill_memory_are_refused_before_they_are_scaled(cifar10: Path) -> None:
+    with pytest.raises(UserError, match=r"0.0307 GiB .* 0.02 GiB of --data.resident_limit_gib.*--data.image_size"):
+        read(settings(cifar10, image_size=1000, crop_padding=112, resident_limit_gib=0.02))
 
 
 def test_cifar100(cifar100: Path) -> None:

@@ -1,7 +1,6 @@
 """Any folder of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory as a whole."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,14 +10,13 @@ from numpy.typing import NDArray
 from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.decoding import fit_square
 from resist_hvd.data.index import ImageIndex
-from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.images import LabelledImages, check_memory
 from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.data.tree import ImageTree, Share, find_images, make_here
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 
 _CHANNELS = 3
-_FILES_A_TASK = 64
 _NAMED = 5
 """So many files that cannot be used are named in one message."""
 
@@ -62,23 +60,17 @@ class _Decoder:
         """
         store = LabelledImages.blank(len(index), image_size=self.size, channels=_CHANNELS, padding=padding)
         store.labels.copy_(torch.from_numpy(index.labels))
-        pixels = store.images.numpy()
+        unusable: dict[int, _Unusable] = {}
 
-        def decode_some(start: int) -> dict[int, _Unusable]:
-            unusable = {}
-            for image in range(start, min(start + _FILES_A_TASK, len(index))):
-                decoded = self._square(index, image)
-                if isinstance(decoded, _Unusable):
-                    unusable[image] = decoded
-                else:
-                    pixels[image] = decoded
-            return unusable
+        def square(image: int) -> NDArray[np.uint8]:
+            decoded = self._square(index, image)
+            if isinstance(decoded, _Unusable):
+                unusable[image] = decoded
+                return np.zeros((), dtype=np.uint8)
+            return decoded
 
-        # Decoding releases Python's lock. Each task fills in its own images, so any number of threads makes the same.
-        with ThreadPoolExecutor(self.settings.threads) as pool:
-            results = pool.map(decode_some, range(0, len(index), _FILES_A_TASK))
-            unusable = {image: file for result in results for image, file in result.items()}
-        return self._without(unusable, store, index) if unusable else store
+        store.fill(square, threads=self.settings.threads)
+        return self._without(dict(sorted(unusable.items())), store, index) if unusable else store
 
     def _square(self, index: ImageIndex, image: int) -> NDArray[np.uint8] | _Unusable:
         decoded = _decode_file(index, image)
@@ -121,8 +113,9 @@ def read(settings: DataSettings, share: Share[ImageTree] = make_here) -> ImageSe
     images = share(lambda: find_images(root, settings.extra_tests), ImageTree.digest)
     size = settings.image_size or _size_of_first(images.train, settings)
     padding = size // 8 if settings.crop_padding is None else settings.crop_padding
-    tests = (images.test, *images.extra.values())
-    _check_memory(settings, images.train, tests, padded_size=size + 2 * padding, size=size)
+    tests = len(images.test) + sum(map(len, images.extra.values()))
+    folder = images.train.folder.parent
+    check_memory(settings, train=len(images.train), test=tests, size=size, padding=padding, where=folder)
     decoder = _Decoder(settings, size)
     return ImageSet(
         name=root.expanduser().absolute().name,
@@ -152,20 +145,6 @@ def _size_of_first(index: ImageIndex, settings: DataSettings) -> int:
             mend=_GIVE_A_SIZE,
         )
     return int(height)
-
-
-def _check_memory(
-    settings: DataSettings, train: ImageIndex, tests: Sequence[ImageIndex], *, padded_size: int, size: int
-) -> None:
-    test_images = sum(len(test) for test in tests)
-    needed = (len(train) * padded_size**2 + test_images * size**2) * _CHANNELS / 2**30
-    if needed > settings.resident_limit_gib:
-        raise UserError(
-            f"The images would take {needed:.3g} GiB of memory on each worker, more than the "
-            f"{settings.resident_limit_gib:.3g} GiB of --data.resident_limit_gib",
-            where=str(train.folder.parent),
-            mend="Give a smaller --data.image_size, or a higher limit where there is more memory.",
-        )
 
 
 def _decode_file(index: ImageIndex, image: int) -> NDArray[np.uint8] | _Unusable:

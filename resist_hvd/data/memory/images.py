@@ -6,7 +6,10 @@ colour. Everything here is a copy or one multiplication and one addition a pixel
 number of threads.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -17,6 +20,11 @@ from torch import Tensor
 from resist_hvd.data.preprocess import scale_and_offset
 from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
+from resist_hvd.errors import UserError
+from resist_hvd.settings.data import DataSettings
+
+_IMAGES_A_TASK = 64
+"""Images that a thread fills in at a time."""
 
 _PIXELS_A_STEP = 100_000
 """Pixels that the statistics convert at once: few enough to stay in the cache."""
@@ -70,6 +78,23 @@ class LabelledImages:
         inside = slice(self.padding, self.padding + self.image_size)
         return self.padded[:, inside, inside]
 
+    def fill(self, square: Callable[[int], NDArray[np.uint8]], *, threads: int) -> None:
+        """Fill in each image with what is made of its number, uint8 [size, size, C], in threads.
+
+        Decoding and scaling release Python's lock; the images are the same for any number of threads.
+        """
+        pixels = self.images.numpy()
+
+        def fill_some(numbers: range) -> None:
+            for number in numbers:
+                pixels[number] = square(number)
+
+        starts = range(0, len(self), _IMAGES_A_TASK)
+        with ThreadPoolExecutor(threads) as pool:
+            tasks = [range(start, min(start + _IMAGES_A_TASK, len(self))) for start in starts]
+            for _ in pool.map(fill_some, tasks):
+                pass  # what a task has raised is raised here
+
     def to(self, device: torch.device) -> Self:
         """The same on `device`; nothing is copied where they are there already."""
         return type(self)(padded=self.padded.to(device), labels=self.labels.to(device), padding=self.padding)
@@ -88,6 +113,22 @@ class LabelledImages:
         # The variance's numerator is computed in whole numbers: a difference of large, close numbers.
         spread = [count * int(squares) - int(sum_) ** 2 for squares, sum_ in zip(total_of_squares, total, strict=True)]
         return mean, torch.tensor(spread, dtype=torch.float64).sqrt() / count
+
+
+def check_memory(settings: DataSettings, *, train: int, test: int, size: int, padding: int, where: Path) -> None:
+    """Check that colour images of a size are not too many for the memory that they may take.
+
+    Raises:
+        UserError: they are.
+    """
+    needed = (train * (size + 2 * padding) ** 2 + test * size**2) * 3 / 2**30
+    if needed > settings.resident_limit_gib:
+        raise UserError(
+            f"The images would take {needed:.3g} GiB of memory on each worker, more than the "
+            f"{settings.resident_limit_gib:.3g} GiB of --data.resident_limit_gib",
+            where=str(where),
+            mend="Give a smaller --data.image_size, or a higher limit where there is more memory.",
+        )
 
 
 class BatchMaker:

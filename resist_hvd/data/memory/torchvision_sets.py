@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.decoding import fit_square
+from resist_hvd.data.memory.images import LabelledImages, check_memory
 from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
@@ -43,13 +44,15 @@ def read(settings: DataSettings) -> ImageSet:
     """
     root = (settings.root or Path("data")).expanduser().absolute()
     train, test = (_half(settings, root, train=train) for train in (True, False))
-    padding = _IMAGE_SIZE // 8 if settings.crop_padding is None else settings.crop_padding
+    size = settings.image_size or _IMAGE_SIZE
+    padding = size // 8 if settings.crop_padding is None else settings.crop_padding
+    check_memory(settings, train=len(train), test=len(test), size=size, padding=padding, where=root)
     digits = settings.name == "svhn"
     return ImageSet(
         name=settings.name,
         classes=tuple(str(digit) for digit in range(10)) if digits else tuple(train.classes),
-        train=_labelled(train, padding=padding),
-        test=_labelled(test, padding=0),
+        train=_labelled(train, settings, padding=padding),
+        test=_labelled(test, settings, padding=0),
         mirrored=not digits,
     )
 
@@ -132,13 +135,15 @@ def _impatient_network() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _labelled(half: Any, *, padding: int) -> LabelledImages:
+def _labelled(half: Any, settings: DataSettings, *, padding: int) -> LabelledImages:
     # SVHN calls its labels otherwise than CIFAR, and has channels before rows, not after columns.
     is_svhn = isinstance(half, datasets.SVHN)
     images = half.data.transpose(0, 2, 3, 1) if is_svhn else half.data
-    labels = half.labels if is_svhn else half.targets
-    return LabelledImages.of(
-        torch.from_numpy(np.ascontiguousarray(images)),
-        torch.as_tensor(np.asarray(labels), dtype=torch.int64),
-        padding=padding,
-    )
+    labels = torch.as_tensor(np.asarray(half.labels if is_svhn else half.targets), dtype=torch.int64)
+    size = settings.image_size or _IMAGE_SIZE
+    if size == _IMAGE_SIZE:
+        return LabelledImages.of(torch.from_numpy(np.ascontiguousarray(images)), labels, padding=padding)
+    store = LabelledImages.blank(len(images), image_size=size, channels=3, padding=padding)
+    store.labels.copy_(labels)
+    store.fill(lambda image: fit_square(np.ascontiguousarray(images[image]), size), threads=settings.threads)
+    return store
