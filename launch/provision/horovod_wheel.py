@@ -6,7 +6,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from provision.cuda import Cuda, PyTorch
@@ -35,42 +35,29 @@ BUILD_MEND = (
 MEMORY_OF_A_COMPILER = 2 << 30
 
 
-@dataclass(frozen=True)
-class WheelKey:
-    """Everything that a wheel of Horovod is tied to; two builds with equal keys are interchangeable.
-
-    Attributes:
-        torch: PyTorch's full version, such as "2.15.0+cu132".
-        mpi: the MPI's name, such as "openmpi-4.1.8", and where it is not the registry's, its library's path.
-        cuda: "cpu", or the toolkit's version and the compute capabilities, such as "13.0-90".
-        abi: Python's tag for compiled extensions, such as "cpython-311-x86_64-linux-gnu".
-        libc: the C library and its version.
-        recipe: digest of the source, the patch and the features that are built in.
-    """
-
-    torch: str
-    mpi: str
-    cuda: str
-    abi: str
-    libc: str
-    recipe: str
-
-    def folder_name(self) -> str:
-        """Return a file name that differs where any part does, and tells the parts to a reader."""
-        mpi_name = self.mpi.partition(" ")[0]
-        digest = hashlib.sha256("\n".join(vars(self).values()).encode()).hexdigest()[:12]
-        return f"horovod-{VERSION}_torch-{self.torch}_{mpi_name}_{self.cuda}_{self.abi}_{digest}"
-
-
-def recipe_digest(patch: bytes) -> str:
-    """Return the digest of what is built, apart from what it is built against."""
-    features = "".join(f"{name}={value}\n" for name, value in sorted(FEATURES.items()))
-    return hashlib.sha256(b"\n".join([SDIST_SHA256.encode(), patch, features.encode()])).hexdigest()
-
-
 def cuda_tag(cuda: Cuda | None) -> str:
-    """Return the part of a wheel's key that says which GPUs it is for."""
+    """Return what tells for which GPUs a wheel is: "cpu", or the toolkit and the capabilities, as "cuda13.0-80-90"."""
     return "cpu" if cuda is None else f"cuda{cuda.version}-{'-'.join(cuda.architectures)}"
+
+
+def key(facts: Mapping[str, str | None], site_mpi: SiteMpi | None, cuda: Cuda | None) -> str:
+    """Return the name of a wheel's folder in the cache: all wheels of one name are interchangeable.
+
+    It tells to a reader what the wheel is for, and in a digest the rest: where a site's MPI is, the C library, the
+    source, the patch and the features that are built in.
+
+    Args:
+        facts: the answers of `probe.py facts`.
+        site_mpi: the MPI that the wheel is for, None for the registry's.
+        cuda: what its NCCL operations are built with, None for a build without.
+    """
+    features = "".join(f"{name}={value}\n" for name, value in sorted(FEATURES.items()))
+    recipe = hashlib.sha256(b"\n".join([SDIST_SHA256.encode(), PATCH.read_bytes(), features.encode()])).hexdigest()
+    mpi = site_mpi.name if site_mpi else f"openmpi-{facts['openmpi']}"
+    place = f"{mpi} {site_mpi.library}" if site_mpi else mpi
+    torch, abi = str(facts["torch"]), str(facts["abi"])
+    digest = hashlib.sha256("\n".join([torch, place, cuda_tag(cuda), abi, str(facts["libc"]), recipe]).encode())
+    return f"horovod-{VERSION}_torch-{torch}_{mpi}_{cuda_tag(cuda)}_{abi}_{digest.hexdigest()[:12]}"
 
 
 def cache_folder() -> Path:
@@ -81,9 +68,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resist_hvd"
 
 
-def cached_wheel(key: WheelKey) -> Path | None:
+def cached_wheel(key: str) -> Path | None:
     """Return the wheel of this key if an earlier run has built it."""
-    return next(iter(sorted((cache_folder() / key.folder_name()).glob("*.whl"))), None)
+    return next(iter(sorted((cache_folder() / key).glob("*.whl"))), None)
 
 
 def any_cached_wheel() -> bool:
@@ -102,7 +89,7 @@ def verify_sha256(file: Path, expected: str) -> None:
         )
 
 
-def build_wheel(key: WheelKey, site_mpi: SiteMpi | None, cuda: Cuda | None, wheels: Path | None, log: Log) -> Path:
+def build_wheel(key: str, site_mpi: SiteMpi | None, cuda: Cuda | None, wheels: Path | None, log: Log) -> Path:
     """Build the wheel of this key, put it into the cache, and return its path there.
 
     Args:
@@ -136,7 +123,7 @@ def build_wheel(key: WheelKey, site_mpi: SiteMpi | None, cuda: Cuda | None, whee
         # Quiet, since setup.py would otherwise hand `VERBOSE=1` to Ninja, which takes it for a target.
         command += ["--config-settings=--global-option=--quiet"]
         log.run(command, env=environment, mend=BUILD_MEND)
-        kept = cache / key.folder_name()
+        kept = cache / key
         shutil.rmtree(kept, ignore_errors=True)
         (work / "out").rename(kept)
     wheel = cached_wheel(key)

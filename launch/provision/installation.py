@@ -7,7 +7,6 @@ from typing import Any
 from provision import cuda, environment, horovod_wheel, toolchain
 from provision.cuda import Cuda, Gpus, PyTorch
 from provision.environment import LAUNCH, ROOT, VENV
-from provision.horovod_wheel import PATCH, WheelKey
 from provision.offline import OpenedPack, make_machine_venv, open_pack
 from provision.record import Choice
 from provision.steps import Log, StepFailedError
@@ -129,16 +128,10 @@ class Installation:
     def _horovod_for(self, log: Log, facts: dict[str, Any], chosen: Cuda | None) -> str:
         """Install the wheel for a CUDA toolkit, or for none, and return where it is from."""
         site = self._site_mpi
-        key = WheelKey(
-            torch=str(facts["torch"]),
-            mpi=f"{site.name} {site.library}" if site else f"openmpi-{facts['openmpi']}",
-            cuda=horovod_wheel.cuda_tag(chosen),
-            abi=str(facts["abi"]),
-            libc=str(facts["libc"]),
-            recipe=horovod_wheel.recipe_digest(PATCH.read_bytes()),
-        )
+        key = horovod_wheel.key(facts, site, chosen)
         wheel = horovod_wheel.cached_wheel(key)
-        words = f"from {wheel.parent}" if wheel else f"built for {key.mpi.partition(' ')[0]} and {key.cuda}"
+        mpi = site.name if site else f"openmpi-{facts['openmpi']}"
+        words = f"from {wheel.parent}" if wheel else f"built for {mpi} and {horovod_wheel.cuda_tag(chosen)}"
         if wheel is None:
             if self._no_compiler is not None:
                 raise self._no_compiler

@@ -75,10 +75,6 @@ def test_the_same_files_make_the_same_parts(tmp_path: Path, files: list[Path]) -
     assert make_pack(tmp_path / "second", files[::-1]) == first
 
 
-def test_a_part_is_no_larger_than_what_can_be_carried() -> None:
-    assert pack.PART_BYTES == 60 * 2**20
-
-
 def test_a_part_that_is_missing_or_another_is_named(tmp_path: Path, files: list[Path]) -> None:
     folder = tmp_path / "pack"
     group = make_pack(folder, files).groups["base"]

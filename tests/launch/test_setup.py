@@ -13,23 +13,24 @@ import summary
 from provision import __main__ as setup
 from provision import environment, horovod_wheel, toolchain
 from provision.__main__ import parse_flags
-from provision.horovod_wheel import PATCH, WheelKey, apply_patch
+from provision.cuda import Cuda, PyTorch
+from provision.horovod_wheel import apply_patch
 from provision.installation import NVCC
 from provision.record import Choice, Record, read_record
 from provision.steps import Log, StepFailedError, Steps
+from provision.toolchain import SiteMpi
 
 from .programs import make_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "launch/setup"
-KEY = WheelKey(
-    torch="2.15.0+cu132",
-    mpi="openmpi-4.1.8",
-    cuda="cpu",
-    abi="cpython-311-x86_64-linux-gnu",
-    libc="glibc2.36",
-    recipe="a" * 64,
-)
+FACTS = {
+    "torch": "2.15.0+cu132",
+    "openmpi": "4.1.8",
+    "abi": "cpython-311-x86_64-linux-gnu",
+    "libc": "glibc2.36",
+}
+KEY = horovod_wheel.key(FACTS, None, None)
 
 
 def run_setup(*flags: str, path: str = os.environ["PATH"], **variables: str) -> subprocess.CompletedProcess[str]:
@@ -269,33 +270,33 @@ def test_a_source_of_another_digest_is_refused(tmp_path: Path) -> None:
         horovod_wheel.verify_sha256(archive, horovod_wheel.SDIST_SHA256)
 
 
-@pytest.mark.parametrize("part", [each.name for each in dataclasses.fields(WheelKey)])
-def test_each_part_of_a_key_leads_to_a_wheel_of_its_own(part: str) -> None:
-    other = dataclasses.replace(KEY, **{part: "another"})
-    assert other.folder_name() != KEY.folder_name()
+@pytest.mark.parametrize("fact", FACTS)
+def test_each_fact_leads_to_a_wheel_of_its_own(fact: str) -> None:
+    assert horovod_wheel.key(FACTS | {fact: "another"}, None, None) != KEY
 
 
-def test_a_key_is_a_readable_file_name() -> None:
-    name = dataclasses.replace(KEY, mpi="openmpi-5.0.3 /opt/site/lib/libmpi.so.40").folder_name()
-    assert name.startswith("horovod-0.28.1_torch-2.15.0+cu132_openmpi-5.0.3_cpu_cpython-311-x86_64-linux-gnu_")
-    assert "/" not in name
-    assert " " not in name
-
-
-def test_a_change_of_the_patch_changes_the_recipe() -> None:
-    patch = PATCH.read_bytes()
-    assert horovod_wheel.recipe_digest(patch) == horovod_wheel.recipe_digest(patch)
-    assert horovod_wheel.recipe_digest(patch) != horovod_wheel.recipe_digest(patch + b"\n")
+def test_a_key_tells_the_mpi_the_gpus_and_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert KEY.startswith("horovod-0.28.1_torch-2.15.0+cu132_openmpi-4.1.8_cpu_cpython-311-x86_64-linux-gnu_")
+    sites = [SiteMpi("openmpi-5.0.3", Path(f"/opt/{site}/lib/libmpi.so.40"), "libmpi.so.40") for site in "ab"]
+    gpus = Cuda(None, "13.0", ("80", "90"), PyTorch("13.2", "libnccl.so.2", "include"))
+    one, other = (horovod_wheel.key(FACTS, site, gpus) for site in sites)
+    assert one != other
+    assert one[:-12] == other[:-12]
+    assert "_openmpi-5.0.3_cuda13.0-80-90_" in one
+    assert "/" not in one
+    (tmp_path / "patch").write_text("another")
+    monkeypatch.setattr(horovod_wheel, "PATCH", tmp_path / "patch")
+    assert horovod_wheel.key(FACTS, None, None) != KEY
 
 
 def test_a_wheel_is_found_only_under_its_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESIST_HVD_CACHE", str(tmp_path))
     assert horovod_wheel.cached_wheel(KEY) is None
-    wheel = tmp_path / KEY.folder_name() / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
+    wheel = tmp_path / KEY / "horovod-0.28.1-cp311-cp311-linux_x86_64.whl"
     wheel.parent.mkdir()
     wheel.touch()
     assert horovod_wheel.cached_wheel(KEY) == wheel
-    assert horovod_wheel.cached_wheel(dataclasses.replace(KEY, torch="2.14.0")) is None
+    assert horovod_wheel.cached_wheel(horovod_wheel.key(FACTS | {"torch": "2.14.0"}, None, None)) is None
 
 
 # The patch

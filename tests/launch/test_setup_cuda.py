@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from provision import cuda, environment, horovod_wheel
 from provision.cuda import Cuda, Gpus, PyTorch
-from provision.horovod_wheel import WheelKey
 from provision.installation import Installation
 from provision.record import Choice
 from provision.steps import Log, StepFailedError
+from provision.toolchain import SiteMpi
 
 from .programs import make_programs
 
@@ -161,9 +161,9 @@ class Built:
         self._folder = folder
         self._fails_for = fails_for
 
-    def __call__(self, key: WheelKey, *inputs: object) -> Path:
-        self.tags.append(key.cuda)
-        if key.cuda == self._fails_for:
+    def __call__(self, key: str, site_mpi: SiteMpi | None, chosen: Cuda | None, *inputs: object) -> Path:
+        self.tags.append(horovod_wheel.cuda_tag(chosen))
+        if self.tags[-1] == self._fails_for:
             raise StepFailedError("`pip wheel ...` ended with status 1", mend="See the log.")
         return self._folder / "horovod.whl"
 
