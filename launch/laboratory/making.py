@@ -72,6 +72,7 @@ def _visible(shares: list[str]) -> list[str]:
 
 
 def _start(lab: Lab) -> None:
+    os.umask(0o022)  # the owner must be able to read settings, whatever root's mask is
     lab.folder.mkdir(mode=0o700, parents=True)
     ssh.prepare(lab.folder / "ssh", lab.owner)
     lab.slurm_configuration.parent.mkdir()

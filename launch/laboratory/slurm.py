@@ -95,6 +95,7 @@ def start(lab: Lab, *, gpus: int, accounting: bool) -> None:
     folder = lab.slurm_configuration.parent
     if lab.slurm_configuration.exists():
         raise LabError("SLURM runs in this lab already", mend=f"`{typed('run sinfo')}` shows it.")
+    os.umask(0o022)
     key = folder / "munge.key"
     key.touch(0o400)
     key.write_bytes(os.urandom(128))
