@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from resist_hvd import console
 from resist_hvd.errors import UserError, run_alone
@@ -14,7 +14,8 @@ from resist_hvd.planning.forecast import SCALE, Forecast, Planner
 from resist_hvd.planning.inputs import machine_of
 from resist_hvd.planning.measured import measured_rates
 from resist_hvd.settings import flags
-from resist_hvd.settings.plan import PlanSettings
+from resist_hvd.settings.plan import ALIASES, BASE, PlanSettings
+from resist_hvd.settings.reading import parse_for, plain
 
 WIDTH = 130
 """Columns of the tables where the output is no terminal."""
@@ -31,7 +32,7 @@ def run_from_flags() -> None:
     Raises:
         UserError: a flag is wrong, a run to measure by cannot be read, or a file cannot be written.
     """
-    settings = flags.parse_settings("python -m resist_hvd.plan", PlanSettings, sys.argv[1:])
+    settings = parse(sys.argv[1:])
     planner = Planner(settings, measured_rates(settings))
     tables.show(planner, console.screen(width=None if sys.stdout.isatty() else WIDTH))
     for path, write in ((settings.json, write_json), (settings.plot, write_picture)):
@@ -45,12 +46,21 @@ def run_from_flags() -> None:
             console.out(f"Written: {path}")
 
 
+def parse(arguments: Sequence[str]) -> PlanSettings:
+    """Return the plan's settings, from a recipe, a run, or the paper's on CIFAR-100, and from flags.
+
+    Raises:
+        UserError: a flag is unknown or wrong, or a recipe or a run cannot be read.
+    """
+    return parse_for("python -m resist_hvd.plan", PlanSettings, arguments, base=BASE, aliases=ALIASES)
+
+
 def write_json(planner: Planner) -> None:
     """Write the plan as JSON: every method on every number of workers asked for, ResIST's growth, and advice."""
     settings = planner.settings
     assert settings.json is not None
     plan = {
-        "settings": {name: plain(value) for name, value in asdict(settings).items() if name != "model"},
+        "settings": {name: plain(value) for name, value in flags.values_of(settings).items()},
         "model": asdict(settings.model),
         "machine": asdict(machine_of(settings, planner.rate("resist"))),
         "parameters_global": planner.network.whole.parameters,
@@ -62,11 +72,6 @@ def write_json(planner: Planner) -> None:
         "pays_up_to": planner.stops_paying()._asdict(),
     }
     settings.json.write_text(json.dumps(plan, indent=2) + "\n")
-
-
-def plain(value: object) -> object:
-    """Return a setting's value in JSON's own types."""
-    return str(value) if isinstance(value, Path) else value
 
 
 def describe(run: Forecast) -> dict[str, object]:

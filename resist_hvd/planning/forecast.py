@@ -136,13 +136,13 @@ class Planner:
         """Return what a run costs, its warm-up included; speed-ups are not yet worked out."""
         settings = self.settings
         length = changes.get("local_iterations", settings.local_iterations)
-        each = settings.batch_size * workers
-        iterations = -(-max(1, round(settings.epochs * settings.data.train)) // each)
+        each = settings.data.batch_size * workers
+        iterations = -(-max(1, round(settings.epochs * settings.facts.train)) // each)
         rounds = -(-iterations // length)
         once = self.round(method, workers, **changes)
         warm = 0
         if method == "resist":
-            warm = min(rounds, -(-round(settings.warmup_epochs * settings.data.train) // (each * length)))
+            warm = min(rounds, -(-round(settings.warmup_epochs * settings.facts.train) // (each * length)))
         seconds, sent, paper = _times(once, rounds - warm, max(0, iterations - warm * length), length)
         if warm:
             warming = _times(self.round("local-sgd", workers, **changes), warm, min(iterations, warm * length), length)

@@ -23,11 +23,11 @@ def machine_of(settings: PlanSettings, flops: float) -> Machine:
 def network_of(settings: PlanSettings, *, kept_filters: float = 1.0) -> Network:
     """Return the network in numbers, with a share of its filters."""
     model = ModelSettings(**{**settings.model.__dict__, "width_factor": settings.model.width_factor * kept_filters})
-    architecture = Architecture.of(model, channels=settings.data.channels, classes=settings.data.classes)
-    return Network(part_sizes(architecture, settings.data.size), deck_ranges(architecture))
+    architecture = Architecture.of(model, channels=settings.facts.channels, classes=settings.facts.classes)
+    return Network(part_sizes(architecture, settings.facts.size), deck_ranges(architecture))
 
 
 def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:
     """Return a round's work on so many workers; with another l or m if given."""
     given = {"local_iterations": settings.local_iterations, "min_blocks": settings.min_blocks, **changes}
-    return Work(workers=workers, batch=settings.batch_size, micro_batches=settings.micro_batches, **given)
+    return Work(workers=workers, batch=settings.data.batch_size, micro_batches=settings.micro_batches, **given)

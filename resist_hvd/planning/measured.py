@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import yaml
 
 from resist_hvd.errors import UserError
 from resist_hvd.planning.cost import TRAINING, MethodCosted
 from resist_hvd.planning.inputs import network_of
 from resist_hvd.records import RoundRecord
+from resist_hvd.settings.flags import make
 from resist_hvd.settings.plan import PlanSettings
+from resist_hvd.settings.reading import read_run
+from resist_hvd.settings.run import Settings
 
 MEND = "Give --measured the folder of a run of the planned network, by resist or local-sgd."
-COMPARED = ("name", "sections", "block", "stem", "width_factor", "final_norm", "partition")
 
 
 def measured_rates(settings: PlanSettings) -> dict[MethodCosted, float]:
@@ -27,43 +27,40 @@ def measured_rates(settings: PlanSettings) -> dict[MethodCosted, float]:
         UserError: a folder holds no such run, or one of another network.
     """
     rates: dict[MethodCosted, float] = {}
-    for name in filter(None, (settings.measured or "").split(",")):
-        folder = Path(name)
-        config = _config(folder)
-        method = config.get("method")
-        if method not in ("resist", "local-sgd"):
-            raise UserError(f"The run's method is {method}", where=str(folder), mend=MEND)
-        _check_same_network(config.get("model") or {}, settings, folder)
-        rates[method] = _rate(folder, config, settings)
+    for folder in map(Path, filter(None, (settings.measured or "").split(","))):
+        run = make(Settings, read_run(folder))
+        if run.method not in ("resist", "local-sgd"):
+            raise UserError(f"The run's method is {run.method}", where=str(folder), mend=MEND)
+        check_same_network(run, settings, folder)
+        rates[run.method] = rate(folder, run, settings)
     return rates
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError("There is no config.yaml of a run here", where=str(folder), mend=MEND)
-    return config
+def check_same_network(run: Settings, settings: PlanSettings, folder: Path) -> None:
+    """Check that a run's network is the planned one.
+
+    Raises:
+        UserError: it is another; the message says in which setting.
+    """
+    theirs, ours = (asdict(replace(each.model, weights=None)) for each in (run, settings))
+    if run.model.family == settings.model.family == "preact":
+        for described, each in ((theirs, run), (ours, settings)):
+            described |= {"name": "", "sections": ",".join(map(str, each.model.counts))}
+    for name, value in theirs.items():
+        if value != ours[name] and name != "zero_init_residual":
+            raise UserError(
+                f"The run's model.{name} is {value}, the plan's {ours[name]}",
+                where=str(folder),
+                mend=f"Plan with --model.{name} {value}, or with --run {folder}.",
+            )
 
 
-def _check_same_network(model: dict[str, Any], settings: PlanSettings, folder: Path) -> None:
-    counts = PlanSettings(model=type(settings.model)(**{k: v for k, v in model.items() if k in COMPARED})).model.counts
-    for name in COMPARED[2:]:
-        if name in model and model[name] != getattr(settings.model, name):
-            seen = f"The run's model.{name} is {model[name]}, the plan's {getattr(settings.model, name)}"
-            raise UserError(seen, where=str(folder), mend=f"Plan with --model.{name} {model[name]}.")
-    if counts != settings.model.counts:
-        sections = ",".join(map(str, counts))
-        raise UserError(
-            f"The run's network has sections {sections}, the plan's {','.join(map(str, settings.model.counts))}",
-            where=str(folder),
-            mend=f"Plan with --model.sections {sections}.",
-        )
+def rate(folder: Path, run: Settings, settings: PlanSettings) -> float:
+    """Return the FLOP/s of a run's slowest worker.
 
-
-def _rate(folder: Path, config: dict[str, Any], settings: PlanSettings) -> float:
+    Raises:
+        UserError: it has no finished round.
+    """
     try:
         rounds, faults = RoundRecord.read_lines(folder / "rounds.jsonl")
     except OSError:
@@ -72,11 +69,10 @@ def _rate(folder: Path, config: dict[str, Any], settings: PlanSettings) -> float
         seen = f"No round can be read here: {faults[0]}" if faults else "There is no finished round here"
         raise UserError(seen, where=str(folder), mend=MEND)
     network = network_of(settings)
-    whole = config["method"] == "local-sgd"
-    load = network.whole if whole else network.sub_network(rounds[-1].workers, int(config.get("min_blocks", 0)))
-    batch = int((config.get("data") or {}).get("batch_size", settings.batch_size))
+    whole = run.method == "local-sgd"
+    load = network.whole if whole else network.sub_network(rounds[-1].workers, run.min_blocks)
     # The first rounds warm caches up; a median does not mind them.
-    return TRAINING * load.flops * batch / median(slowest(done) / done.iterations for done in rounds)
+    return TRAINING * load.flops * run.data.batch_size / median(slowest(done) / done.iterations for done in rounds)
 
 
 def slowest(done: RoundRecord) -> float:

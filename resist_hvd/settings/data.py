@@ -4,11 +4,38 @@ import math
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from resist_hvd.settings.group import Bound, Count, Group, Natural, Positive, Share
 
 DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder", "imagenet"]
 
 LoaderName = Literal["auto", "dali", "torchvision"]
+
+
+class Facts(NamedTuple):
+    """Facts of a data set, by which a run on it can be planned; 0 where one is not known.
+
+    Attributes:
+        channels: of an image.
+        size: height and width in pixels.
+        classes: number of classes.
+        train: number of training images.
+    """
+
+    channels: int
+    size: int
+    classes: int
+    train: int
+
+
+FACTS: dict[DataName, Facts] = {
+    "cifar10": Facts(3, 32, 10, 50_000),
+    "cifar100": Facts(3, 32, 100, 50_000),
+    "svhn": Facts(3, 32, 10, 73_257),
+    "imagenet": Facts(3, 224, 1000, 1_281_167),
+    "digits": Facts(1, 32, 10, 1_437),
+}
 
 _TORCHVISION_SETS: tuple[DataName, ...] = ("cifar10", "cifar100", "svhn")
 _CLASS_FOLDERS: tuple[DataName, ...] = ("folder", "imagenet")
@@ -38,45 +65,43 @@ images a second, twice what a GPU trains on."""
 _INSTEAD = {"crop_area": "--data.crop_padding", "crop_padding": "--data.crop_area"}
 
 
+Load = Annotated[float, Bound("a share from 0 to 1", lambda share: 0 <= share <= 1)]
+Jitter = Annotated[float, Bound("0 for none, or a number below 1", lambda x: 0 <= x < 1)]
+Padding = Annotated[int, Bound("0 for no crop, or a number of pixels", lambda n: n >= 0)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class DaliSettings:
-    """NVIDIA DALI's decoding on a GPU; on CPUs none of this counts. The defaults are DALI's own.
+class DaliSettings(Group):
+    """NVIDIA DALI's decoding on a GPU; on CPUs none of this counts. The defaults are DALI's own."""
 
-    Raises:
-        ValueError: a value that is wrong by itself.
-    """
+    PREFIX: ClassVar = "data.dali."
 
-    hardware_load: float = 0.65
+    hardware_load: Load = 0.65
     """Share of the JPEGs that a GPU's hardware decoder takes, where it has one, from 0 to 1; the cores and the GPU's
     other units take the rest. What is best depends on both: try 0.65 to 0.95 by bench loader --hardware_load."""
 
-    width_hint: int = 0
+    width_hint: Natural = 0
     """Width in pixels of the largest image to expect: GPU memory for decoding is taken at once, not piece by piece."""
 
-    height_hint: int = 0
+    height_hint: Natural = 0
     """Height in pixels of the largest image to expect."""
 
-    device_buffer: int = 16777216
+    device_buffer: Natural = 16777216
     """Bytes of GPU memory that each decoding thread begins with."""
 
-    host_buffer: int = 8388608
+    host_buffer: Natural = 8388608
     """Bytes of pinned memory that each decoding thread begins with, where decoding is on a GPU."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.hardware_load <= 1:
-            raise ValueError(f"--data.dali.hardware_load is {self.hardware_load}; give a share from 0 to 1")
-        for name in ("width_hint", "height_hint", "device_buffer", "host_buffer"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--data.dali.{name} is {getattr(self, name)}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class DataSettings(Group):
     """Images to train and test on, and the way they are batched and augmented.
 
     Raises:
         ValueError: a value that is wrong by itself, or that another field rules out.
     """
+
+    PREFIX: ClassVar = "data."
 
     name: DataName = "digits"
     """The data set: digits (scikit-learn's handwritten digits, built in), cifar10, cifar100, svhn, folder (any folder
@@ -90,32 +115,32 @@ class DataSettings:
     download: bool = False
     """Fetch cifar10, cifar100 or svhn into root where it is missing."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images in each worker's training batch."""
 
-    test_batch_size: int = 256
+    test_batch_size: Count = 256
     """Images in each worker's batch of the test and calibration sets."""
 
-    calibration_images: int = 2048
+    calibration_images: Count = 2048
     """Training images, summed over workers, from which evaluation takes the exact batch-norm statistics; all of them
     where there are fewer."""
 
-    image_size: int | None = None
+    image_size: Count | None = None
     """Height and width in pixels that images are scaled to. Default: 32 for digits, 224 for imagenet; for the others,
     the size that the images have, if it is one for all."""
 
-    test_resize: int | None = None
+    test_resize: Count | None = None
     """Pixels that the shorter side of imagenet's test images is scaled to, before their middle is cut out. Default:
     8/7 of image_size, 256 at 224."""
 
-    crop_area: float = 0.08
+    crop_area: Share = 0.08
     """Augmentation: the smallest share of an image that the random crop of imagenet covers; its ratio is 3:4 to 4:3."""
 
-    color_jitter: float = 0.0
+    color_jitter: Jitter = 0.0
     """Augmentation: imagenet's brightness, contrast and saturation are multiplied by random factors, each from 1 - x to
     1 + x; 0 turns it off."""
 
-    crop_padding: int | None = None
+    crop_padding: Padding | None = None
     """Augmentation: black pixels added at each side before a random crop to the image's size; 0 turns it off. Default:
     2 for digits, an eighth of the image's size for the others (4 at 32 x 32)."""
 
@@ -123,7 +148,7 @@ class DataSettings:
     """Augmentation: mirror half of the training images. Default: true, but false for digits and svhn, whose
     classes do not survive it."""
 
-    resident_limit_gib: float = 8.0
+    resident_limit_gib: Positive = 8.0
     """Refuse images that would take more memory than this on each worker, in GiB: of folder, cifar10, cifar100 or
     svhn."""
 
@@ -132,7 +157,7 @@ class DataSettings:
     with class folders of the training classes' names, or 0, 1, ... in the order of those names, sorted. For folder and
     imagenet."""
 
-    decode_threads: int | None = None
+    decode_threads: Count | None = None
     """Threads of each worker that decode or scale images: of folder, cifar10, cifar100 and svhn while it loads; of
     imagenet all the time, as processes where the loader is torchvision. Default: one for each core that this worker has
     among those of its host, whatever OMP_NUM_THREADS is; at most 16 for imagenet."""
@@ -141,7 +166,7 @@ class DataSettings:
     """What decodes imagenet: dali (NVIDIA DALI, on a GPU where training is), torchvision (in processes of its own), or
     auto: dali where it is installed."""
 
-    prefetch: int = 2
+    prefetch: Count = 2
     """Batches that imagenet's loader has ready before they are asked for."""
 
     image_type: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -154,33 +179,9 @@ class DataSettings:
     dali: DaliSettings = field(default_factory=DaliSettings)
     """How NVIDIA DALI decodes on a GPU."""
 
-    def __post_init__(self) -> None:
-        if self.name not in get_args(DataName):
-            raise ValueError(f"--data.name is {self.name!r}; give one of {', '.join(get_args(DataName))}")
-        at_least_one = (
-            "batch_size",
-            "test_batch_size",
-            "calibration_images",
-            "image_size",
-            "test_resize",
-            "decode_threads",
-            "prefetch",
-        )
-        for name in at_least_one:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--data.{name} is {value}; give a number of at least 1")
-        if self.crop_padding is not None and self.crop_padding < 0:
-            raise ValueError(f"--data.crop_padding is {self.crop_padding}; give 0 for no crop, or a number of pixels")
-        if not self.resident_limit_gib > 0:
-            raise ValueError(f"--data.resident_limit_gib is {self.resident_limit_gib}; give a number above 0")
-        if not 0 < self.crop_area <= 1:
-            raise ValueError(f"--data.crop_area is {self.crop_area}; give a share above 0, up to 1")
-        if not 0 <= self.color_jitter < 1:
-            raise ValueError(f"--data.color_jitter is {self.color_jitter}; give 0 for none, or a number below 1")
+    def check(self) -> None:
+        """Refuse a setting that does nothing for this data set, and sizes that do not go together."""
         self._refuse_what_does_nothing()
-        if self.name in _CLASS_FOLDERS and self.root is None:
-            raise ValueError(f"--data.name is {self.name}, but there is no folder; give it with --data.root DIR")
         if self.resize_before_test < self.size:
             raise ValueError(
                 f"--data.test_resize is {self.test_resize}, less than the image_size of {self.size} that is cut out; "
@@ -204,6 +205,11 @@ class DataSettings:
                 f"{flag} is {value}, which does nothing for {self.name}: it is for {', '.join(names)}; "
                 f"leave the flag out{instead}"
             )
+
+    @property
+    def lacks_root(self) -> bool:
+        """Whether it needs a folder, and none is given."""
+        return self.name in _CLASS_FOLDERS and self.root is None
 
     def on_cores(self, cores: float) -> "DataSettings":
         """The same, with `decode_threads` for a worker that has so many cores, where it counts and is not set."""

@@ -1,156 +1,59 @@
-"""From dataclasses of settings to flags: their help, their values, and what is said when one is wrong.
-
-jsonargparse does the work; what it says is of Python's types, and what users read here is of settings.
-"""
+"""From groups of settings to flags and files: their help, their values, and the error where one is wrong."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-from argparse import SUPPRESS, Action
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+import sys
+from argparse import ArgumentParser, HelpFormatter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from resist_hvd import __version__
 from resist_hvd.errors import UserError
+from resist_hvd.settings.group import Group, Setting, flags_of, is_group, shown, texts_of
 
-T = TypeVar("T")
+G = TypeVar("G", bound=Group)
+
+Layer = dict[str, Any]
+"""Settings that one place gives, by their names with dots in them."""
 
 VERSION = f"resist_hvd {__version__}"
 """The answer of every program to --version."""
 
 SEE_HELP = "See --help for every setting."
+FILE_MEND = "Give a YAML file of settings, like the config.yaml of a run."
+
+ALONE = object()
+"""The value of a flag that is given without one."""
 
 
-class HelpFormatter(DefaultHelpFormatter):
-    """Says what a setting is and what it is by default; possible values stand beside the flag itself."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 30, **options})  # type: ignore[no-untyped-call]
-
-    def _get_help_string(self, action: Action) -> str:
-        text = " ".join((action.help or "").split())
-        if not action.option_strings or action.default in (None, SUPPRESS) or "Default:" in text:
-            return text
-        default = list(action.default) if isinstance(action.default, tuple) else action.default
-        return f"{text} (default: {str(default).lower() if isinstance(default, bool) else default})"
-
-
-def make_parser(prog: str, description: str) -> ArgumentParser:
-    """Return a parser whose help takes each setting's text from the docstring under its field."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [--FLAG VALUE ...]",
-        description=description,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=VERSION, help="Show the version and exit.")
-    return parser
-
-
-def add_settings(parser: ArgumentParser, settings: type[Any]) -> None:
-    """Add a flag for every field of a dataclass, and of the dataclasses in it."""
-    parser.add_class_arguments(settings)
-    types = field_types(settings)
-    for action in parser._actions:
-        if action.dest in types:
-            action.metavar = placeholder(types[action.dest])
-        elif any(name.startswith(f"{action.dest}.") for name in types):
-            action.help = SUPPRESS
-
-
-def field_types(settings: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Return the type of every setting by its name, those of nested dataclasses with dots in them."""
-    types: dict[str, Any] = {}
-    for name, kind in get_type_hints(settings).items():
-        nested = isinstance(kind, type) and is_dataclass(kind)
-        types |= field_types(kind, f"{prefix}{name}.") if nested else {f"{prefix}{name}": kind}
-    return types
-
-
-def alternatives(kind: Any) -> list[Any]:
-    """Return the types that a union has, without None; the type itself where it is none."""
-    members = [kind] if get_origin(kind) in (Literal, tuple, dict) else list(get_args(kind)) or [kind]
-    return [member for member in members if member is not NoneType]
-
-
-def placeholder(kind: Any) -> str:
-    """Return what stands for a setting's value in the help."""
-    (kind,) = alternatives(kind)
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(get_args(kind)) + "}"
-    if get_origin(kind) is tuple:
-        return "[X,...]"
-    if get_origin(kind) is dict:
-        return "{NAME:X,...}"
-    return {bool: "{true,false}", int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
-
-
-def wanted(kind: Any) -> str:
-    """Return in words what a setting takes."""
-    (kind,) = alternatives(kind)
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is tuple:
-        return "numbers in brackets, like [0.5,0.75]"
-    if get_origin(kind) is dict:
-        return "names and values in braces, like {patch_size: 4}"
-    return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")
-
-
-def with_values(arguments: Sequence[str], settings: type[Any]) -> list[str]:
-    """Return arguments in which a flag that can be true or false, given alone, is true: `--resume`."""
-    switches = {f"--{name}" for name, kind in field_types(settings).items() if alternatives(kind) == [bool]}
-    spelled = []
-    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
-        alone = argument in switches and following.startswith("--")
-        spelled.append(f"{argument}=true" if alone else argument)
-    return spelled
-
-
-def parse_settings(
+def read_flags(
     prog: str,
-    settings: type[T],
+    group: type[Group],
     arguments: Sequence[str],
-    beneath: Callable[[Namespace], Mapping[str, Any]] | None = None,
-) -> T:
-    """Return the settings that flags give, for a program that has no files of settings.
+    *,
+    about: str = "",
+    besides: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    beneath: Callable[[Layer], Layer] = lambda _: {},
+) -> Layer:
+    """Return what flags give, and nothing that they do not; print help or the version and exit where they ask for it.
 
     Args:
-        prog: what its help calls it.
-        settings: the dataclass of all of them.
+        prog: what the help calls the program.
+        group: its settings.
         arguments: the flags.
-        beneath: returns settings, by names with dots in them, that what is given overrides.
-
-    Raises:
-        UserError: a flag is unknown, or its value is wrong.
-    """
-    parser = make_parser(prog, settings.__doc__ or "")
-    add_settings(parser, settings)
-    given = read_flags(parser, arguments, settings)
-    try:
-        values = parser.get_defaults()
-        for name, value in (beneath(given) if beneath else {}).items():
-            values[name] = value
-        values.update(given)
-        values = parser.instantiate(values)
-        return settings(**{name: values[name] for name in get_type_hints(settings)})
-    except (ValueError, TypeError) as error:
-        raise explain(error, settings) from None
-
-
-def read_flags(parser: ArgumentParser, arguments: Sequence[str], settings: type[Any]) -> Namespace:
-    """Return what flags give, and nothing that they do not.
+        about: what the help says of the program.
+        besides: flags that are no settings, each with the placeholder of its value and its text.
+        aliases: other names of settings, which the help leaves out.
+        beneath: returns what a setting is, by what flags give, where no flag gives it: the defaults in the help.
 
     Raises:
         UserError: a flag is unknown, or its value is wrong.
@@ -160,19 +63,83 @@ def read_flags(parser: ArgumentParser, arguments: Sequence[str], settings: type[
             raise UserError(
                 f"{readable} is not UTF-8", mend="Rename what it names, or give a link to it whose name is UTF-8."
             )
+    settings, rest, given = flags_of(group), list(arguments), {}
+    asks_for_help = False
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag == "--version":
+            print(VERSION)
+            sys.exit(0)
+        if flag in ("-h", "--help"):
+            asks_for_help = True
+            continue
+        if not flag.startswith("--"):
+            raise UserError(f"{flag!r} belongs to no flag", mend=SEE_HELP)
+        name = aliases.get(flag[2:], flag[2:])
+        if name not in besides and name not in settings and not in_mapping(name, settings):
+            raise unknown_flag(flag, settings)
+        text: Any = value if equals else rest.pop(0) if rest and not rest[0].startswith("--") else ALONE
+        given[name] = read_value(flag, name, text, settings)
+    if asks_for_help:
+        print(help_text(prog, group, about, besides, beneath(given)), end="")
+        sys.exit(0)
+    return given
+
+
+def parse_settings(prog: str, group: type[G], arguments: Sequence[str]) -> G:
+    """Return the settings that flags give, for a program that has no others.
+
+    Raises:
+        UserError: a flag is unknown, or its value is wrong.
+    """
+    return make(group, read_flags(prog, group, arguments))
+
+
+def unknown_flag(flag: str, settings: Mapping[str, Setting]) -> UserError:
+    """Return the error that there is no such flag."""
+    if members := [f"--{name}" for name in settings if name.startswith(f"{flag[2:]}.")]:
+        return UserError(f"{flag} is a group of settings", mend=f"Give those you mean: {', '.join(members)}.")
+    return UserError(f"There is no flag {flag}", mend=suggest(flag, [f"--{name}" for name in settings]))
+
+
+def read_value(said: str, name: str, value: Any, settings: Mapping[str, Setting], where: str = "") -> Any:
+    """Return a setting's value as its type has it.
+
+    Args:
+        said: the name that the user gave it.
+        name: the setting's own.
+        value: as it was given.
+        settings: every setting.
+        where: the file that it stands in; empty for a flag.
+
+    Raises:
+        UserError: it is wrong.
+    """
+    setting = settings.get(name)
+    if value is ALONE:
+        if setting is not None and setting.kind is bool:
+            return True
+        after = f"Give {setting.type_wanted} after it." if setting else SEE_HELP
+        raise UserError(f"{said} has no value", mend=after)
+    if setting is not None and is_mapping(setting):
+        raise UserError(f"{said} is a group of settings", mend=f"Give those you mean: {said}.NAME VALUE.")
+    if setting is None:  # a recipe's name, or a name of a mapping
+        return yaml.safe_load(value) if in_mapping(name, settings) and isinstance(value, str) else value
     try:
-        return parser.parse_args(with_values(arguments, settings), defaults=False)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise explain(error, settings) from None
+        taken = setting.read(value)
+    except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError):
+        raise UserError(f"{said} is {value!r}", where=where, mend=f"Give {setting.type_wanted}.") from None
+    if taken is not None and not setting.allows(taken):
+        raise UserError(f"{said} is {shown(taken)}", where=where, mend=f"Give {setting.wanted}.")
+    return taken
 
 
-def read_file(parser: ArgumentParser, path: Path, settings: type[Any]) -> Namespace:
+def read_file(path: Path, group: type[Group], *, mend: str = FILE_MEND) -> Layer:
     """Return what a YAML file of settings gives, and nothing that it does not.
 
     Raises:
         UserError: it cannot be read, is no YAML, or has a setting that is unknown or wrong.
     """
-    mend = "Give a YAML file of settings, like the config.yaml of a run."
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -184,63 +151,82 @@ def read_file(parser: ArgumentParser, path: Path, settings: type[Any]) -> Namesp
         raise UserError(f"This is not YAML: {reason}", where=where, mend=mend) from None
     if not isinstance(values, dict):
         raise UserError("The file holds no settings", where=str(path), mend=mend)
-    for group, kind in get_type_hints(settings).items():
-        if is_dataclass(kind) and not isinstance(values.get(group, {}), dict):
-            seen = f"{group} is {values[group]!r}, but it is a group of settings"
-            raise UserError(seen, where=str(path), mend=f"Give them below {group}, one a line.")
     if "recipe" in values:
         raise UserError("A file of settings has no recipe", where=str(path), mend="Give it as a flag: --recipe NAME.")
-    try:
-        given: Namespace = parser.parse_object(with_lists_joined(values, field_types(settings)), defaults=False)
-        return given
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise explain(error, settings, where=str(path)) from None
+    return dict(flattened(values, flags_of(group), str(path)))
 
 
-def with_lists_joined(values: dict[str, Any], types: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return values in which a list of numbers, where a text of numbers with commas is wanted, is such a text."""
-    joined = dict(values)
-    for name, value in values.items():
-        if isinstance(value, dict):
-            joined[name] = with_lists_joined(value, types, f"{prefix}{name}.")
-        elif isinstance(value, list) and types.get(f"{prefix}{name}") in (str, str | None):
-            joined[name] = ",".join(map(str, value))
-    return joined
+def flattened(values: dict[Any, Any], settings: Mapping[str, Setting], where: str, prefix: str = "") -> Iterable[Any]:
+    """Yield the name and the value of each setting of a file.
 
-
-def explain(error: Exception, settings: type[Any], *, where: str = "") -> UserError:
-    """Return what to tell a user of an error of the parser's, or of a setting's own check.
-
-    Args:
-        error: what was raised.
-        settings: the dataclass of all settings.
-        where: the file that was read; flags if none.
+    Raises:
+        UserError: one is unknown or wrong.
     """
-    text = " ".join(str(error).split()).rstrip(".")
-    types = field_types(settings)
-    dashes = "" if where else "--"
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if any(known.startswith(f"{name}.") for known in settings) or (name in settings and is_mapping(settings[name])):
+            if not isinstance(value, dict):
+                seen = f"{name} is {value!r}, but it is a group of settings"
+                raise UserError(seen, where=where, mend=f"Give them below {name}, one a line.")
+            yield from flattened(value, settings, where, f"{name}.")
+        elif name in settings or in_mapping(name, settings):
+            yield name, read_value(name, name, value, settings, where)
+        else:
+            raise UserError(f"There is no setting {name}", where=where, mend=suggest(name, list(settings)))
 
-    if found := re.match(r'Parser key "([\w.]+)".*Unable to load config', text):
-        group = found[1]
-        members = ", ".join(f"--{name}" for name in types if name.startswith(f"{group}."))
-        return UserError(f"--{group} is a group of settings", where=where, mend=f"Give those you mean: {members}.")
-    if (found := re.match(r'Parser key "([\w.]+)".* [Vv]alue: ?(.*)$', text)) and found[1] in types:
-        mend = f"Give {wanted(types[found[1]])}."
-        return UserError(f"{dashes}{found[1]} is {found[2]!r}", where=where, mend=mend)
-    if found := re.match(r"argument (--[\w.]+): expected one argument", text):
-        name = found[1].removeprefix("--")
-        mend = f"Give {wanted(types[name])} after it." if name in types else SEE_HELP
-        return UserError(f"{found[1]} has no value", where=where, mend=mend)
-    if found := re.match(r"unrecognized arguments: (\S+)", text):
-        flag = found[1].partition("=")[0]
-        if not flag.startswith("-"):
-            return UserError(f"{flag!r} belongs to no flag", where=where, mend=SEE_HELP)
-        return UserError(f"There is no flag {flag}", where=where, mend=suggest(flag, [f"--{name}" for name in types]))
-    if found := re.match(r"(?:Group '([\w.]+)' does not accept o|O)ption '([\w.]+)'", text):
-        name = f"{found[1]}.{found[2]}" if found[1] else found[2]
-        return UserError(f"There is no setting {name}", where=where, mend=suggest(name, list(types)))
-    seen, _, mend = text.partition("; ")
-    return UserError(seen, where=where, mend=f"{mend[0].upper()}{mend[1:]}." if mend else SEE_HELP)
+
+def values_of(settings: Group) -> Layer:
+    """Return the value of each setting that its program has a flag for, by its name."""
+
+    def value(name: str) -> Any:
+        found: Any = settings
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    return {name: value(name) for name in flags_of(type(settings))}
+
+
+def make(group: type[G], values: Mapping[str, Any]) -> G:
+    """Return the settings of these values, and of defaults.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    try:
+        return built(group, values, "")
+    except ValueError as error:
+        seen, _, mend = str(error).partition("; ")
+        raise UserError(seen, mend=f"{mend[0].upper()}{mend[1:]}." if mend else SEE_HELP) from None
+
+
+def built(group: type[G], values: Mapping[str, Any], prefix: str) -> G:
+    """Return the settings whose names begin with a prefix.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    given: dict[str, Any] = {}
+    kinds = get_type_hints(group)
+    for each in fields(group):
+        name, kind = f"{prefix}{each.name}", kinds[each.name]
+        if is_group(kind):
+            given[each.name] = built(kind, values, f"{name}.")
+        elif get_origin(kind) is dict:
+            given[each.name] = {key[len(name) + 1 :]: values[key] for key in values if key.startswith(f"{name}.")}
+        elif name in values:
+            given[each.name] = values[name]
+    return group(**given)
+
+
+def is_mapping(setting: Setting) -> bool:
+    """Return whether a setting takes names of its own, each with a value."""
+    return get_origin(setting.kind) is dict
+
+
+def in_mapping(name: str, settings: Mapping[str, Setting]) -> bool:
+    """Return whether a name is one of a setting's own."""
+    return any(is_mapping(setting) and name.startswith(f"{known}.") for known, setting in settings.items())
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
@@ -249,3 +235,39 @@ def suggest(name: str, names: Sequence[str]) -> str:
     same_end = [known for known in names if last[known] == name.rpartition(".")[2].removeprefix("--")]
     near = same_end or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     return f"Perhaps you mean {' or '.join(near)}; see --help." if near else SEE_HELP
+
+
+def help_text(
+    prog: str, group: type[Group], about: str, besides: Mapping[str, tuple[str, str]], defaults: Layer
+) -> str:
+    """Return what --help prints: the text below each field, its default, and the values it takes."""
+    parser = ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--FLAG VALUE ...]",
+        description=" ".join((about or group.__doc__ or "").split()),
+        formatter_class=partial(HelpFormatter, max_help_position=30),
+    )
+    parser.add_argument("--version", action="store_true", help="Show the version and exit.")
+    for name, (placeholder, text) in besides.items():
+        parser.add_argument(f"--{name}", metavar=placeholder, help=text)
+    parts: dict[str, Any] = {}
+    for name, setting in flags_of(group).items():
+        place, _, last = name.rpartition(".")
+        if place not in parts:
+            kind = group_at(group, place)
+            parts[place] = parser.add_argument_group((kind.__doc__ or "").partition(".")[0]), texts_of(kind)
+        section, texts = parts[place]
+        default, text = defaults.get(name, setting.default), texts[last].replace("%", "%%")
+        if default not in (None, {}, ()) and "Default:" not in text:
+            shown = str(default).lower() if isinstance(default, bool) else default
+            text += f" (default: {list(shown) if isinstance(shown, tuple) else shown})"
+        flag, metavar = (f"{name}.NAME", "VALUE") if is_mapping(setting) else (name, setting.placeholder)
+        section.add_argument(f"--{flag}", metavar=metavar, help=text)
+    return parser.format_help()
+
+
+def group_at(group: type[Group], place: str) -> type[Group]:
+    """Return the group in a group at a place, "data.dali" for example."""
+    for name in filter(None, place.split(".")):
+        group = get_type_hints(group)[name]
+    return group

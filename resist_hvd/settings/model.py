@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from resist_hvd.settings.group import Bound, Group
 
 BlockKind = Literal["basic", "bottleneck"]
 StemKind = Literal["cifar", "imagenet"]
@@ -22,9 +24,28 @@ SECTIONS = {
 """Blocks a section, as the paper has them (section 5 and its supplement A.4)."""
 
 
+OF_PREACT = ("sections", "block", "stem", "width_factor", "final_norm")
+"""Settings of the pre-activation networks alone."""
+
+
+def family_of(name: str | None, parts: str | None) -> Family:
+    """Return the family of a network by its name, or by its own parts."""
+    if parts is not None:
+        return "parts"
+    match name.partition("/") if name else ():
+        case ("torchvision" | "timm" as library, "/", _):
+            return library
+    return "preact"
+
+
+Width = Annotated[float, Bound("one that leaves a channel, like 0.25", lambda factor: 0.5 / 64 < factor < math.inf)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Group):
     """The residual network to train."""
+
+    PREFIX: ClassVar = "model."
 
     name: str = "preact_resnet101"
     """One of preact_resnet50, preact_resnet101, preact_resnet152, preact_resnet200, whose depth sections overrides; or
@@ -49,7 +70,7 @@ class ModelSettings:
     stem: StemKind = "cifar"
     """cifar (a 3x3 convolution) or imagenet (a strided 7x7 convolution and a strided maximum)."""
 
-    width_factor: float = 1.0
+    width_factor: Width = 1.0
     """Multiplies the channels of every section; the first has 64 at 1.0."""
 
     final_norm: bool = True
@@ -62,7 +83,8 @@ class ModelSettings:
     partition: Scope = "section3"
     """Blocks to deal out: those of section3 but its strided one, or all that are not strided (the paper's ablation)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse a network that there is not, and settings that do nothing for it."""
         if self.family != "preact":
             self._refuse_what_does_nothing()
             return
@@ -73,36 +95,33 @@ class ModelSettings:
             )
         if self.options:
             raise ValueError("--model.options are for torchvision's, timm's and your own networks; leave them out")
-        if not 0 < self.width_factor < math.inf or round(64 * self.width_factor) < 1:
-            raise ValueError(f"model.width_factor is {self.width_factor}; give one that leaves a channel, like 0.25")
         counts = self.counts
         if len(counts) < 3 or min(counts) < 1:
             raise ValueError(
-                f"model.sections is {self.sections!r}; give three numbers of blocks or more, none 0, like 1,1,12,1"
+                f"--model.sections is {self.sections!r}; give three numbers of blocks or more, none 0, like 1,1,12,1"
             )
 
     def _refuse_what_does_nothing(self) -> None:
         """Refuse settings of pre-activation networks that are not their defaults, where the network is another."""
-        fields = type(self).__dataclass_fields__
         which = f"--model.parts {self.parts}" if self.family == "parts" else self.name
-        for name in ("sections", "block", "stem", "width_factor", "final_norm"):
-            if getattr(self, name) != fields[name].default:
+        for name in OF_PREACT:
+            if self.changed(name):
                 raise ValueError(
                     f"--model.{name} is {getattr(self, name)}, which does nothing for {which}: it is for "
                     f"{', '.join(SECTIONS)}; leave the flag out"
                 )
-        if self.family == "parts" and self.name != fields["name"].default:
+        if self.family == "parts" and self.changed("name"):
             raise ValueError(f"--model.name is {self.name}, and --model.parts gives another network; leave one out")
 
     @property
     def family(self) -> Family:
         """Where the network comes from."""
-        if self.parts is not None:
-            return "parts"
-        match self.name.partition("/"):
-            case ("torchvision" | "timm" as library, "/", _):
-                return library
-        return "preact"
+        return family_of(self.name, self.parts)
+
+    @property
+    def title(self) -> str:
+        """Name that people know the network by."""
+        return self.parts or self.sections or self.name
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -117,5 +136,5 @@ class ModelSettings:
             return tuple(int(number) for number in self.sections.strip("[]() ").split(","))
         except ValueError:
             raise ValueError(
-                f"model.sections is {self.sections!r}; give numbers of blocks with commas between them, like 1,1,12,1"
+                f"--model.sections is {self.sections!r}; give numbers of blocks with commas between them, like 1,1,12,1"
             ) from None

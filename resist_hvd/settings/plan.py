@@ -2,79 +2,74 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, ClassVar
 
 from resist_hvd import units
-from resist_hvd.settings.model import ModelSettings
-
-
-class Images(NamedTuple):
-    """Facts of a data set that a plan needs."""
-
-    channels: int
-    size: int
-    classes: int
-    train: int
-
-
-DATASETS = {
-    "cifar10": Images(3, 32, 10, 50_000),
-    "cifar100": Images(3, 32, 100, 50_000),
-    "svhn": Images(3, 32, 10, 73_257),
-    "imagenet": Images(3, 224, 1000, 1_281_167),
-    "digits": Images(1, 32, 10, 1_437),
-}
+from resist_hvd.settings.data import FACTS, Facts
+from resist_hvd.settings.group import Bound, Count, Share
+from resist_hvd.settings.run import Settings
 
 ASSUMED_RATE = "6tflop"
+MOST_WORKERS = 4096
+
+BASE = {"data.name": "cifar100", "data.batch_size": 128, "epochs": 160.0}
+"""Settings that a plan without a recipe or a run begins with: the paper's on CIFAR-100."""
+
+ALIASES = {"dataset": "data.name", "batch_size": "data.batch_size", "image_size": "data.image_size"}
+"""Flags that go by a run's names now."""
+
+
+def numbers_in(text: str) -> tuple[int, ...]:
+    """Return numbers of workers with commas between them; none where one of them is none, or too large."""
+    try:
+        counts = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        return ()
+    return counts if min(counts) >= 1 and max(counts) <= MOST_WORKERS else ()
+
+
+Workers = Annotated[str, Bound("numbers from 1 to 4096, like 2,4,8", lambda text: len(numbers_in(text)) > 0)]
+Picture = Annotated[
+    Path, Bound("a file that ends in .png, .svg or .pdf", lambda path: path.suffix in (".png", ".svg", ".pdf"))
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings:
+class PlanSettings(Settings):
     """Say what a run will cost, before it is paid for.
 
     By ResIST, local SGD, data-parallel training, GPipe and federated dropout.
     """
 
-    workers: str = "2,4,8"
+    TAKES: ClassVar = (
+        "local_iterations",
+        "min_blocks",
+        "epochs",
+        "warmup_epochs",
+        "model",
+        "data.name",
+        "data.batch_size",
+        "data.image_size",
+    )
+
+    workers: Workers = "2,4,8"
     """S, one number or several with commas between them."""
 
-    local_iterations: int = 50
-    """l, the local iterations of a round."""
-
-    min_blocks: int = 5
-    """m, the fewest partitionable blocks a sub-network has."""
-
-    epochs: float = 160.0
-    """Passes over the training set, summed over workers."""
-
-    warmup_epochs: float = 0.0
-    """Epochs of local SGD that precede ResIST."""
-
-    batch_size: int = 128
-    """Images in each worker's batch."""
-
-    dataset: Literal["cifar10", "cifar100", "svhn", "imagenet", "digits"] = "cifar100"
-    """The images; image_size, classes, channels and images say otherwise for others."""
-
-    image_size: int | None = None
-    """Height and width of an image in pixels. Default: the data set's."""
-
-    classes: int | None = None
+    classes: Count | None = None
     """Classes to tell apart. Default: the data set's."""
 
-    channels: int | None = None
+    channels: Count | None = None
     """Channels of an image. Default: the data set's."""
 
-    images: int | None = None
+    images: Count | None = None
     """Training images. Default: the data set's."""
 
     bandwidth: str = "10gbit"
     """Of a host's link, each way: 10gbit, 100mbit, 1.25gbyte."""
 
-    efficiency: float = 0.94
+    efficiency: Share = 0.94
     """Payload's share of what a link carries: 0.94 for TCP in Ethernet frames of 1,500 bytes."""
 
     latency: str = "50us"
@@ -83,7 +78,7 @@ class PlanSettings:
     overhead: str = "2ms"
     """Of a synchronisation besides: agreeing on it among all workers, and starting it."""
 
-    ranks_per_host: int = 1
+    ranks_per_host: Count = 1
     """Workers that share a host's link."""
 
     compute_rate: str = ASSUMED_RATE
@@ -92,51 +87,32 @@ class PlanSettings:
     measured: str | None = None
     """Folders of runs (commas between them) of the same network on the same images: the compute rate is theirs."""
 
-    micro_batches: int | None = None
+    micro_batches: Count | None = None
     """Into how many GPipe cuts a step's images. Default: four times its stages."""
 
-    keep: float = 0.75
+    keep: Share = 0.75
     """The share of filters that a worker of federated dropout trains."""
 
-    plot: Path | None = None
+    plot: Picture | None = None
     """Draw the plan into this file: .png, .svg or .pdf."""
 
     json: Path | None = None
     """Write the plan into this file as JSON."""
 
-    model: ModelSettings = field(default_factory=ModelSettings)
+    @property
+    def reads_images(self) -> bool:
+        """Nothing is read for a plan."""
+        return False
 
-    def __post_init__(self) -> None:
-        lowest = {"local_iterations": 1, "min_blocks": 0, "batch_size": 1, "ranks_per_host": 1, "warmup_epochs": 0}
-        optional = dict.fromkeys(("image_size", "classes", "channels", "images", "micro_batches"), 1)
-        for name, least in {**lowest, **optional}.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise ValueError(f"--{name} is {value}; give {least} or more")
-        if not 0 < self.epochs < math.inf:
-            raise ValueError(f"--epochs is {self.epochs}; give a number above 0")
-        for name in ("efficiency", "keep"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; give a share above 0, at most 1")
-        if self.plot is not None and self.plot.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--plot is {str(self.plot)!r}; give a file that ends in .png, .svg or .pdf")
-        # Quantities and numbers of workers are read when they are needed; a wrong one is to be told at once.
-        _ = self.worker_counts, self.flops, self.link, self.seconds_latency, self.seconds_overhead
+    def check(self) -> None:
+        """Refuse quantities without a unit, and images of which too little is known."""
+        super().check()
+        _ = self.flops, self.link, self.seconds_latency, self.seconds_overhead, self.facts
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
-        """The numbers of workers to plan for.
-
-        Raises:
-            ValueError: they are none, or too large.
-        """
-        try:
-            counts = tuple(int(number) for number in self.workers.split(","))
-        except ValueError:
-            counts = ()
-        if not counts or min(counts) < 1 or max(counts) > 4096:
-            raise ValueError(f"--workers is {self.workers!r}; give numbers from 1 to 4096, like 2,4,8")
-        return counts
+        """The numbers of workers to plan for."""
+        return numbers_in(self.workers)
 
     @property
     def flops(self) -> float:
@@ -159,12 +135,21 @@ class PlanSettings:
         return units.quantity(self.overhead, units.TIMES, setting="overhead", example="2ms", may_be_zero=True)
 
     @property
-    def data(self) -> Images:
-        """The images as they are planned with."""
-        known = DATASETS[self.dataset]
-        return Images(
-            self.channels or known.channels,
-            self.image_size or known.size,
-            self.classes or known.classes,
-            self.images or known.train,
-        )
+    def facts(self) -> Facts:
+        """The images as they are planned with.
+
+        Raises:
+            ValueError: of this data set something is not known, and not given.
+        """
+        known = FACTS.get(self.data.name, Facts(3, 0, 0, 0))
+        size = self.data.image_size or known.size
+        facts = Facts(self.channels or known.channels, size, self.classes or known.classes, self.images or known.train)
+        missing = [
+            flag for flag, fact in zip(("data.image_size", "classes", "images"), facts[1:], strict=True) if not fact
+        ]
+        if missing:
+            raise ValueError(
+                f"--data.name is {self.data.name}, of which a plan knows too little; give "
+                f"{', '.join(f'--{flag}' for flag in missing)}"
+            )
+        return facts

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 
 from resist_hvd.errors import UserError
 from resist_hvd.records import RecordError, Summary
 from resist_hvd.settings import flags
+from resist_hvd.settings.flags import Layer
+from resist_hvd.settings.group import flags_of
+from resist_hvd.settings.model import OF_PREACT, family_of
+from resist_hvd.settings.optim import OF_AN_OPTIMIZER, USUAL
 from resist_hvd.settings.run import Settings
+
+S = TypeVar("S", bound=Settings)
 
 DEMONSTRATION = "digits"
 """The recipe, and the data set, of a run that is told nothing else."""
+
+ABOUT = """Train a residual network by ResIST, or by what it is compared with. Without any flag, the embedded
+demonstration is trained (recipe digits). Flags override --config, which overrides --recipe; beneath them are a resumed
+run's own settings. The defaults shown are those without a recipe; --recipe NAME --help shows those with one. What can
+be true or false is true where its flag is given alone."""
 
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that the package ships."""
     folder = resources.files("resist_hvd.recipes")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+RECIPE = {"recipe": ("NAME", f"Settings to begin with: {', '.join(recipe_names())}.")}
+CONFIG = {"config": ("FILE", "A YAML file of settings, like the config.yaml of a run.")}
+RUN = {"run": ("DIR", "The folder of a run, whose settings to begin with.")}
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
@@ -35,61 +50,112 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         UserError: a setting is unknown or wrong; the message names it and what it may be. Or no network is named for a
             data set.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = make_parser()
-    values = parser.get_defaults()
-    recipe = chosen_recipe(arguments)
-    layers = [read_recipe(parser, recipe)] if recipe is not None else []
-    for layer in layers:  # before flags are read, so that --help shows its settings
-        parser.set_defaults(plain(layer.as_dict()))
-    given = flags.read_flags(parser, arguments, Settings)
+    given = flags.read_flags(
+        "python -m resist_hvd.train",
+        Settings,
+        sys.argv[1:] if arguments is None else arguments,
+        about=ABOUT,
+        besides=RECIPE | CONFIG,
+        beneath=lambda given: read_recipe(given.get("recipe")),
+    )
+    layers = [read_recipe(given.get("recipe"))]
     if given.get("config"):
-        layers.append(flags.read_file(parser, Path(given.config), Settings))
+        layers.append(flags.read_file(Path(given["config"]), Settings))
     layers.append(given)
-    asked = layers[0].clone()
-    for layer in layers[1:]:
-        asked.update(layer)
-    own = settings_of_resumed(parser, asked)
-    if own is None and recipe is None:
-        own = first_settings(parser, asked)
-    for layer in layers if own is None else [own, *layers]:
-        if "model.name" in layer and "model.sections" not in layer:
-            # Who names a network means its depth, not that of the sections in a recipe.
-            values["model.sections"] = None
-        values.update(layer)
+    asked = merged(*layers)
+    own = settings_of_resumed(asked)
+    if own is None and not given.get("recipe"):
+        own = first_settings(asked)
+    values = merged(own or {}, *layers)
     if own is not None and values.get("precision") == "auto":
         values["precision"] = own.get("precision", "auto")  # what it was found to be when the run began
-    try:
-        return instantiate(parser.instantiate(values))
-    except (ValueError, TypeError) as error:
-        raise flags.explain(error, Settings) from None
+    return flags.make(Settings, values)
 
 
-def read_recipe(parser: ArgumentParser, name: str) -> Namespace:
-    """Return what a recipe sets.
+def parse_for(
+    prog: str, group: type[S], arguments: Sequence[str], *, base: Layer, aliases: Mapping[str, str] | None = None
+) -> S:
+    """Return the settings of a program that takes some of a run's, from a recipe, a run, or what it takes without.
+
+    Args:
+        prog: what its help calls it.
+        group: its settings.
+        arguments: the flags.
+        base: what it begins with where neither a recipe nor a run is given; a network that is named replaces its.
+        aliases: other names of settings.
+
+    Raises:
+        UserError: a flag is unknown or wrong, or a recipe or a run cannot be read.
+    """
+
+    def beneath(given: Layer) -> Layer:
+        if given.get("recipe") and given.get("run"):
+            raise UserError("--recipe and --run are both given", mend="Give the one whose settings to begin with.")
+        if given.get("run"):
+            layer = read_run(Path(given["run"]))
+        elif given.get("recipe"):
+            layer = read_recipe(given["recipe"])
+        else:
+            named = {"model.name", "model.parts"} & given.keys()
+            layer = {name: value for name, value in base.items() if not (named and name.startswith("model."))}
+        taken = flags_of(group)
+        return {name: layer[name] for name in layer if name in taken or flags.in_mapping(name, taken)}
+
+    given = flags.read_flags(prog, group, arguments, besides=RECIPE | RUN, aliases=aliases or {}, beneath=beneath)
+    return flags.make(group, merged(beneath(given), given))
+
+
+def merged(*layers: Layer) -> Layer:
+    """Return the settings of several places, those of later ones over those of earlier ones.
+
+    Who names a network means its own size, and who names another optimizer its own rates: what earlier places have of
+    these is left out.
+    """
+    values: Layer = {}
+    for layer in layers:
+        if "model.name" in layer or "model.parts" in layer:
+            forgotten = {"model.name", "model.parts", "model.sections"}
+            families = [family_of(each.get("model.name"), each.get("model.parts")) for each in (values, layer)]
+            if families[0] != families[1]:
+                forgotten |= {f"model.{name}" for name in OF_PREACT}
+            values = {
+                name: value
+                for name, value in values.items()
+                if name not in forgotten and not name.startswith("model.options.")
+            }
+        before = values.get("optim.name", "sgd")
+        optimizer = layer.get("optim.name", before)
+        if optimizer != before:
+            values = {name: value for name, value in values.items() if name not in OF_AN_OPTIMIZER}
+            values |= USUAL[str(optimizer)]
+        values |= layer
+    return values
+
+
+def read_recipe(name: str | None) -> Layer:
+    """Return what a recipe sets, nothing without one.
 
     Raises:
         UserError: there is no such recipe.
     """
+    if name is None:
+        return {}
     if name not in recipe_names():
         raise UserError(f"There is no recipe {name!r}", mend=f"Give --recipe one of {', '.join(recipe_names())}.")
     with resources.as_file(resources.files("resist_hvd.recipes") / f"{name}.yaml") as path:
-        return flags.read_file(parser, path, Settings)
+        return flags.read_file(path, Settings)
 
 
-def resolved_recipe(name: str) -> dict[str, Any]:
-    """Return every setting of a run by a recipe, by names with dots in them.
+def read_run(folder: Path) -> Layer:
+    """Return the settings of a run.
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: the folder is no run's, or its settings cannot be read.
     """
-    parser = make_parser()
-    values = parser.get_defaults()
-    values.update(read_recipe(parser, name))
-    return {setting: values.get(setting) for setting in flags.field_types(Settings)}
+    return flags.read_file(folder / "config.yaml", Settings, mend="Give the folder of a run: it has a config.yaml.")
 
 
-def settings_of_resumed(parser: ArgumentParser, asked: Namespace) -> Namespace | None:
+def settings_of_resumed(asked: Layer) -> Layer | None:
     """Return the settings of the run that is to be resumed, None where none is, or it has not begun.
 
     A number of rounds with which the run has finished is left out: who resumes it wants to go on. One that was stopped
@@ -100,11 +166,11 @@ def settings_of_resumed(parser: ArgumentParser, asked: Namespace) -> Namespace |
     """
     if not (asked.get("resume") and asked.get("output")):
         return None
-    folder = Path(asked.output)
+    folder = Path(asked["output"])
     path = folder / "config.yaml"
     if not os.path.lexists(path):
         return None
-    own = flags.read_file(parser, path, Settings)
+    own = flags.read_file(path, Settings)
     for name in ("resume", "output"):
         own.pop(name, None)
     if 0 < (own.get("max_rounds") or 0) <= finished_rounds(folder):
@@ -120,11 +186,10 @@ def finished_rounds(folder: Path) -> int:
         return 0
 
 
-def first_settings(parser: ArgumentParser, asked: Namespace) -> Namespace | None:
+def first_settings(asked: Layer) -> Layer | None:
     """Return what a run without a recipe begins with: the demonstration, unless it is of other data.
 
     Args:
-        parser: of the flags.
         asked: what flags and --config ask for.
 
     Raises:
@@ -132,53 +197,19 @@ def first_settings(parser: ArgumentParser, asked: Namespace) -> Namespace | None
     """
     data = asked.get("data.name")
     if data in (None, DEMONSTRATION):
-        return read_recipe(parser, DEMONSTRATION)
-    if all(asked.get(name) is None for name in ("config", "model.name", "model.sections")):
+        return read_recipe(DEMONSTRATION)
+    if all(asked.get(name) is None for name in ("config", "model.name", "model.sections", "model.parts")):
         raise UserError(
             f"--data.name is {data}, but nothing says which network to train on it, or how",
-            mend=f"Give --recipe {' or '.join(fitting_recipes(parser, data))}, settings of your own by --config FILE, "
-            "or a network by --model.name or --model.sections.",
+            mend=f"Give --recipe {' or '.join(fitting_recipes(data))}, settings of your own by --config FILE, or a "
+            "network by --model.name, --model.sections or --model.parts.",
         )
     return None
 
 
-def fitting_recipes(parser: ArgumentParser, data: str) -> list[str]:
+def fitting_recipes(data: str) -> list[str]:
     """Return the recipes for a data set; where there is none, that for small images."""
-    fitting = [name for name in recipe_names() if read_recipe(parser, name).get("data.name") == data]
-    return fitting or ["cifar10-tiny"]
-
-
-def make_parser() -> ArgumentParser:
-    """Return the parser of `python -m resist_hvd.train`."""
-    parser = flags.make_parser(
-        "python -m resist_hvd.train",
-        "Train a residual network by ResIST, or by what it is compared with. Without any flag, the embedded "
-        "demonstration is trained (recipe digits). Flags override --config, which overrides --recipe; beneath them are "
-        "a resumed run's own settings. The defaults shown are those without a recipe; --recipe NAME --help shows those "
-        "with one. What can be true or false is true where its flag is given alone.",
-    )
-    names = ", ".join(recipe_names())
-    parser.add_argument("--recipe", metavar="NAME", help=f"Settings to begin with: {names}.")
-    parser.add_argument("--config", metavar="FILE", help="A YAML file of settings, like the config.yaml of a run.")
-    flags.add_settings(parser, Settings)
-    return parser
-
-
-def chosen_recipe(arguments: Sequence[str]) -> str | None:
-    """Return the value of --recipe among flags, the last one if it is given twice, None without."""
-    recipe = None
-    for position, argument in enumerate(arguments):
-        if argument == "--recipe" and position + 1 < len(arguments):
-            recipe = arguments[position + 1]
-        elif argument.startswith("--recipe="):
-            recipe = argument.removeprefix("--recipe=")
-    return recipe
-
-
-def instantiate(values: Namespace) -> Settings:
-    """Return settings of parsed values."""
-    fields = {name: getattr(values, name) for name in Settings.__dataclass_fields__}
-    return Settings(**fields)
+    return [name for name in recipe_names() if read_recipe(name).get("data.name") == data] or ["cifar10-tiny"]
 
 
 def to_yaml(settings: Settings) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.group import Amount, Count, Group, Natural, Positive
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 
@@ -18,7 +18,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Group):
     """A run's settings.
 
     Without any flag, the embedded demonstration (recipe digits) is trained. Flags override --config, which overrides
@@ -29,29 +29,29 @@ class Settings:
     """resist; local-sgd (the paper's baseline); data-parallel (gradients averaged in each step); or ensemble (S shallow
     networks, never aggregated, predictions averaged)."""
 
-    local_iterations: int = 50
+    local_iterations: Count = 50
     """l, the local iterations of a round: training steps between two synchronisations."""
 
-    min_blocks: int = 5
+    min_blocks: Natural = 5
     """m, the fewest partitionable blocks a sub-network has; blocks are shared among workers where that needs it."""
 
     momentum: Momentum = "restart"
     """When a round ends: restart momentum at zero, or keep it for the trunk and for blocks that stay with a worker."""
 
-    warmup_epochs: float = 0.0
+    warmup_epochs: Amount = 0.0
     """Epochs of local SGD on the whole, scaled network that precede ResIST."""
 
     scale_activations: bool = True
     """Scale the output of partitioned blocks in the global network by k / N (1 / S where no block is shared)."""
 
-    epochs: float = 10.0
+    epochs: Positive = 10.0
     """Passes over the training set, summed over workers."""
 
-    max_rounds: int | None = None
+    max_rounds: Count | None = None
     """Stop after this many rounds, if that is earlier; the learning rate's schedule is not changed by it. A run that
     has reached it and is resumed without it goes on to the end of its epochs."""
 
-    seed: int = 1
+    seed: Natural = 1
     """The run's seed: initial weights, partitions, the order of images and their augmentation."""
 
     precision: Precision = "fp32"
@@ -71,13 +71,13 @@ class Settings:
     device: DeviceName = "auto"
     """Device to compute on; auto is cuda where there is a GPU."""
 
-    evaluate_every: int = 0
+    evaluate_every: Natural = 0
     """Rounds between evaluations of the global model; 0 evaluates at the end only."""
 
-    checkpoint_every: int = 0
+    checkpoint_every: Natural = 0
     """Rounds between checkpoints; 0 writes one at the end only."""
 
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Number of the newest checkpoints that stay."""
 
     trace: bool = False
@@ -86,7 +86,7 @@ class Settings:
     output: Path | None = None
     """The run's folder. Default: a new one under runs/."""
 
-    watchdog: float | None = None
+    watchdog: Amount | None = None
     """Seconds without progress after which a rank counts as lost: all others say which and end, with status 69.
     Default: ten times the median round, at least 60; half an hour until the first round is done. While files are read
     or written it is half an hour, too, and for MPI's start never less than 60. 0 switches it off."""
@@ -99,24 +99,15 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
 
-    def __post_init__(self) -> None:
-        lowest = {
-            "local_iterations": 1,
-            "min_blocks": 0,
-            "warmup_epochs": 0,
-            "max_rounds": 1,
-            "seed": 0,
-            "evaluate_every": 0,
-            "checkpoint_every": 0,
-            "keep_checkpoints": 1,
-            "watchdog": 0,
-        }
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise ValueError(f"--{name} is {value}; give {least} or more")
-        if not 0 < self.epochs < math.inf:
-            raise ValueError(f"--epochs is {self.epochs}; give a number above 0")
+    @property
+    def reads_images(self) -> bool:
+        """Whether it reads the data set's images."""
+        return True
+
+    def check(self) -> None:
+        """Refuse settings that do not go together."""
+        if self.reads_images and self.data.lacks_root:
+            raise ValueError(f"--data.name is {self.data.name}, but there is no folder; give it with --data.root DIR")
         if self.warmup_epochs and self.method != "resist":
             raise ValueError(f"--warmup_epochs precedes ResIST only; leave it out with --method {self.method}")
         if not 0 <= self.optim.warmup_epochs < self.epochs:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from resist_hvd.settings.group import Group, Positive
+
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorSettings:
+class DoctorSettings(Group):
     """Look at every rank's machine before a long run, and say what must be mended: then the status is 1."""
 
     output: Path = Path("runs")
@@ -16,19 +18,15 @@ class DoctorSettings:
     config: Path | None = None
     """The file of settings that the run will be given: it must be the same on all hosts."""
 
-    seconds: float = 20.0
+    seconds: Positive = 20.0
     """About how long to measure the network between hosts."""
 
     quick: bool = False
     """Leave the network and the clocks out: a health check for a container."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.seconds < float("inf"):
-            raise ValueError(f"--seconds is {self.seconds}; give a number above 0")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings:
+class ReportSettings(Group):
     """Show what runs did: give their folders, then flags.
 
     Runs that are unfinished, damaged, or of an older version are reported as far as they go.

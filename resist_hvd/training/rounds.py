@@ -40,7 +40,6 @@ class Rounds:
 
     Attributes:
         made: local iterations of the present round so far.
-        losses: each one's loss [longest].
     """
 
     def __init__(self, training: Training, *, seed: int, length: Callable[[], int], longest: int) -> None:
@@ -48,7 +47,7 @@ class Rounds:
         self.made = 0
         self._seed = seed
         self._length = length
-        self.losses = torch.zeros(longest, device=training.world.device)
+        self._losses = torch.zeros(longest, device=training.world.device)
         self._clock = Clock(training.world.device)
         self.begin()
 
@@ -74,7 +73,7 @@ class Rounds:
         Raises:
             UserError: on every rank, where the loss of one was not finite.
         """
-        self.losses[self.made] = loss.detach()
+        self._losses[self.made] = loss.detach()
         self.made += 1
         if self.made < self._iterations:
             return None
@@ -94,7 +93,7 @@ class Rounds:
         made = Round(
             number=number,
             iterations=self.made,
-            losses=self.losses[: self.made],
+            losses=self._losses[: self.made],
             lr=rate,
             seconds_data=(data := watch.seconds["data"] - before["data"]),
             seconds_compute=trained - data,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from resist_hvd.errors import UserError
-from resist_hvd.settings.flags import alternatives, field_types
-from resist_hvd.settings.reading import make_parser, parse
+from resist_hvd.settings.group import flags_of
+from resist_hvd.settings.reading import parse
 from resist_hvd.settings.run import Settings
 
 from . import runs
@@ -26,7 +26,7 @@ WRONG_FLAGS = {
     "--local_iterations 0": "--local_iterations is 0. Give 1 or more.",
     "--max_rounds none": "--max_rounds is 'none'. Give a whole number.",
     "--optim.lr fast": "--optim.lr is 'fast'. Give a number.",
-    "--optim.lr -1": "--optim.lr is -1.0. Give a rate above 0.",
+    "--optim.lr -1": "--optim.lr is -1.0. Give a number above 0.",
     "--optim.milestones 0.5,0.7": "--optim.milestones is '0.5,0.7'. Give numbers in brackets, like [0.5,0.75].",
     "--data.flip maybe": "--data.flip is 'maybe'. Give true or false.",
     "--output": "--output has no value. Give a path after it.",
@@ -36,11 +36,11 @@ WRONG_FLAGS = {
     ),
     "--data.name imagenet --data.root here": (
         "--data.name is imagenet, but nothing says which network to train on it, or how. Give --recipe "
-        "imagenet-resnet101 or imagenet-resnet50, settings of your own by --config FILE, or a network by --model.name "
-        "or --model.sections."
+        "imagenet-resnet101 or imagenet-resnet50, settings of your own by --config FILE, or a network by --model.name, "
+        "--model.sections or --model.parts."
     ),
     "--model.sections [1,x,6,1]": (
-        "model.sections is '[1,x,6,1]'. Give numbers of blocks with commas between them, like 1,1,12,1."
+        "--model.sections is '[1,x,6,1]'. Give numbers of blocks with commas between them, like 1,1,12,1."
     ),
 }
 
@@ -104,8 +104,8 @@ def test_unknown_recipe_is_told_with_those_there_are() -> None:
 
 
 def test_no_message_speaks_of_python() -> None:
-    for name, kind in field_types(Settings).items():
-        if Path in alternatives(kind) or name in ("model.parts", "model.options"):  # anything will do
+    for name, setting in flags_of(Settings).items():
+        if setting.kind in (Path, str):  # anything is a path
             continue
         message = refusal(f"--{name}={{nonsense: [1]}}")
         assert f"{name} is" in message, message
@@ -131,14 +131,27 @@ def test_switch_is_on_when_given_alone(tmp_path: Path) -> None:
     assert not parse(["--resume", "false"]).resume
 
 
-def test_help_documents_every_flag_in_lines_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_documents_every_flag_in_lines_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = make_parser().format_help()
-    assert not re.search(r"typing|Literal|NoneType|<class '|null", text)
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"typing|Literal|NoneType|<class '|null|Annotated", text)
     assert max(map(len, text.splitlines())) <= 80
-    for name in field_types(Settings):
-        shown = re.search(rf"^  --{re.escape(name)} \S+\s+\w", text, re.MULTILINE)
+    for name in flags_of(Settings):
+        shown = re.search(rf"^  --{re.escape(name)}(.NAME)? \S+\s+\w", text, re.MULTILINE)
         assert shown, f"--{name} has no text"
+
+
+def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, expected in ((["--help"], "default: 50"), (["--recipe=imagenet-resnet50", "--help"], "default: 15")):
+        with pytest.raises(SystemExit):
+            parse(flags)
+        text = " ".join(capsys.readouterr().out.split())
+        assert re.search(r"--local_iterations N [^()]*\(" + expected, text)
 
 
 # Under launchers: once, on all ranks, with a status

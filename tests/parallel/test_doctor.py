@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from resist_hvd.checkup import examination
+from resist_hvd import doctor
 from resist_hvd.checkup.findings import judge
 from resist_hvd.checkup.view import look
 from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
-from resist_hvd.settings.tools import DoctorSettings
 
 
 def apart(world: World) -> World:
@@ -70,10 +69,10 @@ def test_clocks_of_one_machine_agree(world: World) -> None:
 
 
 def test_the_table(world: World, folder: Path) -> None:
-    settings = DoctorSettings(output=folder, seconds=0.2)
-    findings = examination.examine(settings, apart(world))
+    settings = doctor.DoctorSettings(output=folder, seconds=0.2)
+    findings = doctor.examine(settings, apart(world))
     screen = io.StringIO()
-    examination.show(findings, Console(file=screen, width=examination.WIDTH))
+    doctor.show(findings, Console(file=screen, width=doctor.WIDTH))
     text = screen.getvalue()
     assert len(text.splitlines()) >= len(findings) + 2
     for finding in findings:

@@ -127,13 +127,13 @@ def test_a_small_gradient_is_not_clipped(scale: float) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"lr": 0.0}, "--optim.lr is 0.0; give a rate above 0"),
+    ({"lr": 0.0}, "--optim.lr is 0.0; give a number above 0"),
     ({"momentum": 1.0}, "--optim.momentum is 1.0; give a number from 0 up to, but not, 1"),
     ({"momentum": -0.1}, "--optim.momentum is -0.1"),
     ({"weight_decay": -1e-4}, "--optim.weight_decay is -0.0001; give 0 or more"),
-    ({"warmup": 1.0}, "--optim.warmup is 1.0; give a fraction from 0 up to, but not, 1"),
+    ({"warmup": 1.0}, "--optim.warmup is 1.0; give a number from 0 up to, but not, 1"),
     ({"label_smoothing": 1.0}, "--optim.label_smoothing is 1.0"),
-    ({"clip_norm": 0.0}, "--optim.clip_norm is 0.0; give a norm above 0, or leave it out"),
+    ({"clip_norm": 0.0}, "--optim.clip_norm is 0.0; give a number above 0"),
     ({"divide_by": 0.0}, "--optim.divide_by is 0.0; give a number above 0"),
     ({"milestones": (0.75, 0.5)}, r"--optim.milestones is (0.75, 0.5); give ascending fractions"),
     ({"milestones": (0.5, 1.0)}, "--optim.milestones is"),

@@ -1,7 +1,6 @@
 """The help of every program says what each of its flags is, in lines that fit."""
 
 import re
-import subprocess
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from resist_hvd import __version__, bench, doctor, plan, report, train
 from resist_hvd.report import ReportSettings
 from resist_hvd.settings import flags
+from resist_hvd.settings.group import flags_of
 from resist_hvd.settings.plan import PlanSettings
 
 PROGRAMS: dict[str, type[Any]] = {
@@ -28,18 +28,6 @@ def test_every_program_tells_its_version(main: Any, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().out == f"resist_hvd {__version__}\n"
 
 
-@pytest.mark.parametrize("program", ["train", "bench", "doctor", "plan"])
-@pytest.mark.parametrize("flag", ["--help", "--nonsense"])
-def test_neither_help_nor_a_mistake_waits_for_libraries(program: str, flag: str) -> None:
-    code = (
-        f"import sys\nsys.argv = ['program', '{flag}']\nfrom resist_hvd import {program}\n"
-        f"try:\n    {program}.main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'numpy', 'scipy', 'mpi4py', 'horovod'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]", done
-
-
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_flag_has_its_text(program: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -49,5 +37,5 @@ def test_every_flag_has_its_text(program: str, monkeypatch: pytest.MonkeyPatch, 
     text = capsys.readouterr().out
     assert not re.search(r"typing|Literal|NoneType|<class '|null", text)
     assert max(map(len, text.splitlines())) <= 80
-    for name in flags.field_types(PROGRAMS[program]):
-        assert re.search(rf"^  --{re.escape(name)} \S+\s+\w", text, re.MULTILINE), f"--{name} has no text"
+    for name in flags_of(PROGRAMS[program]):
+        assert re.search(rf"^  --{re.escape(name)}(.NAME)? \S+\s+\w", text, re.MULTILINE), f"--{name} has no text"

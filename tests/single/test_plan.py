@@ -15,7 +15,6 @@ from resist_hvd.planning.cost import TRAINING
 from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
 from resist_hvd.planning.inputs import network_of
 from resist_hvd.planning.measured import measured_rates
-from resist_hvd.settings import flags
 from resist_hvd.settings.plan import PlanSettings
 
 from .report_runs import round_line
@@ -24,7 +23,7 @@ TABLE_1 = ["--model.final_norm", "false", "--min_blocks", "4", "--workers", "2,4
 
 
 def settings(*arguments: str) -> PlanSettings:
-    return flags.parse_settings("plan", PlanSettings, arguments)
+    return plan.parse(arguments)
 
 
 def run_plan(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -146,13 +145,15 @@ def test_wrong_runs_are_told(tmp_path: Path) -> None:
         return str(caught.value)
 
     mend = "Give --measured the folder of a run of the planned network, by resist or local-sgd."
-    assert refusal(str(tmp_path)) == f"There is no config.yaml of a run here [{tmp_path}]. {mend}"
+    nothing = refusal(str(tmp_path))
+    assert str(tmp_path / "config.yaml") in nothing
+    assert "the folder of a run" in nothing
     ensemble = write_run(tmp_path / "ensemble", method="ensemble")
     assert refusal(ensemble) == f"The run's method is ensemble [{ensemble}]. {mend}"
     deep = write_run(tmp_path / "deep", model={"name": "preact_resnet152"})
-    assert refusal(deep).endswith("Plan with --model.sections 3,4,36,3.")
+    assert refusal(deep).endswith(f"Plan with --model.sections 3,4,36,3, or with --run {deep}.")
     thin = write_run(tmp_path / "thin", model={"width_factor": 0.5})
-    assert refusal(thin).endswith("Plan with --model.width_factor 0.5.")
+    assert refusal(thin).endswith(f"Plan with --model.width_factor 0.5, or with --run {thin}.")
     empty = write_run(tmp_path / "empty")
     (Path(empty) / "rounds.jsonl").write_text("")
     assert refusal(empty) == f"There is no finished round here [{empty}]. {mend}"
@@ -171,7 +172,7 @@ WRONG = {
     "--epochs 0": "--epochs is 0.0. Give a number above 0.",
     "--image_size 0": "--image_size is 0. Give 1 or more.",
     "--plot plan.gif": "--plot is 'plan.gif'. Give a file that ends in .png, .svg or .pdf.",
-    "--dataset mnist": "--dataset is 'mnist'. Give one of cifar10, cifar100, svhn, imagenet, digits.",
+    "--dataset mnist": "--dataset is 'mnist'. Give one of digits, cifar10, cifar100, svhn, folder, imagenet.",
 }
 
 
@@ -236,7 +237,7 @@ def test_numbers_are_written_as_numbers(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     plan = json.loads(path.read_text())
     written = plan["settings"]
-    assert (written["batch_size"], written["epochs"], written["image_size"]) == (128, 3.0, None)
+    assert (written["data.batch_size"], written["epochs"], written["data.image_size"]) == (128, 3.0, None)
     assert (written["bandwidth"], written["json"]) == ("1gbit", str(path))
     assert plan["machine"]["bandwidth"] == pytest.approx(0.94 * 1.25e8)
     assert (plan["machine"]["flops"], plan["machine"]["latency"]) == (6e12, 0)

@@ -45,6 +45,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"data": DataSettings(name="imagenet", root=Path("x"), image_type="bf16")},
         "--data.image_type is bf16, but --precision is fp32; give --precision bf16, too",
     ),
+    *(
+        ({"data": DataSettings(name=name)}, f"--data.name is {name}, but there is no folder; give it with --data.root")
+        for name in ("folder", "imagenet")
+    ),
     (
         {"cuda_graphs": True, "method": "data-parallel"},
         "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out",
