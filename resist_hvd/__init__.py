@@ -1,7 +1,35 @@
-"""ResIST: residual networks trained as independent sub-networks, on Horovod and MPI."""
+"""ResIST: residual networks trained as independent sub-networks, on Horovod and MPI.
+
+The names below are for a user's own loop; docs/api.md is their page. What needs PyTorch is loaded when it is first
+asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from resist_hvd.comm import early
 
+if TYPE_CHECKING:
+    from resist_hvd import nets
+    from resist_hvd.api import Net, Rounds, deal, evaluate, join
+    from resist_hvd.errors import Stopped, UserError
+    from resist_hvd.nets.parts import Network, Part
+    from resist_hvd.tasks.base import Mean
+
 __version__ = "0.1.0"
+__all__ = ["Mean", "Net", "Network", "Part", "Rounds", "Stopped", "UserError", "deal", "evaluate", "join", "nets"]
+
+_PLACES = {
+    **dict.fromkeys(("Net", "Rounds", "deal", "evaluate", "join"), "resist_hvd.api"),
+    **dict.fromkeys(("Stopped", "UserError"), "resist_hvd.errors"),
+    **dict.fromkeys(("Network", "Part"), "resist_hvd.nets.parts"),
+    "Mean": "resist_hvd.tasks.base",
+}
 
 early.import_mpi_first()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

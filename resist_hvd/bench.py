@@ -5,59 +5,47 @@ from __future__ import annotations
 from resist_hvd.guard import starting
 
 if __name__ == "__main__":
-    starting.begin()  # before PyTorch and all else that takes its time is imported
+    starting.begin()  # before anything that takes its time is imported
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from resist_hvd import console
-from resist_hvd.benchmarks import compare, cycle, loader, step, sync
 from resist_hvd.comm.launch import launched_by_mpi
-from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
 from resist_hvd.settings import flags
 from resist_hvd.settings.bench import CompareSettings, CycleSettings, LoaderSettings, StepSettings, SyncSettings
 from resist_hvd.settings.reading import parse_for
-from resist_hvd.training.arithmetic import compute_fast
 
 
 class Benchmark(NamedTuple):
-    """A benchmark's settings, and what measures, prints a table and returns a ratio.
+    """A benchmark: `run` of the module of `benchmarks` of its name measures, prints a table and returns a ratio.
 
     Attributes:
         meaning: what the ratio is of.
-        alone: what to call instead where no launcher has started it: it starts worlds by itself.
-        meaning_alone: what its ratio is of.
+        meaning_alone: where no launcher has started it, the module's `compare` starts worlds by itself, and returns the
+            ratio of this; empty for one that does not.
     """
 
     settings: type[Any]
-    measure: Callable[[Any, World], float]
     meaning: str
-    alone: Callable[[Any], float] | None = None
     meaning_alone: str = ""
 
 
 BENCHMARKS = {
-    "sync": Benchmark(
-        SyncSettings,
-        sync.run,
-        "seconds of ResIST's synchronisation, over MPI_Allreduce's of the trunk alone",
-    ),
-    "step": Benchmark(StepSettings, step.run, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
+    "sync": Benchmark(SyncSettings, "seconds of ResIST's synchronisation, over MPI_Allreduce's of the trunk alone"),
+    "step": Benchmark(StepSettings, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
     "compare": Benchmark(
-        CompareSettings,
-        compare.run,
-        "seconds of a step by ResIST (without it, by the first), over those of the fastest other",
+        CompareSettings, "seconds of a step by ResIST (without it, by the first), over those of the fastest other"
     ),
-    "loader": Benchmark(LoaderSettings, loader.run, "images a second by this loader, over those by bare DALI"),
+    "loader": Benchmark(LoaderSettings, "images a second by this loader, over those by bare DALI"),
     "cycle": Benchmark(
         CycleSettings,
-        cycle.run,
         "seconds of a round on a full machine, over those on an idle one",
-        alone=cycle.compare,
         meaning_alone="seconds of a round on a full machine as ranks wait by default, over those of the best way",
     ),
 }
@@ -71,21 +59,25 @@ def main() -> None:
 def run_from_flags() -> None:
     """Measure what the flags ask for."""
     with failure.printed_once():
-        benchmark, settings = parse(sys.argv[1:])
-    if benchmark.alone is not None and not launched_by_mpi(os.environ):
-        console.out(f"ratio {benchmark.alone(settings):.3f}: {benchmark.meaning_alone}")
+        name, settings = parse(sys.argv[1:])
+    module, benchmark = import_module(f"resist_hvd.benchmarks.{name}"), BENCHMARKS[name]  # with PyTorch
+    if benchmark.meaning_alone and not launched_by_mpi(os.environ):
+        console.out(f"ratio {module.compare(settings):.3f}: {benchmark.meaning_alone}")
         return
+    from resist_hvd.comm.world import World
+    from resist_hvd.training.arithmetic import compute_fast
+
     with starting.limited():
         world = World.join(getattr(settings, "device", "auto"))
         failure.watch(world)
     compute_fast(world.device)
-    ratio = benchmark.measure(settings, world)
+    ratio = module.run(settings, world)
     if world.is_first:
         console.out(f"ratio {ratio:.3f}: {benchmark.meaning}")
 
 
-def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:
-    """Return the benchmark that the arguments name, and its settings.
+def parse(arguments: Sequence[str]) -> tuple[str, Any]:
+    """Return the name of the benchmark that the arguments ask for, and its settings.
 
     Raises:
         UserError: there is no such benchmark, or a flag is wrong.
@@ -99,9 +91,9 @@ def parse(arguments: Sequence[str]) -> tuple[Benchmark, Any]:
         sys.exit(0)
     if name not in BENCHMARKS:
         raise UserError(f"There is no benchmark {name!r}", mend=f"Give one of {', '.join(BENCHMARKS)}, and --help.")
-    benchmark = BENCHMARKS[name]
+    settings = BENCHMARKS[name].settings
     program = f"python -m resist_hvd.bench {name}"
-    return benchmark, parse_for(program, benchmark.settings, rest, base=benchmark.settings.BASE)
+    return name, parse_for(program, settings, rest, base=settings.BASE)
 
 
 if __name__ == "__main__":

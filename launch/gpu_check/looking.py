@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from provision.cuda import LEAST_DRIVER
+
 from gpu_check.check import Check
 from gpu_check.machine import Machine
 from gpu_check.verdicts import FailedError, SkippedError
 
 EXACT_ENOUGH = 1e-6
 """Largest difference, relative to the largest number, of averages of float32: ranks' numbers are added in any order."""
-
-OLDEST_DRIVER = {"13": 580, "12": 525}
-"""The first driver for each CUDA."""
 
 WAYS = ("nccl", "host", "bound", "uneven")
 """Those of `programs.transport`."""
@@ -50,7 +49,7 @@ def faults(machine: Machine) -> list[str]:
         if machine.architectures and not is_built_for(gpu.capability, machine.architectures):
             built = ", ".join(machine.architectures)
             found.append(f"PyTorch is built for {built}, not for compute capability {gpu.capability} ({gpu.name})")
-    oldest = OLDEST_DRIVER.get(machine.cuda.partition(".")[0], 0)
+    oldest = LEAST_DRIVER.get(int(machine.cuda.partition(".")[0] or 0), 0)
     major = machine.driver.partition(".")[0]
     if major.isdecimal() and int(major) < oldest:
         found.append(f"the driver is {machine.driver}; CUDA {machine.cuda} wants {oldest} or newer")

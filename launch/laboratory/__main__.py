@@ -8,10 +8,9 @@ import signal
 import sys
 from dataclasses import asdict
 
-from laboratory import calls, links, making, packages, processes, programs, slurm, state
+from laboratory import links, making, packages, processes, programs, slurm, state
 from laboratory.errors import DEFAULT_NAME, NAME_VARIABLE, LabError, typed
-from laboratory.processes import Process
-from laboratory.state import HEAD, Lab
+from laboratory.state import HEAD
 
 USERS_MISTAKE = 2
 
@@ -64,9 +63,6 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("target", metavar="HOST|rankN")
     for name, text in (("cut", "pull a host's cable"), ("mend", "plug it in again")):
         commands.add_parser(name, parents=[common], help=text).add_argument("target", metavar="HOST")
-    rsh = commands.add_parser("rsh", parents=[common], help="what mpirun starts its daemons on other hosts by")
-    rsh.add_argument("target", metavar="HOST")
-    rsh.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND")
     commands.add_parser("down", parents=[common], help="end a lab and all that runs in it")
     return whole
 
@@ -78,8 +74,7 @@ def main(arguments: list[str]) -> int:
     if "name" in given:
         os.environ[NAME_VARIABLE] = given.name
     try:
-        # On a host of the lab whoever runs there may start programs on another, as himself.
-        if os.geteuid() != 0 and given.command != "rsh":
+        if os.geteuid() != 0:
             raise LabError("making hosts and looking after them needs root", mend="Run it as root, as by sudo.")
         return COMMANDS[given.command](given)
     except LabError as error:
@@ -134,19 +129,10 @@ def run(given: argparse.Namespace) -> int:
     return programs.run(lab, given.on, command) if given.np is None else programs.run_ranks(lab, given.np, command)
 
 
-def rsh(given: argparse.Namespace) -> int:
-    """Run a command line on a host by its shell, in the way of ssh."""
-    command = ["/bin/sh", "-c", " ".join(given.program)]
-    path = state.folder_of(given.name) / f"{given.target}.socket"
-    return calls.call(path, command, dict(os.environ), os.getcwd())
-
-
 def count_bytes(given: argparse.Namespace) -> int:
     """Print the links' counters."""
     lab = state.running(given.name)
-    counted = {
-        host.name: links.traffic(first(found).pid) for host, found in inhabited(lab).items() if host.name != HEAD
-    }
+    counted = {host.name: links.traffic(lab.first(host.name)) for host in lab.workers}
     if given.json:
         print(json.dumps({name: asdict(one) | {"sent_payload": one.sent_payload} for name, one in counted.items()}))
         return 0
@@ -160,9 +146,9 @@ def count_bytes(given: argparse.Namespace) -> int:
 
 
 def list_processes(given: argparse.Namespace) -> int:
-    """Print all hosts' processes but those that the hosts hang on."""
+    """Print all hosts' processes but the first."""
     lab = state.running(given.name)
-    found = {host.name: residents(everyone) for host, everyone in inhabited(lab).items()}
+    found = lab.processes()
     if given.json:
         print(json.dumps({name: [asdict(one) for one in everyone] for name, everyone in found.items()}))
         return 0
@@ -178,14 +164,13 @@ def signal_target(given: argparse.Namespace) -> int:
     """Pause, resume or kill a host or a rank."""
     number = {"pause": signal.SIGSTOP, "resume": signal.SIGCONT, "kill": signal.SIGKILL}[given.command]
     lab = state.running(given.name)
-    found = inhabited(lab)
+    found = lab.processes()
     if given.target.startswith("rank"):
-        everyone = [one for namespace in found.values() for one in residents(namespace)]
-        wanted = [one for one in everyone if f"rank{one.rank}" == given.target]
+        wanted = [one.pid for everyone in found.values() for one in everyone if f"rank{one.rank}" == given.target]
     elif given.command == "kill":
-        wanted = [first(found[lab.host(given.target)])]
+        wanted = [lab.first(given.target)]
     else:
-        wanted = residents(found[lab.host(given.target)])
+        wanted = [one.pid for one in found[lab.host(given.target).name]]
     if not processes.send(wanted, number):
         raise LabError(f"nothing runs as {given.target}", mend=f"`{typed('ps')}` shows what does.")
     return 0
@@ -194,33 +179,8 @@ def signal_target(given: argparse.Namespace) -> int:
 def connect(given: argparse.Namespace) -> int:
     """Cut or mend a host's link."""
     lab = state.running(given.name)
-    host = lab.host(given.target)
-    switch = first(processes.within([lab.switch_namespace])[lab.switch_namespace])
-    links.connect(switch.pid, host.name, up=given.command == "mend")
+    links.connect(lab.keeper, lab.host(given.target).name, up=given.command == "mend")
     return 0
-
-
-def inhabited(lab: Lab) -> dict[state.Host, list[Process]]:
-    """Return the processes of each host, the first one's included."""
-    found = processes.within(host.pid_namespace for host in lab.hosts)
-    return {host: found[host.pid_namespace] for host in lab.hosts}
-
-
-def first(everyone: list[Process]) -> Process:
-    """Return the process that a host hangs on.
-
-    Raises:
-        LabError: the host has ended.
-    """
-    for one in everyone:
-        if one.number == 1:
-            return one
-    raise LabError("a host of this lab has ended", mend=f"`{typed('down')}`, then `{typed('up')}`, makes it anew.")
-
-
-def residents(everyone: list[Process]) -> list[Process]:
-    """Return a host's processes but the one it hangs on."""
-    return [one for one in everyone if one.number != 1]
 
 
 COMMANDS = {
@@ -229,7 +189,6 @@ COMMANDS = {
     "down": down,
     "slurm": start_slurm,
     "run": run,
-    "rsh": rsh,
     "bytes": count_bytes,
     "ps": list_processes,
     "pause": signal_target,

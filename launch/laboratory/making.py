@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from laboratory import links, packages, processes, programs, state
+from laboratory import links, packages, processes, ssh, state
 from laboratory.errors import LabError, typed
+from laboratory.host import PRIVATE
 from laboratory.state import HEAD, Host, Lab
 from laboratory.switch import module
 
@@ -39,7 +39,7 @@ def make(name: str, *, hosts: int, bandwidth: str, shares: list[str]) -> Lab:
             raise LabError(f"the lab {name!r} is up already", mend=f"`{typed('down')}` ends it; --name makes another.")
         _clear(name)
         everyone = [Host(HEAD, "10.77.0.1"), *(Host(f"n{n}", f"10.77.1.{n}") for n in range(1, hosts + 1))]
-        lab = Lab(name, bandwidth, everyone, _visible(shares))
+        lab = Lab(name, bandwidth, everyone, _visible(shares), owner=os.environ.get("SUDO_USER", "root"))
         try:
             _start(lab)
         except BaseException:
@@ -63,18 +63,19 @@ def cores_of(number: int, hosts: int, cores: list[int]) -> list[int]:
 
 
 def _visible(shares: list[str]) -> list[str]:
-    """Return the folders to share: those asked for, and this one and the project's where hosts would not see them."""
+    """Return the folders to share of those asked for, this one and the project's: what hosts would not see."""
     found = {Path(share).resolve() for share in shares}
     if missing := sorted(str(path) for path in found if not path.is_dir()):
         raise LabError(f"there is no folder {missing[0]} to share", mend="Make it first.")
-    found |= {path for path in (LAUNCH.parent, Path.cwd()) if Path("/tmp") in path.parents}
-    return sorted(str(path) for path in found)
+    found |= {LAUNCH.parent, Path.cwd()} - set(map(Path, PRIVATE))
+    return sorted(str(path) for path in found if any(path.is_relative_to(folder) for folder in PRIVATE))
 
 
 def _start(lab: Lab) -> None:
-    lab.folder.mkdir(parents=True)
-    lab.folder.chmod(0o755)
-    _write_rsh(lab)
+    os.umask(0o022)  # the owner must be able to read settings, whatever root's mask is
+    lab.folder.mkdir(mode=0o700, parents=True)
+    ssh.prepare(lab.folder / "ssh", lab.owner)
+    lab.slurm_configuration.parent.mkdir()
     environment = os.environ | {"PYTHONPATH": str(LAUNCH), "PATH": packages.system_path()}
     with (lab.folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -94,16 +95,15 @@ def _start(lab: Lab) -> None:
     lab.write()
     names = "".join(f"{host.address} {host.name}\n" for host in lab.hosts)
     cores = sorted(os.sched_getaffinity(0))
-    owner = programs.caller()
+    slurm = str(lab.slurm_configuration.parent)
+    folders = {folder: folder for folder in (*lab.shares, slurm)} | {str(lab.folder / "ssh"): str(ssh.FOLDER)}
     orders = [
         {
             "name": host.name,
             "address": host.address,
             "bandwidth": "none" if host.name == HEAD else lab.bandwidth,
             "hosts": f"127.0.0.1 localhost\n{names}",
-            "shares": lab.shares,
-            "folder": str(lab.folder),
-            "owner": owner.uid if owner else 0,
+            "folders": folders,
             "cores": cores if host.name == HEAD else cores_of(number, len(lab.workers), cores),
         }
         for number, host in enumerate(lab.hosts, start=-1)
@@ -113,17 +113,12 @@ def _start(lab: Lab) -> None:
     if "hosts" not in answer:
         said = answer.get("error") or " ".join((lab.folder / "log").read_text().split())
         raise LabError(f"the lab cannot be made: {said.rstrip('.')}", mend="It needs Linux with namespaces, as root.")
-    made = zip(lab.hosts, answer["hosts"], strict=True)
-    lab.hosts = [Host(host.name, host.address, inode) for host, inode in made]
+    found = processes.within(answer["hosts"])
+    firsts = [next(one.pid for one in found[inode] if processes.is_first(one.pid)) for inode in answer["hosts"]]
+    made = zip(lab.hosts, answer["hosts"], firsts, strict=True)
+    lab.hosts = [Host(host.name, host.address, inode, pid) for host, inode, pid in made]
     lab.switch_namespace, lab.complete = answer["pid_namespace"], True
     lab.write()
-
-
-def _write_rsh(lab: Lab) -> None:
-    """Write the program by which mpirun starts its daemon on another host."""
-    rsh = lab.folder / "rsh"
-    rsh.write_text(f'#!/bin/sh\nexec "{sys.executable}" -s "{LAUNCH}/lab" rsh --name "{lab.name}" "$@"\n')
-    rsh.chmod(0o755)
 
 
 def remove(name: str) -> bool:

@@ -1,13 +1,22 @@
-"""Debian's packages that a lab needs: which are missing, and how they are installed without starting their services."""
+"""Debian's packages that a lab needs: which are missing, and their installation, without their services."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from laboratory.errors import LabError
+from laboratory.errors import LabError, do
 
-FOR_HOSTS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount"}
+FOR_HOSTS = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "taskset": "util-linux",
+    "mount": "mount",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+}
 FOR_SLURM = {
     "munged": "munge",
     "slurmctld": "slurmctld",
@@ -68,10 +77,10 @@ def require(programs: dict[str, str], *, install: bool) -> None:
 
 
 def install_packages(packages: list[str]) -> None:
-    """Install packages by apt-get, and keep what they bring from starting as this machine's services.
+    """Install packages by apt-get, and keep what they bring from being this machine's services, now and when it boots.
 
     Raises:
-        LabError: apt-get is missing, or fails.
+        LabError: apt-get is missing, or it or systemctl fails.
     """
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "--quiet=2", "--yes", "--no-install-recommends", *packages]
@@ -87,3 +96,7 @@ def install_packages(packages: list[str]) -> None:
     finally:
         if own_policy:
             POLICY.unlink(missing_ok=True)
+    files = map(Path, do("dpkg", "--listfiles", *packages).splitlines())
+    units = [file.name for file in files if file.parent.name == "system" and file.suffix in (".service", ".socket")]
+    if units and shutil.which("systemctl", path=system_path()):
+        do("systemctl", "disable", *units)

@@ -1,15 +1,14 @@
 """A real SLURM in a lab: munge on all hosts, slurmctld on the head, a slurmd on each other; accounts if asked for."""
 
 import os
-import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from laboratory import calls, programs
+from laboratory import programs
 from laboratory.errors import LabError, typed
 from laboratory.state import HEAD, Lab
+from laboratory.switch import NAMESPACES
 
 PATIENCE = 30.0
 SLOTS = 8
@@ -93,10 +92,10 @@ def start(lab: Lab, *, gpus: int, accounting: bool) -> None:
     """
     if not 0 <= gpus <= MOST_GPUS:
         raise LabError(f"a host cannot have {gpus} GPUs", mend=f"Give 0 to {MOST_GPUS}.")
-    folder = lab.folder / "slurm"
-    if folder.exists():
+    folder = lab.slurm_configuration.parent
+    if lab.slurm_configuration.exists():
         raise LabError("SLURM runs in this lab already", mend=f"`{typed('run sinfo')}` shows it.")
-    folder.mkdir()
+    os.umask(0o022)
     key = folder / "munge.key"
     key.touch(0o400)
     key.write_bytes(os.urandom(128))
@@ -109,7 +108,7 @@ def start(lab: Lab, *, gpus: int, accounting: bool) -> None:
         gpu_type="GresTypes=gpu\n" if gpus else "",
         gpus=f" Gres=gpu:{gpus}" if gpus else "",
     )
-    (folder / "slurm.conf").write_text(configuration, encoding="ascii")
+    lab.slurm_configuration.write_text(configuration, encoding="ascii")
     files = [f"{GPU_FILE}{number}" for number in range(gpus)]
     if gpus:
         # The head has no GPUs, and its daemon would refuse files that it does not see.
@@ -126,7 +125,9 @@ def start(lab: Lab, *, gpus: int, accounting: bool) -> None:
         if accounting:
             _start_database(lab, folder)
         _daemon(lab, host.name, "slurmctld")
-    _await_idle(lab)
+    command = ("sinfo", "--noheader", "--partition=lab", "--states=idle", "--format=%D")
+    count = str(len(lab.workers))
+    _await(lab, f"{count} idle hosts in SLURM", "sh", "-c", 'test "$("$@")" = "$0"', count, *command)
 
 
 def _start_database(lab: Lab, folder: Path) -> None:
@@ -134,63 +135,45 @@ def _start_database(lab: Lab, folder: Path) -> None:
     file = folder / "slurmdbd.conf"
     file.touch(0o600)
     file.write_text(DATABASE_DAEMON.format(head=HEAD, folder=folder), encoding="ascii")
-    log = str(folder / "database.log")
     # Where the client looks for the server by default.
     _daemon(lab, HEAD, "mkdir", DATABASE, "/run/mysqld")
     own = ("--no-defaults", f"--datadir={DATABASE}", "--user=root", *SMALL)
-    _daemon(lab, HEAD, "sh", "-c", '"$@" >>"$0" 2>&1', log, "mariadb-install-db", *own, "--skip-test-db")
-    server = ("mariadbd", *own, f"--socket={SOCKET}", "--skip-networking")
-    _daemon(lab, HEAD, "sh", "-c", '"$@" >>"$0" 2>&1 </dev/null &', log, *server)
-    _await(lab, "test", "-S", SOCKET)
+    _daemon(lab, HEAD, "mariadb-install-db", *own, "--skip-test-db")
+    _daemon(lab, HEAD, "sh", "-c", '"$@" &', "sh", "mariadbd", *own, f"--socket={SOCKET}", "--skip-networking")
+    _await(lab, "the database", "test", "-S", SOCKET)
     _daemon(lab, HEAD, "slurmdbd")
-    _await(lab, "sacctmgr", "--readonly", "show", "cluster")
-
-
-def _await(lab: Lab, *command: str) -> None:
-    """Repeat a command on the head until it succeeds.
-
-    Raises:
-        LabError: it never does.
-    """
-    end = time.monotonic() + PATIENCE
-    while _status(lab, HEAD, "sh", "-c", '"$@" >"$0" 2>&1', os.devnull, *command) != 0:
-        if time.monotonic() > end:
-            log = lab.folder / "slurm/database.log"
-            raise LabError(
-                f"`{shlex.join(command)}` has failed for {PATIENCE:.0f} s",
-                mend=f"{log} may say why; `{typed('down')}` removes the lab.",
-            )
-        time.sleep(0.05)
+    _await(lab, "accounts", "sacctmgr", "--readonly", "show", "cluster")
 
 
 def _status(lab: Lab, host: str, *command: str) -> int:
-    """Run a command on a host as root, and return its exit status."""
-    return calls.call(lab.folder / f"{host}.socket", list(command), programs.environment(lab, None), "/")
+    """Run a command on a host as root, on the host's cores, and return its exit status; what it prints is logged."""
+    pid = lab.first(host)
+    cores = ",".join(map(str, os.sched_getaffinity(pid)))
+    words = ["taskset", "--cpu-list", cores, "nsenter", f"--target={pid}", *NAMESPACES, *command]
+    with (lab.slurm_configuration.parent / "start.log").open("ab") as log:
+        return subprocess.call(words, env=programs.environment(lab), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def _daemon(lab: Lab, host: str, *command: str) -> None:
     """Run a command on a host as root; daemons return when they run."""
     status = _status(lab, host, *command)
     if status != 0:
-        raise LabError(
-            f"{command[0]} on {host} ended with status {status}",
-            mend=f"{lab.folder}/slurm/*.log may say why; `{typed('down')}` removes the lab.",
-        )
+        raise LabError(f"{command[0]} on {host} ended with status {status}", mend=_look(lab))
 
 
-def _await_idle(lab: Lab) -> None:
+def _await(lab: Lab, what: str, *command: str) -> None:
+    """Repeat a command on the head until it succeeds.
+
+    Raises:
+        LabError: it never does; the message says what was waited for.
+    """
     end = time.monotonic() + PATIENCE
-    while (seen := _idle(lab)) < len(lab.workers):
+    while _status(lab, HEAD, *command) != 0:
         if time.monotonic() > end:
-            raise LabError(
-                f"{seen} of {len(lab.workers)} hosts are idle in SLURM after {PATIENCE:.0f} s",
-                mend=f"`{typed('run sinfo -R')}` and {lab.folder}/slurm/*.log say why.",
-            )
-        time.sleep(0.3)
+            raise LabError(f"waited {PATIENCE:.0f} s in vain for {what}", mend=_look(lab))
+        time.sleep(0.05)
 
 
-def _idle(lab: Lab) -> int:
-    command = [sys.executable, "-s", str(Path(__file__).parents[1] / "lab"), "run", "--name", lab.name]
-    command += ["sinfo", "--noheader", "--partition=lab", "--states=idle", "--format=%D"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return sum(int(word) for word in done.stdout.split())
+def _look(lab: Lab) -> str:
+    logs = lab.slurm_configuration.parent / "*.log"
+    return f"`{typed('run sinfo -R')}` and {logs} may say why; `{typed('down')}` removes the lab."

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from laboratory import processes
 from laboratory.errors import LabError, typed
+from laboratory.processes import Process
 
 ROOM = Path("/run/resist-hvd-lab")
 HEAD = "head"
@@ -30,11 +31,13 @@ class Host:
         name: its name, in all hosts' /etc/hosts.
         address: its IPv4 address.
         pid_namespace: the inode of its process namespace, by which its processes are known; 0 before it is made.
+        pid: the process that it hangs on, as this machine numbers it; 0 before it is made.
     """
 
     name: str
     address: str
     pid_namespace: int = 0
+    pid: int = 0
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Lab:
         bandwidth: the speed of each host's link, as tc writes it, or "none".
         hosts: all of them, the head first.
         shares: folders below /tmp that all hosts see, besides everything outside of /tmp.
+        owner: the user whom programs run as, and who may go from host to host by ssh.
         keeper: the process that everything hangs on, as this machine numbers it: when it ends, the lab is gone.
         keeper_started: when it was started, in the kernel's ticks, which tells it from a later one of that number.
         switch_namespace: the inode of the process namespace that all others lie in.
@@ -55,6 +59,7 @@ class Lab:
     bandwidth: str
     hosts: list[Host]
     shares: list[str]
+    owner: str = "root"
     keeper: int = 0
     keeper_started: int = 0
     switch_namespace: int = 0
@@ -62,8 +67,13 @@ class Lab:
 
     @property
     def folder(self) -> Path:
-        """Folder of its state and its hosts' sockets."""
+        """Folder of its state, which root alone may enter."""
         return folder_of(self.name)
+
+    @property
+    def slurm_configuration(self) -> Path:
+        """SLURM's settings, once that is started, in a folder that all hosts see under this path."""
+        return self.folder / "slurm/slurm.conf"
 
     @property
     def workers(self) -> list[Host]:
@@ -81,6 +91,23 @@ class Lab:
                 return host
         names = ", ".join(host.name for host in self.hosts)
         raise LabError(f"{name!r} is no host of this lab", mend=f"It has {names}.")
+
+    def first(self, name: str) -> int:
+        """Return the process that a host hangs on, as this machine numbers it.
+
+        Raises:
+            LabError: there is no host of that name, or it has ended.
+        """
+        host = self.host(name)
+        if processes.namespace(host.pid) != host.pid_namespace:
+            again = f"`{typed('down')}`, then `{typed('up')}`, makes it anew."
+            raise LabError(f"the host {name} has ended", mend=again)
+        return host.pid
+
+    def processes(self) -> dict[str, list[Process]]:
+        """Return the processes of each host but the one that it hangs on."""
+        found = processes.within(host.pid_namespace for host in self.hosts)
+        return {host.name: [one for one in found[host.pid_namespace] if one.pid != host.pid] for host in self.hosts}
 
     def write(self) -> None:
         """Write it into its folder, whole or not at all."""

@@ -9,18 +9,27 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from laboratory import links
 from laboratory.errors import LabError, typed
 
-NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 
 
 def module(name: str) -> list[str]:
     """Return what starts a module of the laboratory as the first process in new namespaces."""
-    return ["unshare", *NAMESPACES, sys.executable, "-s", "-m", f"laboratory.{name}"]
+    return [
+        "unshare",
+        *NAMESPACES,
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        sys.executable,
+        "-s",
+        "-m",
+        f"laboratory.{name}",
+    ]
 
 
 def make_host(order: dict[str, Any]) -> int:
@@ -58,11 +67,17 @@ def main() -> None:
         print(json.dumps({"error": str(error)}), flush=True)
         return
     print(json.dumps({"pid_namespace": os.stat("/proc/self/ns/pid").st_ino, "hosts": hosts}), flush=True)
+    stay()
+
+
+def stay() -> NoReturn:
+    """Be the first process of a namespace from now on: hold nothing, and leave the dead to the kernel."""
     os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        with suppress(ChildProcessError):
-            os.wait()
-            continue
         signal.pause()
 
 

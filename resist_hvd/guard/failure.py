@@ -31,26 +31,43 @@ same flags, and a launcher ends the others once one has ended."""
 
 
 def run(program: Callable[[], None]) -> None:
-    """Run a program's main function and end the process: with one message where it fails, and its status.
+    """Run a program's main function and end the process: with one message where it fails, and its status."""
+    begin()
+    try:
+        program()
+        end()
+    except BaseException as error:
+        end_by(error)
+        raise
 
-    A `UserError` that every rank raises (agreed on by `World.agree`, or from before there was a world) is printed by
-    rank 0, and all exit; so is `Stopped`. Anything else may have happened on this rank alone, with others waiting for
-    it: this rank says where it was, and takes the world down.
-    """
+
+def begin() -> None:
+    """Answer signals, and keep a record of how the process ends."""
     console.guard()
     starting.ignore_hangup()
     for number in (signal.SIGUSR2, signal.SIGINT):
         starting.answer(number)
     outcome.begin()
-    try:
-        program()
-        if launched_rank() == 0:
-            outcome.end(0)
-        _limit_end(0)
-    except Stopped as stopped:
-        leave(str(stopped) if launched_rank() == 0 else "", STOPPED)
-    except UserError as error:
-        ending = endings.ending
+
+
+def end() -> None:
+    """Note that all work is done: the process is about to end in order."""
+    if launched_rank() == 0:
+        outcome.end(0)
+    _limit_end(0)
+
+
+def end_by(error: BaseException) -> None:
+    """End the process by an exception that nothing has caught; return where it ends by itself.
+
+    A `UserError` that every rank raises (agreed on by `World.agree`, or from before there was a world) is printed by
+    rank 0, and all exit; so is `Stopped`. Anything else may have happened on this rank alone, with others waiting for
+    it: this rank says where it was, and takes the world down.
+    """
+    ending = endings.ending
+    if isinstance(error, Stopped):
+        leave(str(error) if launched_rank() == 0 else "", STOPPED)
+    if isinstance(error, UserError):
         if error.everywhere:
             leave(str(error) if launched_rank() == 0 else "", error.exit_status)
         if ending.world is None and launched_rank() > 0:
@@ -58,16 +75,15 @@ def run(program: Callable[[], None]) -> None:
         if ending.world is not None or launched_rank() > 0:
             error.where = ", ".join(filter(None, (error.where, ending.whereabouts())))
         take_down(str(error), error.exit_status)
-    except SystemExit as ended:  # after the help, or what the program itself ends with on all ranks
-        if endings.ending.status is None:
-            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if isinstance(error, SystemExit):  # after the help, or what the program itself ends with on all ranks
+        if ending.status is None:
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
             if status or launched_rank() == 0:
                 outcome.end(status)
             _limit_end(status)
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error} [{endings.ending.whereabouts()}]. {advice()}"
-        take_down(message, _status_of(error), details=traceback.format_exc())
+    elif isinstance(error, Exception):
+        message = f"{type(error).__name__}: {error} [{ending.whereabouts()}]. {advice()}"
+        take_down(message, _status_of(error), details="".join(traceback.format_exception(error)))
 
 
 def _status_of(error: Exception) -> int:

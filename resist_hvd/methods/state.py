@@ -89,6 +89,32 @@ class FlatState(OptimizerState):
         return named if set(named) <= {"momentum"} else {**named, "steps": [self.steps]}
 
 
+class TorchState(OptimizerState):
+    """State of an optimizer of PyTorch's: what it keeps of each parameter, whatever that is.
+
+    Args:
+        optimizer: of the sub-network's parameters.
+        subnet: the sub-network.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, subnet: SubNet) -> None:
+        self._optimizer = optimizer
+        self._slots = [list(module.parameters()) for module in subnet.slot_modules]
+
+    def restart(self) -> None:
+        """Have the optimizer forget all that it keeps."""
+        self._optimizer.state.clear()
+
+    def carry(self, moves: Moves) -> None:
+        """Give what is kept of a block's parameters to those of the slot that it is in now."""
+        state = self._optimizer.state
+        kept = [[state.pop(parameter, None) for parameter in slot] for slot in self._slots]
+        for slot, old in zip(self._slots, moves, strict=True):
+            for parameter, own in zip(slot, [] if old is None else kept[old], strict=False):
+                if own is not None:
+                    state[parameter] = own
+
+
 def rearrange(subnet: SubNet, flat: Tensor, moves: Moves) -> None:
     """Move what lies in a buffer's slots to the slots where its blocks are now; where one has arrived, put zeros.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -141,21 +141,26 @@ class Network:
     def outputs(self) -> tuple[Tensor, ...]:
         """Each part's output for the example, on the meta device.
 
+        They are computed on the CPU, part by part, one block for each deck: to compute on the meta device, PyTorch
+        would load its compiler, which takes longer.
+
         Raises:
             UserError: a part does not take what the one before it puts out, or a block changes the shape.
         """
         if self.example is None:
             raise ValueError("outputs need an example of the inputs")
-        outputs, x = [], self.example
+        outputs: list[Tensor] = []
+        x, dealt = self.example, None
         for part, module in zip(self.parts, self.modules, strict=True):
-            shape = x.shape
-            with torch.no_grad():
-                x = passed_through(part, module, x)
-            if part.deck is not None and x.shape != shape:
-                raise UserError(
-                    f"Block {part.name!r} turns inputs of shape {list(shape)} into {list(x.shape)}",
-                    mend="Deal out blocks that keep the shape; others belong to the trunk (deck=None).",
-                )
+            if part.deck is None or part.deck != dealt:
+                shape, dealt = x.shape, part.deck
+                with torch.no_grad():
+                    x = passed_through(part, blank(part, module), torch.zeros(shape, dtype=x.dtype)).to("meta")
+                if part.deck is not None and x.shape != shape:
+                    raise UserError(
+                        f"Block {part.name!r} turns inputs of shape {list(shape)} into {list(x.shape)}",
+                        mend="Deal out blocks that keep the shape; others belong to the trunk (deck=None).",
+                    )
             outputs.append(x)
         return tuple(outputs)
 
@@ -183,6 +188,15 @@ def passed_through(part: Part, module: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
+def blank(part: Part, module: nn.Module) -> nn.Module:
+    """Return a part's module on the CPU, with parameters of zeros; `module` is the same on the meta device."""
+    with seeded(0), torch.device("cpu"), torch.no_grad():
+        found = part.make() if list(module.buffers()) else emptied(module)
+        for parameter in found.parameters():
+            parameter.zero_()
+    return found
+
+
 def check(network: Network) -> None:
     """Refuse a network that cannot be dealt out.
 
@@ -201,6 +215,10 @@ def check(network: Network) -> None:
         )
     owners: dict[int, str] = {}
     for part, module in zip(parts, modules, strict=True):
+        if not isinstance(module, nn.Module):
+            raise UserError(
+                f"Part {part.name!r} makes a {type(module).__name__}", mend="Have make return a torch.nn.Module."
+            )
         for name, parameter in module.named_parameters():
             if id(parameter) in owners:
                 raise UserError(
@@ -246,6 +264,13 @@ def check_deck(network: Network, deck: Deck) -> None:
                 f"{network.parts[first].name!r}",
                 mend="Deal out blocks of the same shape; others belong to the trunk (deck=None).",
             )
+        if (own := _first_difference(network.modules[first], network.modules[place])) is not None:
+            raise UserError(
+                f"Blocks of deck {deck.name!r} compute differently: {own[1]} in {network.parts[place].name!r}, "
+                f"{own[0]} in {network.parts[first].name!r}",
+                mend="A worker's module gets the parameters of another block each round: deal out blocks that differ "
+                "in nothing else.",
+            )
     for place in (first, *others):
         part, module = network.parts[place], network.modules[place]
         for branch in part.branches:
@@ -254,6 +279,43 @@ def check_deck(network: Network, deck: Deck) -> None:
                     f"Block {part.name!r} has no layer {branch!r} with a weight, which is to end a residual branch",
                     mend="Name the layers that end its branches, or none.",
                 )
+
+
+def check_residual(network: Network) -> None:
+    """Refuse dealt blocks that are not residual: whose output says nothing of the input where the branches are zero.
+
+    A block of each deck is made on the CPU. Branches of zeros are those that it names, or, without names, what its
+    parameters of two or more dimensions leave of it as zeros.
+
+    Raises:
+        UserError: with the block.
+    """
+    for deck in network.decks if network.example is not None else ():
+        part = network.parts[deck.first]
+        before = network.outputs[deck.first - 1] if deck.first else network.example
+        assert before is not None
+        with seeded(0), torch.device("cpu"), torch.no_grad():
+            block = part.make().eval()
+            if part.initialise is not None:
+                part.initialise(block, 0)
+            ends = [block.get_submodule(branch) for branch in part.branches]
+            for parameter in nn.ModuleList(ends or [block]).parameters():
+                if part.branches or parameter.dim() > 1:
+                    parameter.zero_()
+            one, other = (block(torch.randn(before.shape, dtype=before.dtype)) for _ in range(2))
+        if torch.equal(one, other):
+            raise UserError(
+                f"Block {part.name!r} is not residual: with zeros in {', '.join(part.branches) or 'its weights'} its "
+                "output is the same for every input",
+                mend="A network must do without any of its dealt blocks: have each add to its input (x + f(x)), or "
+                "give it to every worker (deck=None).",
+            )
+
+
+def _first_difference(one: nn.Module, other: nn.Module) -> tuple[str, str] | None:
+    """Return the first line in which PyTorch describes two modules differently, as each has it."""
+    lines = zip_longest(repr(one).splitlines(), repr(other).splitlines(), fillvalue="nothing")
+    return next(((a.strip(), b.strip()) for a, b in lines if a != b), None)
 
 
 def shapes(module: nn.Module) -> dict[str, list[int]]:
@@ -270,8 +332,13 @@ def find(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def emptied(module: nn.Module) -> nn.Module:
-    """Return a copy of a module without the content of its tensors, on PyTorch's default device."""
-    return copy.deepcopy(module).to_empty(device=torch.get_default_device())
+    """Return a copy of a module whose parameters are on PyTorch's default device, without content."""
+    found = copy.deepcopy(module)
+    for name, parameter in module.named_parameters():
+        owner, _, last = name.rpartition(".")
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+        setattr(found.get_submodule(owner), last, nn.Parameter(empty, parameter.requires_grad))
+    return found
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Sizes of a network's parts, counted on the meta device: nothing of it is built in memory."""
+"""Sizes of a network's parts, counted on a part at a time, and on one block for each deck."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from resist_hvd.nets.parts import Network
+from resist_hvd.nets.parts import Network, blank
 
 
 class Size(NamedTuple):
@@ -38,7 +39,7 @@ def part_sizes(network: Network) -> tuple[Size, ...]:
     for part, module, output in zip(network.parts, network.modules, network.outputs, strict=True):
         key = (part.deck, tuple(x.shape))
         if part.deck is None or key not in known:
-            known[key] = _measure(module, x)
+            known[key] = _measure(blank(part, module), torch.zeros(x.shape, dtype=x.dtype))
         sizes.append(known[key])
         x = output
     return tuple(sizes)
@@ -50,21 +51,43 @@ def deck_ranges(network: Network) -> tuple[range, ...]:
 
 
 def _measure(module: nn.Module, x: Tensor) -> Size:
+    parameters = {storage(parameter): parameter for parameter in module.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(saved: Tensor) -> Tensor:
-        if not isinstance(saved, nn.Parameter):
-            kept[saved.untyped_storage()._cdata] = saved
+        # A view of a parameter takes no memory of its own: a linear layer keeps its weight transposed.
+        if storage(saved) not in parameters:
+            kept[storage(saved)] = saved
         return saved
 
     if x.is_floating_point():
-        x = x.detach().requires_grad_()
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
-    ):
+        x.requires_grad_()
+    counter = _Counter()  # type: ignore[no-untyped-call]
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
         output = module(x)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
     numbers = sum(saved.numel() for saved in kept.values())
     inputs = len(x)
-    return Size(parameters, counter.get_total_flops() // inputs, numbers // inputs, math.prod(output.shape[1:]))
+    held = sum(parameter.numel() for parameter in parameters.values())
+    return Size(held, counter.flops // inputs, numbers // inputs, math.prod(output.shape[1:]))
+
+
+def storage(tensor: Tensor) -> int:
+    """Return what identifies the memory that a tensor is a view of."""
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts floating point operations as PyTorch's FlopCounterMode does, without loading its compiler for that."""
+
+    flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+        return output

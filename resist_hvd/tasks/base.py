@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -27,6 +27,42 @@ class Metric(Protocol):
 
     def merge_state(self, incoming_state: dict[str, Any], /) -> None:
         """Add the batches that another metric of its kind knows."""
+
+
+class Mean:
+    """A metric: the mean of a figure of each input, or of each of its parts.
+
+    Args:
+        figures: returns a tensor of figures for a batch's outputs and targets, of any shape.
+    """
+
+    def __init__(self, figures: Callable[[Tensor, Any], Tensor]) -> None:
+        self._figures = figures
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._sum, self._count = 0.0, 0
+
+    def update(self, outputs: Tensor, targets: Any, /) -> None:
+        """Add a batch."""
+        figures = self._figures(outputs, targets)
+        self._sum += figures.double().sum().item()
+        self._count += figures.numel()
+
+    def compute(self) -> float:
+        """Return the mean over all batches."""
+        return self._sum / self._count
+
+    @property
+    def metric_state(self) -> dict[str, Any]:
+        """Sum and number of the figures."""
+        return {"sum": self._sum, "count": self._count}
+
+    def merge_state(self, incoming_state: dict[str, Any], /) -> None:
+        """Add the batches that another such metric knows."""
+        self._sum += incoming_state["sum"]
+        self._count += incoming_state["count"]
 
 
 class Task(ABC):

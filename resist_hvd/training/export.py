@@ -104,18 +104,31 @@ def tensors_of(stage: Stage, statistics: Statistics) -> Iterator[tuple[str, Tens
         yield f"{name}.running_var", variance
 
 
-def write_description(target: Path, method: Method, source: DataSource) -> None:
-    """Write `model.json`: the network, the classes in the order of the scores, and the images it takes.
+def network_of(method: Method) -> dict[str, Any]:
+    """Return what a description says of the network, as `nets.saved.load` reads it.
 
     Where blocks do not name the weights that a scale is folded into, `scales` has it for each deck.
     """
-    spec, network = source.spec, method.network
+    network = method.network
     folded = all(part.branches for part in network.blocks)
+    return {"network": dict(network.description), **({} if folded else {"scales": list(method.scales)})}
+
+
+def write_plain_description(path: Path, method: Method) -> None:
+    """Write what the network is, beside its tensors; nothing for parts that have no description."""
+    if method.network.description:
+        write_whole(path, json.dumps(network_of(method), indent=2) + "\n")
+
+
+def write_description(target: Path, method: Method, source: DataSource) -> None:
+    """Write `model.json`: the network, the classes in the order of the scores, and the images it takes."""
+    spec = source.spec
     description = {
-        "network": dict(network.description),
-        **({} if folded else {"scales": list(method.scales)}),
+        **network_of(method),
         "classes": list(spec.classes),
         "data": spec.name,
-        **spec.preprocess.to_json(),
+        "image_size": spec.image_size,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
     }
     write_whole(target / "model.json", json.dumps(description, indent=2) + "\n")

@@ -40,6 +40,7 @@ class Rounds:
 
     Attributes:
         made: local iterations of the present round so far.
+        losses: each one's loss [longest].
     """
 
     def __init__(self, training: Training, *, seed: int, length: Callable[[], int], longest: int) -> None:
@@ -47,7 +48,7 @@ class Rounds:
         self.made = 0
         self._seed = seed
         self._length = length
-        self._losses = torch.zeros(longest, device=training.world.device)
+        self.losses = torch.zeros(longest, device=training.world.device)
         self._clock = Clock(training.world.device)
         self.begin()
 
@@ -73,7 +74,7 @@ class Rounds:
         Raises:
             UserError: on every rank, where the loss of one was not finite.
         """
-        self._losses[self.made] = loss.detach()
+        self.losses[self.made] = loss.detach()
         self.made += 1
         if self.made < self._iterations:
             return None
@@ -93,7 +94,7 @@ class Rounds:
         made = Round(
             number=number,
             iterations=self.made,
-            losses=self._losses[: self.made],
+            losses=self.losses[: self.made],
             lr=rate,
             seconds_data=(data := watch.seconds["data"] - before["data"]),
             seconds_compute=trained - data,

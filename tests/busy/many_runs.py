@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resist_hvd import train
 from resist_hvd.comm.activity import Activity
 from resist_hvd.settings import reading
+from resist_hvd.training import program as train
 
 STALLED = 120.0
 """Seconds after which a run counts as standing still."""

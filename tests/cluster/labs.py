@@ -100,9 +100,9 @@ class Lab:
         return sum(one["sent_payload"] for one in counted.values())
 
     def processes(self) -> dict[str, list[dict[str, Any]]]:
-        """Return what runs on each host besides SLURM's daemons."""
+        """Return what runs on each host besides sshd and SLURM's daemons."""
         found: dict[str, list[dict[str, Any]]] = json.loads(self.do("ps", "--json").stdout)
-        daemons = ("munged", "mariadbd", "slurmctld", "slurmd", ": slurmscriptd")
+        daemons = ("sshd", "munged", "mariadbd", "slurmctld", "slurmd", ": slurmscriptd")
         return {
             host: [one for one in everyone if one["command"] and not one["command"][0].startswith(daemons)]
             for host, everyone in found.items()

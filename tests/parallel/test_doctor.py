@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from resist_hvd import doctor
+from resist_hvd.checkup import examination
 from resist_hvd.checkup.findings import judge
 from resist_hvd.checkup.view import look
 from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
+from resist_hvd.settings.tools import DoctorSettings
 
 
 def apart(world: World) -> World:
@@ -69,10 +70,10 @@ def test_clocks_of_one_machine_agree(world: World) -> None:
 
 
 def test_the_table(world: World, folder: Path) -> None:
-    settings = doctor.DoctorSettings(output=folder, seconds=0.2)
-    findings = doctor.examine(settings, apart(world))
+    settings = DoctorSettings(output=folder, seconds=0.2)
+    findings = examination.examine(settings, apart(world))
     screen = io.StringIO()
-    doctor.show(findings, Console(file=screen, width=doctor.WIDTH))
+    examination.show(findings, Console(file=screen, width=examination.WIDTH))
     text = screen.getvalue()
     assert len(text.splitlines()) >= len(findings) + 2
     for finding in findings:

@@ -12,9 +12,9 @@ from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.run import Settings
-from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.folder import make_folder
 from resist_hvd.training.loop import train
+from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 
 from .. import photographs

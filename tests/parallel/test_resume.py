@@ -17,11 +17,11 @@ from resist_hvd.methods.base import Method
 from resist_hvd.nets import subnet
 from resist_hvd.records import StartRecord
 from resist_hvd.settings.run import Settings
-from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.folder import complete, make_folder
 from resist_hvd.training.loop import train
+from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 
 from . import tiny

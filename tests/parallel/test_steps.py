@@ -19,8 +19,8 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
-from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
+from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import GraphStep, StaticStep, Step
 

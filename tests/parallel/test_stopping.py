@@ -14,9 +14,9 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import Stopped
 from resist_hvd.methods.resist import WarmUp
 from resist_hvd.settings.run import Settings
-from resist_hvd.train import begin_files, make_run, open_folder
 from resist_hvd.training import loop
 from resist_hvd.training.folder import make_folder
+from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 
 from . import tiny

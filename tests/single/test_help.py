@@ -1,6 +1,7 @@
 """The help of every program says what each of its flags is, in lines that fit."""
 
 import re
+import subprocess
 import sys
 from typing import Any
 
@@ -26,6 +27,18 @@ def test_every_program_tells_its_version(main: Any, monkeypatch: pytest.MonkeyPa
         main()
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"resist_hvd {__version__}\n"
+
+
+@pytest.mark.parametrize("program", ["train", "bench", "doctor", "plan"])
+@pytest.mark.parametrize("flag", ["--help", "--nonsense"])
+def test_neither_help_nor_a_mistake_waits_for_libraries(program: str, flag: str) -> None:
+    code = (
+        f"import sys\nsys.argv = ['program', '{flag}']\nfrom resist_hvd import {program}\n"
+        f"try:\n    {program}.main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'numpy', 'scipy', 'mpi4py', 'horovod'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpu_check.programs import answering
-from resist_hvd import data, train
+from resist_hvd import data
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Shard
 from resist_hvd.guard import failure
 from resist_hvd.settings import reading
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
+from resist_hvd.training.program import make_run
 
 PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 
@@ -27,7 +28,7 @@ def answer(folder: Path, device: str) -> dict[str, Any]:
         settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
     )
     with source:
-        run = train.make_run(settings, world, source, folder, find_newest(folder)[0])
+        run = make_run(settings, world, source, folder, find_newest(folder)[0])
         found: dict[str, Any] = {}
         for precision in PRECISIONS:
             run.settings = replace(settings, precision=precision)
