@@ -21,7 +21,7 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
 from resist_hvd.data.files import dali_graph
 from resist_hvd.data.files.dali_graph import Means, decoding_pipeline, training_pipeline
-from resist_hvd.data.files.dali_suspects import undecodable
+from resist_hvd.data.files.stand_ins import undecodable
 from resist_hvd.settings.data import DaliSettings
 
 MEANS = Means(batch_size=8, threads=2, prefetch=2, device_id=None, tuning=DaliSettings())
@@ -133,7 +133,7 @@ def test_a_failure_that_no_file_explains_is_raised_as_it_is(
         with pytest.raises(RuntimeError, match="something else"):
             next(stream)
         assert source.broken_files() == {}
-        assert source._loader._foreign._noted == set()  # type: ignore[attr-defined]
+        assert source._loader.foreign._noted == set()  # type: ignore[attr-defined]
     assert decoding == [1]  # all files by one pipeline
 
 
@@ -162,7 +162,7 @@ def test_no_file_is_blamed_where_dali_does_not_decode_what_it_surely_can(
         with pytest.raises(raised, match=words):
             next(stream)
         assert source.broken_files() == {}
-        assert source._loader._foreign._noted == set()  # type: ignore[attr-defined]
+        assert source._loader.foreign._noted == set()  # type: ignore[attr-defined]
 
 
 def test_broken_files_among_many_are_named_one_by_one_and_no_other(root: Path, decoding: list[int]) -> None:
