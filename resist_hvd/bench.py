@@ -60,7 +60,9 @@ def run_from_flags() -> None:
     """Measure what the flags ask for."""
     with failure.printed_once():
         name, settings = parse(sys.argv[1:])
-    module, benchmark = import_module(f"resist_hvd.benchmarks.{name}"), BENCHMARKS[name]  # with PyTorch
+    benchmark = BENCHMARKS[name]
+    with starting.importing():  # PyTorch, for which help and mistakes need not wait
+        module = import_module(f"resist_hvd.benchmarks.{name}")
     if benchmark.meaning_alone and not launched_by_mpi(os.environ):
         console.out(f"ratio {module.compare(settings):.3f}: {benchmark.meaning_alone}")
         return

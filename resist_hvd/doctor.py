@@ -27,8 +27,8 @@ def run_from_flags() -> None:
     """Examine all ranks and print the table."""
     with failure.printed_once():
         settings = flags.parse_settings("python -m resist_hvd.doctor", DoctorSettings, sys.argv[1:])
-    from resist_hvd.checkup import examination  # with PyTorch, for which help and mistakes need not wait
-
+    with starting.importing():  # PyTorch, for which help and mistakes need not wait
+        from resist_hvd.checkup import examination
     examination.run(settings)
 
 

@@ -20,8 +20,8 @@ def run_from_flags() -> None:
     """Train the run that the flags ask for."""
     with failure.printed_once():
         settings = parse()
-    from resist_hvd.training.program import run_training  # PyTorch, for which help and mistakes need not wait
-
+    with starting.importing():  # PyTorch, for which help and mistakes need not wait
+        from resist_hvd.training.program import run_training
     run_training(settings)
 
 

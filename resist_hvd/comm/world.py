@@ -134,13 +134,13 @@ class World:
             host=host_name(),
             device=torch.device("cpu"),
         )
-        world.choose_threads(local)
+        world._choose_threads(local)
         local.Free()
-        world.choose_devices(device)
-        world.start_horovod()
+        world._choose_devices(device)
+        world._start_horovod()
         return world
 
-    def choose_threads(self, local: Any) -> None:
+    def _choose_threads(self, local: Any) -> None:
         """Give PyTorch as many threads as this rank has cores, among the ranks of its host; all call it together.
 
         Args:
@@ -155,7 +155,7 @@ class World:
                 os.sched_setaffinity(0, own.cores)
         torch.set_num_threads(threads(there)[self.local_rank])
 
-    def choose_devices(self, wanted: str) -> None:
+    def _choose_devices(self, wanted: str) -> None:
         """Choose what each rank computes on, and how averages travel; all ranks call it together.
 
         Raises:
@@ -178,7 +178,7 @@ class World:
             self.stopwatch = Stopwatch(record_event)
         self.shares_gpus, self.averages_on_gpus = shares_gpus(choices), averages_on_gpus(choices)
 
-    def start_horovod(self) -> None:
+    def _start_horovod(self) -> None:
         """Start Horovod on all ranks, which call it together.
 
         Raises:

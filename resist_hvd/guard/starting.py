@@ -9,6 +9,7 @@ where that process cannot run; the timer knows nothing of the time in which a jo
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -49,6 +50,21 @@ def answer(number: int) -> None:
     """Have a signal that is not ignored end this process at once."""
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, _end_early)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import libraries within it, and spare Python the search for garbage among their objects, now and at its end.
+
+    They stay for as long as the process does. It saves a tenth of the processor time of PyTorch's import, and two
+    thirds of that of Python's end.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def ignore_hangup() -> None:
