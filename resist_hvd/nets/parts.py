@@ -240,8 +240,6 @@ def check(network: Network) -> None:
                 )
     for deck in network.decks:
         check_deck(network, deck)
-    if network.example is not None:
-        _ = network.outputs
 
 
 def check_deck(network: Network, deck: Deck) -> None:
@@ -282,18 +280,20 @@ def check_deck(network: Network, deck: Deck) -> None:
 
 
 def check_residual(network: Network) -> None:
-    """Refuse dealt blocks that are not residual: whose output says nothing of the input where the branches are zero.
+    """Refuse parts that do not fit together, and dealt blocks that are not residual.
 
-    A block of each deck is made on the CPU. Branches of zeros are those that it names, or, without names, what its
-    parameters of two or more dimensions leave of it as zeros.
+    A residual block passes its input on whatever its branches are. So a block of each deck is made on the CPU, with
+    zeros in the layers that end its branches, or, where it names none, in all parameters of two or more dimensions; for
+    two inputs it has to put out two outputs.
 
     Raises:
-        UserError: with the block.
+        UserError: with the part.
     """
-    for deck in network.decks if network.example is not None else ():
-        part = network.parts[deck.first]
-        before = network.outputs[deck.first - 1] if deck.first else network.example
-        assert before is not None
+    if network.example is None:
+        return
+    inputs = (network.example, *network.outputs)
+    for deck in network.decks:
+        part, before = network.parts[deck.first], inputs[deck.first]
         with seeded(0), torch.device("cpu"), torch.no_grad():
             block = part.make().eval()
             if part.initialise is not None:

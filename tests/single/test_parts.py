@@ -182,17 +182,25 @@ def test_branches_are_layers_with_a_weight() -> None:
         refused(f"'one' has no layer '{branch}'", [Part("stem", stem), block("one", branches=(branch,))])
 
 
+def misfit(words: str, *parts: Part, size: int = 8) -> None:
+    network = network_of(*parts, size=size)
+    with pytest.raises(UserError, match=words):
+        check_residual(network)
+
+
 def test_blocks_keep_the_shape_and_take_what_comes_before() -> None:
-    refused(
+    misfit(
         r"'one' turns inputs of shape \[2, 4, 8, 8\] into \[2, 4, 6, 6\]",
-        [Part("stem", stem), block("one", lambda: nn.Conv2d(4, 4, 3))],
+        Part("stem", stem),
+        block("one", lambda: nn.Conv2d(4, 4, 3)),
     )
-    refused(
+    misfit(
         r"'head' of the network does not take an input of shape \[2, 4, 9, 9\].*--data\.image_size",
-        [Part("stem", stem), Part("head", head)],
+        Part("stem", stem),
+        Part("head", head),
         size=9,
     )
-    refused("'stem' of the network puts out a tuple", [Part("stem", Both)])
+    misfit("'stem' of the network puts out a tuple", Part("stem", Both))
 
 
 class Both(nn.Module):
