@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from resist_hvd import console
 from resist_hvd.data.decoding import decode_rgb
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 from resist_hvd.errors import UserError
 
 USUAL_ENDS = (b"\xff\xd9", b"\x60\x82")

@@ -31,7 +31,7 @@ def lift_pillows_limit() -> None:
 
 
 def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode an image of any of the formats that have a suffix in `image_names`: uint8 [H, W, 3].
+    """Decode an image of any of the formats that have a suffix in `folders`: uint8 [H, W, 3].
 
     Grey images become RGB, transparency is dropped, 16-bit images keep their high byte, of several frames the first
     one counts. Pixels are as they are stored: EXIF's orientation is not followed, as in torchvision and DALI.

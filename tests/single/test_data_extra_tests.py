@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from resist_hvd.data import Shard, load
-from resist_hvd.data.extra_tests import TestFolder, find_extra_tests
+from resist_hvd.data.folders import ImageIndex
+from resist_hvd.data.tree import find_extra_tests
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataName, DataSettings
 
@@ -36,32 +37,35 @@ def v2(tmp_path: Path) -> Path:
     return tmp_path / "v2"
 
 
-def labels_of(test: TestFolder) -> dict[str, int]:
+def labels_of(images: ImageIndex) -> dict[str, int]:
     """The label of each class folder."""
-    return {test.images.path(image).parent.name: int(label) for image, label in enumerate(test.images.labels)}
+    return {images.path(image).parent.name: int(label) for image, label in enumerate(images.labels)}
+
+
+def found_in(place: Path, classes: tuple[str, ...] = CLASSES) -> dict[str, ImageIndex]:
+    return find_extra_tests(place, classes)[0]
 
 
 def test_folders_are_numbers_not_text(v2: Path) -> None:
-    tests = find_extra_tests(v2, CLASSES)
-    assert [test.name for test in tests] == list(NAMES)
-    for test in tests:
-        assert labels_of(test) == {str(number): number for number in range(12)}
-        assert test.images.labels.tolist() == [number for number in range(12) for _ in range(2)]
-        assert test.images.folder == v2 / f"imagenetv2-{test.name}-format-val"
+    tests = found_in(v2)
+    assert list(tests) == list(NAMES)
+    for name, images in tests.items():
+        assert labels_of(images) == {str(number): number for number in range(12)}
+        assert images.labels.tolist() == [number for number in range(12) for _ in range(2)]
+        assert images.folder == v2 / f"imagenetv2-{name}-format-val"
 
 
 def test_one_test_set_may_be_named_itself(v2: Path) -> None:
-    (test,) = find_extra_tests(v2 / "imagenetv2-top-images-format-val", CLASSES)
-    assert test.name == "top-images"
-    assert labels_of(test)["10"] == 10
+    ((name, images),) = found_in(v2 / "imagenetv2-top-images-format-val").items()
+    assert (name, labels_of(images)["10"]) == ("top-images", 10)
 
 
 def test_classes_may_be_named_and_be_few(tmp_path: Path) -> None:
     write_image(tmp_path / "sketches" / CLASSES[7] / "1.png", 0)
     write_image(tmp_path / "sketches" / CLASSES[2] / "1.png", 0)
     write_image(tmp_path / "sketches" / CLASSES[2] / "2.png", 0)
-    (test,) = find_extra_tests(tmp_path, CLASSES)
-    assert (test.name, labels_of(test)) == ("sketches", {CLASSES[2]: 2, CLASSES[7]: 7})
+    ((name, images),) = found_in(tmp_path).items()
+    assert (name, labels_of(images)) == ("sketches", {CLASSES[2]: 2, CLASSES[7]: 7})
 
 
 @pytest.mark.parametrize("count", [2, 11, 12])
@@ -69,15 +73,15 @@ def test_training_classes_that_are_numbers_are_meant_by_their_names(count: int, 
     classes = tuple(sorted(map(str, range(count))))
     for name in classes:
         write_image(tmp_path / "mine" / name / "1.png", 0)
-    (test,) = find_extra_tests(tmp_path / "mine", classes)
-    assert labels_of(test) == {name: label for label, name in enumerate(classes)}
+    assert labels_of(found_in(tmp_path / "mine", classes)["mine"]) == {
+        name: label for label, name in enumerate(classes)
+    }
 
 
 def test_some_of_the_numbers_are_enough_where_they_are_names(tmp_path: Path) -> None:
     write_image(tmp_path / "mine" / "10" / "1.png", 0)
     write_image(tmp_path / "mine" / "7" / "1.png", 0)
-    (test,) = find_extra_tests(tmp_path, ("1", "10", "7"))
-    assert labels_of(test) == {"10": 1, "7": 2}
+    assert labels_of(found_in(tmp_path, ("1", "10", "7"))["mine"]) == {"10": 1, "7": 2}
     write_image(tmp_path / "mine" / "2" / "1.png", 0)
     with pytest.raises(UserError, match="folder '2', which is no class of the training set"):
         find_extra_tests(tmp_path, ("1", "10", "7"))
@@ -206,7 +210,7 @@ def test_missing_and_empty_places_are_named(tmp_path: Path) -> None:
     check_error(tmp_path / "file", "This is not a folder", tmp_path / "file", "--data.extra_tests")
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "imagenetv2-top-images.tar.gz").write_bytes(b"")
-    check_error(tmp_path / "downloads", "The folder holds no test set", tmp_path / "downloads", "Unpack ImageNetV2's")
+    check_error(tmp_path / "downloads", "no class folders", tmp_path / "downloads", "Unpack ImageNetV2's")
     (tmp_path / "downloads" / MF).mkdir()
     check_error(tmp_path / "downloads", "has no class folders", tmp_path / "downloads" / MF, "Unpack its archive")
 

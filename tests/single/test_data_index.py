@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resist_hvd.data.folders import FOLDER, class_folders, in_words
-from resist_hvd.data.index import ImageIndex, index_images
+from resist_hvd.data.folders import FOLDER, SUFFIXES, ImageIndex, class_folders, in_words, index_images
 from resist_hvd.errors import UserError
-from resist_hvd.image_names import SUFFIXES
 
 
 def touch(root: Path, *paths: str) -> Path:

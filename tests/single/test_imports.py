@@ -12,7 +12,7 @@ import resist_hvd
 PACKAGE = Path(resist_hvd.__file__).parent
 
 ROOMS = (
-    ("console", "seeds", "units", "stopwatch", "tensor_files", "image_names", "records"),
+    ("console", "seeds", "units", "stopwatch", "tensor_files", "records"),
     ("errors",),
     ("drawing",),
     ("settings",),

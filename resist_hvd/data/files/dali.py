@@ -25,7 +25,7 @@ from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence, unexplained
 from resist_hvd.data.files.loader import BATCH_TYPES, MEAN, STD, ImageLoader, TrainingPlan
 from resist_hvd.data.files.stand_ins import PLACEHOLDER, ForeignFiles, StandIn, SuspectError, undecodable
 from resist_hvd.data.files.windows import Draws, middle_windows, random_windows
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.side_stream import to_device
 from resist_hvd.data.source import Batch
 from resist_hvd.settings.data import DataSettings

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resist_hvd.data.broken import BrokenFiles
 from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.files.loader import ImageLoader, TrainingPlan, preprocess_of
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.side_stream import made_beside, making_stream
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch

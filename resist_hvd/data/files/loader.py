@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from resist_hvd.data.files.windows import WORDS_PER_WINDOW, Draws
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.order import EpochOrder, sample_words
 from resist_hvd.data.preprocess import Preprocess
 from resist_hvd.data.source import Batch, Shard

@@ -19,7 +19,7 @@ from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.files import dali_graph
 from resist_hvd.data.files.dali_graph import Means
 from resist_hvd.data.files.gpu_faults import is_of_gpu
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 
 _FOREIGN_SUFFIXES = (b".gif", b".tif", b".tiff", b".ppm", b".pgm", b".pbm", b".pnm")
 _FOREIGN_STARTS = (b"GIF8", b"II*\0", b"MM\0*", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")

@@ -17,7 +17,7 @@ from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence
 from resist_hvd.data.files.loader import BATCH_TYPES, MEAN, STD, ImageLoader, TrainingPlan, preprocess_of
 from resist_hvd.data.files.loader_processes import Tether, forked_from_a_server, starting_processes
 from resist_hvd.data.files.windows import random_windows
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.preprocess import as_tensor, scale_and_offset
 from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.decoding import fit_square
-from resist_hvd.data.index import ImageIndex
+from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.memory.images import LabelledImages, check_memory
 from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.data.tree import ImageTree, Share, find_images, make_here
