@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from resist_hvd.nets.architecture import Architecture
 from resist_hvd.nets.parts import Network
+from resist_hvd.nets.weights import begun_with
 from resist_hvd.settings.model import ModelSettings, Scope
 
 SIZES = ("channels", "image_size", "classes")
@@ -30,7 +31,7 @@ def chosen(settings: ModelSettings, *, channels: int, image_size: int, classes: 
     """Return the network that `settings` ask for, on images and classes as the data have them.
 
     Raises:
-        UserError: it cannot be made, or not be dealt out.
+        UserError: it cannot be made, or not be dealt out, or its weights are not in the file that has them.
     """
     said: dict[str, Any]
     sizes = {"channels": channels, "image_size": image_size, "classes": classes}
@@ -44,7 +45,8 @@ def chosen(settings: ModelSettings, *, channels: int, image_size: int, classes: 
             name = settings.name.partition("/")[2]
             said = {"family": family, "name": name, **sizes, "options": settings.options}
             said["partition"] = settings.partition
-    return make(said, zero_residual=settings.zero_init_residual)
+    network = make(said, zero_residual=settings.zero_init_residual)
+    return network if settings.weights is None else begun_with(network, settings.weights)
 
 
 def make(description: Mapping[str, Any], *, zero_residual: bool = False) -> Network:

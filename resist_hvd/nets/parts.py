@@ -76,6 +76,7 @@ class Network:
         description: its family and all that its parts are made from, as plain JSON values: an exported model's
             `model.json` has it, and a checkpoint.
         title: what people call it, in a few words.
+        remarks: sentences on how it begins, for the user.
 
     Raises:
         UserError: the parts cannot be dealt out; the message says which, and why.
@@ -85,6 +86,7 @@ class Network:
     example: Tensor | None = None
     description: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +14,23 @@ from torch import Tensor, nn
 
 from resist_hvd.errors import UserError
 from resist_hvd.nets.parts import Network, Part, shapes
+from resist_hvd.nets.subnet import initialise
 from resist_hvd.tensor_files import read_tensors
 
 FLAG = "--model.weights"
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of what batch norms keep elsewhere; evaluation computes exact statistics here."""
+
+
+def begun_with(network: Network, path: Path) -> Network:
+    """Return a network that begins with the weights of a file; its remarks say what of it does not.
+
+    Raises:
+        UserError: the file cannot be read, or is of another network.
+    """
+    weights = Weights(path, network)
+    parts = tuple(replace(part, initialise=partial(weights.begin, part)) for part in network.parts)
+    return replace(network, parts=parts, remarks=(*network.remarks, *weights.remarks))
 
 
 class Weights:
@@ -62,6 +76,12 @@ class Weights:
         self.remarks = list(anew.values())
         if unused:
             self.remarks.append(f"{path} has {len(unused)} tensors that the network has no place for: {unused[0]} ...")
+
+    def begin(self, part: Part, module: nn.Module, seed: int) -> None:
+        """Fill a part's parameters from the file, and those that begin anew as from a seed."""
+        if any(part.prefixed(name) in self._anew for name, _ in module.named_parameters()):
+            initialise(part, module, seed)
+        self.fill(part, module)
 
     @torch.no_grad()
     def fill(self, part: Part, module: nn.Module) -> None:

@@ -1,11 +1,14 @@
 """Networks by their settings, and again by the description that an exported model has."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from resist_hvd.errors import UserError
 from resist_hvd.nets import families
@@ -64,6 +67,24 @@ def test_settings_say_how_blocks_begin_and_which_are_dealt() -> None:
         part.initialise(module, 1)
         assert zero != bool(module.get_parameter("bn2.weight").any())
     assert families.chosen(FOREIGN, **SIZES).deck_sizes == (2, 1, 1, 1)
+
+
+def test_weights_are_those_of_a_file(tmp_path: Path) -> None:
+    wanted = families.chosen(PREACT, **SIZES)
+    tensors = {
+        part.prefixed(name): torch.ones(shape)
+        for part, module in zip(wanted.parts, wanted.modules, strict=True)
+        for name, shape in shapes(module).items()
+    }
+    save_file(tensors, tmp_path / "weights")
+    network = families.chosen(replace(PREACT, weights=tmp_path / "weights"), **SIZES)
+    assert network.remarks == ()
+    assert network.description == wanted.description
+    block = network.blocks[1]
+    module = block.make()
+    assert block.initialise is not None
+    block.initialise(module, 1)
+    assert all(bool((parameter == 1).all()) for parameter in module.parameters())
 
 
 LIBRARYS = {"family": "torchvision", "name": "resnet18", **SIZES, "options": {}, "partition": "all"}

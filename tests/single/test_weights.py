@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Network, Part, preact_resnet, torchvision_nets
+from resist_hvd.nets import Network, Part, SubNet, preact_resnet, torchvision_nets
 from resist_hvd.nets.architecture import Architecture
 from resist_hvd.nets.parts import shapes
-from resist_hvd.nets.weights import Weights
+from resist_hvd.nets.weights import Weights, begun_with
 from resist_hvd.settings.model import ModelSettings
 
 
@@ -85,6 +85,24 @@ def test_a_head_of_other_classes_and_a_stem_of_other_channels_begin_anew(tmp_pat
     ]
     found = filled(weights, network)
     assert {name for name, tensor in found.items() if bool((tensor == 7).all())} == {name for name, *_ in wanted}
+
+
+def test_a_network_that_begins_with_them(tmp_path: Path) -> None:
+    """A worker that holds two blocks of three fills what it holds; what begins anew begins as from the seed."""
+    path = tmp_path / "weights"
+    tensors = contents(small())
+    save_file(tensors, path)
+    network = small(classes=9)
+    begun = begun_with(network, path)
+    assert any("head.linear.bias" in remark for remark in begun.remarks)
+    found, usual = (SubNet(one, [1], device=torch.device("cpu")) for one in (begun, network))
+    for subnet in (found, usual):
+        subnet.initialise(3, (1,))
+    for (part, module), (_, other) in zip(found.held((1,)), usual.held((1,)), strict=True):
+        for name, parameter in module.named_parameters():
+            anew = name.startswith("linear.")
+            expected = other.get_parameter(name) if anew else tensors[part.prefixed(name)]
+            assert torch.equal(parameter, expected), name
 
 
 def test_tensors_that_have_no_place_are_told(tmp_path: Path) -> None:
