@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from resist_hvd.protocol.exchange import BUCKET_BYTES
 from resist_hvd.protocol.rule import depth
@@ -61,6 +61,15 @@ class Load:
     kept: int
 
 
+class Thinned(NamedTuple):
+    """A part with a share of its filters, in numbers."""
+
+    parameters: int
+    flops: int
+    kept: int
+    output: int
+
+
 @dataclass(frozen=True)
 class Network:
     """A global network in numbers.
@@ -93,6 +102,13 @@ class Network:
         """Return a block of a deck."""
         return self.parts[deck[0]]
 
+    def thinned(self, share: float) -> Network:
+        """Return the network with this share of each layer's filters: of weights between two layers its square."""
+        last = len(self.parts) - 1
+        return Network(
+            tuple(_thin(part, share, at_end=place in (0, last)) for place, part in enumerate(self.parts)), ()
+        )
+
     def sub_network(self, workers: int, min_blocks: int) -> Load:
         """Return the trunk and k blocks of each deck, as a worker of ResIST has them."""
         loads = [self.trunk]
@@ -100,6 +116,16 @@ class Network:
             block, k = self.block(deck), depth(len(deck), workers, min_blocks)
             loads.append(Load(k * block.parameters, k * block.flops, k * block.kept))
         return _load(loads)
+
+
+def _thin(part: Part, share: float, *, at_end: bool) -> Thinned:
+    weights = share if at_end else share**2
+    return Thinned(
+        round(weights * part.parameters),
+        round(weights * part.flops),
+        round(share * part.kept),
+        round(share * part.output),
+    )
 
 
 def _load(parts: Iterable[Part | Load]) -> Load:

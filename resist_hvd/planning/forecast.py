@@ -109,7 +109,7 @@ class Planner:
     def __init__(self, settings: PlanSettings, rates: Mapping[MethodCosted, float] | None = None) -> None:
         self.settings = settings
         self.network = network_of(settings)
-        self._thinned = network_of(settings, kept_filters=settings.keep)
+        self._thinned = self.network.thinned(settings.keep)
         self._rates = dict(rates or {})
 
     def rate(self, method: MethodCosted) -> float:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from resist_hvd.nets.architecture import Architecture
-from resist_hvd.nets.size import deck_ranges, part_sizes
 from resist_hvd.planning.cost import Machine, Network, Work
-from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.plan import PlanSettings
 
 
@@ -20,11 +17,17 @@ def machine_of(settings: PlanSettings, flops: float) -> Machine:
     )
 
 
-def network_of(settings: PlanSettings, *, kept_filters: float = 1.0) -> Network:
-    """Return the network in numbers, with a share of its filters."""
-    model = ModelSettings(**{**settings.model.__dict__, "width_factor": settings.model.width_factor * kept_filters})
-    architecture = Architecture.of(model, channels=settings.facts.channels, classes=settings.facts.classes)
-    return Network(part_sizes(architecture, settings.facts.size), deck_ranges(architecture))
+def network_of(settings: PlanSettings) -> Network:
+    """Return the network in numbers.
+
+    Raises:
+        UserError: there is no such network, or it cannot be dealt out.
+    """
+    from resist_hvd.nets import families, sizes  # with PyTorch, for which help and mistakes need not wait
+
+    facts = settings.facts
+    network = families.chosen(settings.model, channels=facts.channels, image_size=facts.size, classes=facts.classes)
+    return Network(sizes.part_sizes(network), sizes.deck_ranges(network))
 
 
 def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:

@@ -9,8 +9,9 @@ import pytest
 from resist_hvd.comm.transport import BytesSent
 from resist_hvd.comm.world import World
 from resist_hvd.methods import data_parallel
+from resist_hvd.nets import families
 from resist_hvd.nets.preact_resnet import Block
-from resist_hvd.nets.size import deck_ranges, part_sizes
+from resist_hvd.nets.sizes import deck_ranges, part_sizes
 from resist_hvd.planning import cost
 from resist_hvd.protocol.exchange import exchange, ring_bytes
 from resist_hvd.protocol.partition import Partition
@@ -81,8 +82,9 @@ def test_a_run_sends_what_was_planned(min_blocks: int, world: World, folder: Pat
     settings = tiny.settings(world, iterations=60, local_iterations=1, min_blocks=min_blocks, model=model)
     run = tiny.make_run(settings, world, folder)
     train(run, tiny.Watching(run))
-    architecture = run.method.subnet.architecture
-    network = cost.Network(part_sizes(architecture, image_size=8), deck_ranges(architecture))
+    spec = run.source.spec
+    described = families.chosen(model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes))
+    network = cost.Network(part_sizes(described), deck_ranges(described))
     work = cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1, min_blocks=min_blocks)
     planned = cost.resist(network, work, cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0))
     assert run.progress.round == 60

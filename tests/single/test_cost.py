@@ -4,13 +4,11 @@ import random
 from itertools import pairwise
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
-from resist_hvd.nets import Architecture, ResNet
-from resist_hvd.nets.size import deck_ranges, part_sizes
+from resist_hvd.nets import families
+from resist_hvd.nets.sizes import deck_ranges, part_sizes
 from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Machine, Network, Work
 from resist_hvd.protocol.exchange import BUCKET_BYTES, exchange, ring_bytes
@@ -21,8 +19,8 @@ MACHINE = Machine(flops=6e12, bandwidth=1.175e9, latency=5e-5, overhead=2e-3)
 
 
 def network(settings: ModelSettings, *, image_size: int = 32, classes: int = 100) -> Network:
-    architecture = Architecture.of(settings, channels=3, classes=classes)
-    return Network(part_sizes(architecture, image_size), deck_ranges(architecture))
+    described = families.chosen(settings, channels=3, image_size=image_size, classes=classes)
+    return Network(part_sizes(described), deck_ranges(described))
 
 
 PAPERS = network(ModelSettings(final_norm=False))
@@ -130,53 +128,6 @@ def test_resist_never_sends_or_computes_more_than_local_sgd(workers: int, min_bl
     assert ours.memory <= whole.memory
 
 
-# -- parts, against networks that are built --------------------------------------------------------------------------
-
-SHAPES = {
-    "basic": ModelSettings(sections="2,2,3,2", width_factor=0.125),
-    "no final norm": ModelSettings(sections="1,2,3", width_factor=0.125, final_norm=False),
-    "bottleneck": ModelSettings(sections="2,2,3,2", block="bottleneck", stem="imagenet", width_factor=0.125),
-    "all sections dealt": ModelSettings(sections="2,2,3,2", width_factor=0.125, partition="all"),
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("image_size", [32, 27])
-def test_parts_are_those_of_the_network(shape: str, image_size: int) -> None:
-    architecture = Architecture.of(SHAPES[shape], channels=3, classes=10)
-    built = ResNet(architecture)
-    modules = [built.stem, *(b for s in range(len(architecture.sections)) for b in built.blocks(s)), built.head]
-    images = torch.randn(2, 3, image_size, image_size)
-    x = images
-    for module, part in zip(modules, part_sizes(architecture, image_size), strict=True):
-        assert part.parameters == sum(p.numel() for p in module.parameters())
-        with FlopCounterMode(display=False) as counter:
-            x = module(x.detach())
-        assert part.flops == counter.get_total_flops() / len(images)
-        assert part.output == x.numel() / len(images)
-    kept: dict[int, int] = {}
-    own = {p.data_ptr() for p in built.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in own and tensor.dim() > 1:
-            scale = tensor.element_size() // 4
-            kept[tensor.data_ptr()] = scale * tensor.numel()
-        held.append(tensor)
-        return tensor
-
-    held: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        built(images)
-    foreseen = sum(part.kept for part in part_sizes(architecture, image_size))
-    assert foreseen == pytest.approx(sum(kept.values()) / len(images), rel=0.02)
-
-
-def test_decks_are_the_dealt_blocks() -> None:
-    for settings in SHAPES.values():
-        architecture = Architecture.of(settings, channels=3, classes=10)
-        assert tuple(map(len, deck_ranges(architecture))) == architecture.decks
-
-
 # -- the other methods -----------------------------------------------------------------------------------------------
 
 
@@ -197,7 +148,9 @@ def test_a_pipeline_passes_activations_on_and_gradients_back() -> None:
 
 
 def test_federated_dropout_goes_through_a_server() -> None:
-    thinned = network(ModelSettings(final_norm=False, width_factor=0.75))
+    thinned, built = PAPERS.thinned(0.75), network(ModelSettings(final_norm=False, width_factor=0.75))
+    for load in ("parameters", "flops", "kept"):
+        assert getattr(thinned.whole, load) == pytest.approx(getattr(built.whole, load), rel=1e-3)
     once = cost.federated_dropout(thinned, work(4), MACHINE)
     assert once.bytes_sent == once.bytes_busiest == 8 * 4 * thinned.whole.parameters
     assert once.seconds_bandwidth == once.bytes_busiest / MACHINE.bandwidth

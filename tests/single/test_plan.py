@@ -43,7 +43,7 @@ def test_the_plan_reproduces_table_1(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert all(figure in printed for figure in ("455 MB", "720 MB", "1.29 GB", "662 MB", "1.32 GB", "2.65 GB"))
 
 
-def test_it_loads_neither_pytorch_nor_mpi(tmp_path: Path) -> None:
+def test_it_loads_no_mpi_and_what_is_wrong_is_told_before_pytorch(tmp_path: Path) -> None:
     # What takes seconds to load; with it, no answer could come at once.
     program = "import sys; from resist_hvd import plan; plan.main(); print(*sorted(sys.modules), file=sys.stderr)"
     command = [sys.executable, "-c", program, "--workers", "2,4096", "--json", str(tmp_path / "plan.json")]
@@ -51,7 +51,11 @@ def test_it_loads_neither_pytorch_nor_mpi(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.split())
     assert "resist_hvd.plan" in loaded
-    assert not loaded & {"torch", "horovod", "mpi4py", "matplotlib", "numpy"}
+    assert not loaded & {"horovod", "mpi4py", "matplotlib", "torchvision"}
+    program = "import sys; from resist_hvd import plan; sys.argv[1:] = ['--workers', '0']\ntry: plan.main()\n"
+    program += "finally: print('torch' in sys.modules or 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_the_picture_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
