@@ -14,7 +14,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import Stopped
 from resist_hvd.methods.resist import WarmUp
 from resist_hvd.settings.run import Settings
-from resist_hvd.training import loop
+from resist_hvd.training import loop, rounds
 from resist_hvd.training.folder import make_folder
 from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
@@ -155,8 +155,8 @@ def test_what_lies_between_rounds_is_no_rounds_time(
     settings = replace(settings, warmup_epochs=settings.epochs / 4)
     # A clock on which evaluations, checkpoints and the hand-over by the warm-up take an hour each.
     hour, hours = 3600.0, [0.0]
-    now = loop.perf_counter
-    monkeypatch.setattr(loop, "perf_counter", lambda: now() + hours[0] * hour)
+    now = rounds.perf_counter
+    monkeypatch.setattr(rounds, "perf_counter", lambda: now() + hours[0] * hour)
 
     def lasting(action: Callable[..., Any]) -> Callable[..., Any]:
         def act(*arguments: Any) -> Any:
