@@ -127,8 +127,6 @@ def write_description(target: Path, method: Method, source: DataSource) -> None:
         **network_of(method),
         "classes": list(spec.classes),
         "data": spec.name,
-        "image_size": spec.image_size,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
+        **spec.preprocess.to_json(),
     }
     write_whole(target / "model.json", json.dumps(description, indent=2) + "\n")

@@ -65,7 +65,7 @@ def test_broken_files_are_counted_and_named_at_the_end(root: Path, tmp_path: Pat
     assert summary["rounds"] == 4
     described = json.loads((tmp_path / "run" / "model.json").read_text())
     assert described["classes"] == [f"n{number:08d}" for number in range(4)]
-    assert described["image_size"] == photographs.SIZE
+    assert (described["image_size"], described["test_resize"]) == (photographs.SIZE, round(photographs.SIZE * 8 / 7))
 
 
 def test_a_broken_file_that_one_rank_meets_ends_all(root: Path, loader: str, tmp_path: Path) -> None:
