@@ -7,7 +7,7 @@ asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resist_hvd.comm import early
+from resist_hvd.comm.launch import import_mpi_first
 
 if TYPE_CHECKING:
     from resist_hvd import nets
@@ -26,7 +26,7 @@ _PLACES = {
     "Mean": "resist_hvd.tasks.base",
 }
 
-early.import_mpi_first()
+import_mpi_first()
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,7 @@ from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.spinners import Spinners
 from resist_hvd.benchmarks.sync import slowest
 from resist_hvd.benchmarks.table import Column, print_rows, spread
-from resist_hvd.comm.early import CORES
-from resist_hvd.comm.launch import CYCLE_VARIABLE, YIELD_VARIABLE
+from resist_hvd.comm.launch import CORES, CYCLE_VARIABLE, YIELD_VARIABLE
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Setup

@@ -1,4 +1,4 @@
-"""Notes what a rank is doing, since when, and whether it works or waits for others: what a watchdog must know of it."""
+"""Activity of a rank, for those who watch it: its work, since when, and whether it waits for others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Activity:
 
     @property
     def has_long_limit(self) -> bool:
-        """Whether its present work may take longer than a round may: see `long_limit` and `long_limit_for`."""
+        """True where its present work may take longer than a round may: see `long_limit` and `long_limit_for`."""
         return self.long_limit or self._long_steps > 0
 
     def begin(self, phase: str) -> None:
@@ -59,7 +59,7 @@ class Activity:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While it waits for other ranks: if they do not come, it is not this one's fault."""
+        """Mark a wait for other ranks: if they do not come, it is not this one's fault."""
         self.waits += 1
         self.wait += 1
         self.progress()

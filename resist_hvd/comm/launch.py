@@ -1,6 +1,7 @@
-"""Facts of a launch that a process knows before MPI is up: from the environment that launchers set.
+"""Facts of a launch that a process knows before MPI is up, and what MPI and Horovod are told before they start.
 
-Nothing here imports MPI or Horovod, so that a mistake in the settings is told before the world is made.
+The package imports this first of all: cores are noted before PyTorch changes them, and MPI is loaded before it where a
+site needs that.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from resist_hvd.comm.early import CORES
 from resist_hvd.errors import UserError
+
+CORES = frozenset(os.sched_getaffinity(0))
+"""Cores this process might run on when it started. Where OMP_PROC_BIND or OMP_PLACES is set, PyTorch's OpenMP library
+ties the thread that loads it to one of them, so that the mask says too little afterwards."""
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
 LOCAL_SIZE_VARIABLES = (
@@ -149,6 +153,30 @@ def tasks_without_mpi(environment: Mapping[str, str]) -> int:
         return 0
     tasks = first_integer(("SLURM_STEP_NUM_TASKS",), 1, environment)
     return tasks if tasks > 1 else 0
+
+
+# -- loading MPI ---------------------------------------------------------------------------------------------------
+
+
+def import_mpi_first() -> None:
+    """Load the MPI library if RESIST_HVD_IMPORT_MPI_FIRST is 1; by default where Cray's MPICH is loaded as a module.
+
+    Sites with Cray's MPI ask for mpi4py before PyTorch. Nothing is started, and nothing is loaded elsewhere, so that
+    help is quick.
+    """
+    by_default = "1" if "CRAY_MPICH_VERSION" in os.environ else "0"
+    if os.environ.get("RESIST_HVD_IMPORT_MPI_FIRST", by_default) == "1":
+        load_mpi()
+
+
+def load_mpi() -> None:
+    """Load mpi4py without starting MPI, which `World.join` does; what the user's program has loaded stays as it is."""
+    if "mpi4py.MPI" not in sys.modules:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = True
+        from mpi4py import MPI  # noqa: F401
 
 
 # -- what Open MPI reads when it starts ----------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from resist_hvd.comm.early import CORES
-from resist_hvd.comm.launch import launcher_cores
+from resist_hvd.comm.launch import CORES, launcher_cores
 
 UNLIMITED = 2**60
 """A version 1 control group without a limit has one of nearly 2^63 bytes."""

@@ -25,9 +25,9 @@ from resist_hvd.comm.devices import (
     record_event,
     shares_gpus,
 )
-from resist_hvd.comm.early import load_mpi
 from resist_hvd.comm.launch import (
     host_name,
+    load_mpi,
     prepare_environment,
     prepare_horovod,
     refuse_separate_worlds,
@@ -277,7 +277,7 @@ class World:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """While a run asks after each round whether any rank was told to stop: have signals leave the end to it."""
+        """Have signals leave the end to a run that asks after each round whether any rank was told to stop."""
         self.can_stop = True
         try:
             yield

@@ -108,7 +108,7 @@ def test_other_libraries_of_one_mpi_are_no_second_one() -> None:
 LOADS_TWO = """
 import ctypes, os, re, shutil
 from pathlib import Path
-from resist_hvd.comm.early import load_mpi
+from resist_hvd.comm.launch import load_mpi
 load_mpi()
 from resist_hvd import train
 

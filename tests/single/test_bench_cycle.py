@@ -10,8 +10,7 @@ import pytest
 from resist_hvd import bench
 from resist_hvd.benchmarks import cycle
 from resist_hvd.benchmarks.spinners import Spinners
-from resist_hvd.comm.early import CORES
-from resist_hvd.comm.launch import CYCLE_VARIABLE, YIELD_VARIABLE
+from resist_hvd.comm.launch import CORES, CYCLE_VARIABLE, YIELD_VARIABLE
 from resist_hvd.errors import UserError
 
 
