@@ -128,9 +128,11 @@ class ModelSettings(Group):
         """Blocks of each section.
 
         Raises:
-            ValueError: `sections` are no numbers.
+            ValueError: `sections` are no numbers, or the network is of another family.
         """
         if self.sections is None:
+            if self.name not in SECTIONS:
+                raise ValueError(f"--model.name is {self.name}, which has no sections; give a pre-activation network")
             return SECTIONS[self.name]
         try:
             return tuple(int(number) for number in self.sections.strip("[]() ").split(","))

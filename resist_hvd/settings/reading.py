@@ -102,14 +102,17 @@ def parse_for(
         return {name: layer[name] for name in layer if name in taken or flags.in_mapping(name, taken)}
 
     given = flags.read_flags(prog, group, arguments, besides=RECIPE | RUN, aliases=aliases or {}, beneath=beneath)
+    names_network = given.keys() & {"recipe", "run"} or any(name.startswith("model.") for name in base)
+    if not names_network and given.get("data.name", base.get("data.name")) != base.get("data.name"):
+        require_network(given, instead="a run's by --run DIR")
     return flags.make(group, merged(beneath(given), given))
 
 
 def merged(*layers: Layer) -> Layer:
     """Return the settings of several places, those of later ones over those of earlier ones.
 
-    Who names a network means its own size, and who names another optimizer its own rates: what earlier places have of
-    these is left out.
+    Who names a network means its own size, who names another optimizer its own rates, and who gives a warm-up by its
+    share of the run or by epochs, that one: what earlier places have of these is left out.
     """
     values: Layer = {}
     for layer in layers:
@@ -128,6 +131,9 @@ def merged(*layers: Layer) -> Layer:
         if optimizer != before:
             values = {name: value for name, value in values.items() if name not in OF_AN_OPTIMIZER}
             values |= USUAL[str(optimizer)]
+        for one, other in (("optim.warmup", "optim.warmup_epochs"), ("optim.warmup_epochs", "optim.warmup")):
+            if layer.get(one) and other not in layer:
+                values.pop(other, None)
         values |= layer
     return values
 
@@ -198,13 +204,27 @@ def first_settings(asked: Layer) -> Layer | None:
     data = asked.get("data.name")
     if data in (None, DEMONSTRATION):
         return read_recipe(DEMONSTRATION)
+    require_network(asked)
+    return None
+
+
+def require_network(asked: Layer, *, instead: str = "settings of your own by --config FILE") -> None:
+    """Refuse data for which no network is named: none is taken silently.
+
+    Args:
+        asked: what flags ask for.
+        instead: what names one beside recipes and flags.
+
+    Raises:
+        UserError: neither a file of settings nor a flag names one; the message has recipes that fit.
+    """
     if all(asked.get(name) is None for name in ("config", "model.name", "model.sections", "model.parts")):
+        data = asked["data.name"]
         raise UserError(
             f"--data.name is {data}, but nothing says which network to train on it, or how",
-            mend=f"Give --recipe {' or '.join(fitting_recipes(data))}, settings of your own by --config FILE, or a "
+            mend=f"Give --recipe {' or '.join(fitting_recipes(data))}, {instead}, or a "
             "network by --model.name, --model.sections or --model.parts.",
         )
-    return None
 
 
 def fitting_recipes(data: str) -> list[str]:

@@ -33,6 +33,13 @@ def test_a_recipe_is_measured_as_it_is_trained() -> None:
     assert parsed("--recipe=imagenet-resnet50", "--model.name=preact_resnet101").model.counts == (3, 4, 23, 3)
 
 
+@pytest.mark.parametrize("name", ["sync", "step", "compare", "cycle"])
+def test_every_benchmark_begins_with_a_recipe(name: str) -> None:
+    recipe = parse(["--recipe=cifar10-resnet101"])
+    settings = bench.parse([name, "--recipe=cifar10-resnet101"])[1]
+    assert (settings.model, settings.min_blocks) == (recipe.model, recipe.min_blocks)
+
+
 def test_a_network_that_is_named_is_meant_whole() -> None:
     assert parsed().model.counts == (1, 1, 13, 1)
     named = parsed("--model.name", "preact_resnet50").model

@@ -15,7 +15,9 @@ from resist_hvd.planning.cost import TRAINING
 from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
 from resist_hvd.planning.inputs import network_of
 from resist_hvd.planning.measured import measured_rates
+from resist_hvd.settings.data import FACTS
 from resist_hvd.settings.plan import PlanSettings
+from resist_hvd.settings.reading import parse, to_yaml
 
 from .report_runs import round_line
 
@@ -185,6 +187,48 @@ def test_wrong_settings_are_told(wrong: str) -> None:
     with pytest.raises(UserError) as caught:
         settings(*wrong.split())
     assert str(caught.value) == WRONG[wrong]
+
+
+@pytest.mark.parametrize("recipe", ["cifar10-resnet101", "imagenet-resnet50", "digits"])
+def test_a_recipe_is_planned_as_it_is_trained(recipe: str, tmp_path: Path) -> None:
+    run = parse(["--recipe", recipe])
+    planned = settings("--recipe", recipe, "--workers", "4")
+    for name in ("model", "local_iterations", "min_blocks", "epochs", "warmup_epochs"):
+        assert getattr(planned, name) == getattr(run, name)
+    assert (planned.data.name, planned.data.batch_size) == (run.data.name, run.data.batch_size)
+    assert planned.facts == FACTS[run.data.name]
+    (tmp_path / "config.yaml").write_text(to_yaml(run))
+    assert settings("--run", str(tmp_path), "--workers", "4") == planned
+    assert settings("--run", str(tmp_path), "--min_blocks", "1").min_blocks == 1
+
+
+def test_flags_of_earlier_versions_go_by_a_runs_names() -> None:
+    asked = settings("--dataset", "cifar10", "--model.name=preact_resnet50", "--batch_size=8", "--image_size", "64")
+    assert (asked.data.name, asked.data.batch_size, asked.facts.size) == ("cifar10", 8, 64)
+
+
+def test_other_images_are_planned_by_what_is_said_of_them() -> None:
+    flags = ["--data.name=folder", "--model.sections=1,1,2"]
+    with pytest.raises(UserError) as caught:
+        settings(*flags)
+    assert all(flag in caught.value.mend for flag in ("--data.image_size", "--classes", "--images"))
+    facts = settings(*flags, "--image_size=48", "--classes=7", "--images=900").facts
+    assert facts == (3, 48, 7, 900)
+
+
+def test_no_network_is_planned_silently_for_other_images() -> None:
+    with pytest.raises(UserError) as caught:
+        settings("--data.name=imagenet")
+    assert all(words in caught.value.mend for words in ("imagenet-resnet50", "--run", "--model.name"))
+    assert settings("--data.name=imagenet", "--model.name=preact_resnet50").model.counts == (3, 4, 6, 3)
+
+
+def test_networks_of_other_families_are_planned() -> None:
+    planner = Planner(settings("--model.name=torchvision/resnet50", "--data.name=imagenet", "--min_blocks=3"))
+    assert planner.network.whole.parameters == 25_557_032
+    assert planner.network.partitionable == 5
+    resist, local, *_ = planner.compare(4)
+    assert resist.round.bytes_sent < local.round.bytes_sent
 
 
 def test_a_file_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:

@@ -333,3 +333,76 @@ def test_a_file_that_is_hardly_yaml_is_refused_with_its_name(text: str | bytes, 
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"odd\.yaml"):
         parse(["--config", str(path)])
+
+
+@pytest.mark.parametrize("flags", [[], ["--recipe=digits"], ["--recipe=cifar10-tiny"], ["--recipe=imagenet-resnet50"]])
+@pytest.mark.parametrize("name", ["torchvision/resnet50", "timm/vit_tiny_patch16_224"])
+def test_who_names_a_network_of_another_family_means_it_whole(name: str, flags: list[str]) -> None:
+    assert parse([*flags, "--model.name", name]).model == ModelSettings(
+        name=name, zero_init_residual=parse(flags).model.zero_init_residual
+    )
+
+
+def test_a_network_of_ones_own_replaces_the_recipes() -> None:
+    model = parse(["--recipe=cifar10-resnet101", "--model.parts=mine.py:parts", "--model.options.depth=3"]).model
+    assert (model.family, model.title, model.options) == ("parts", "mine.py:parts", {"depth": 3})
+    assert parse(["--recipe=digits", "--model.parts=mine.py:parts"]).model.sections is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        ("--model.name=timm/x --model.block=bottleneck", ("--model.block", "bottleneck", "timm/x", "nothing")),
+        ("--model.name=torchvision/x --model.sections=1,1,2", ("--model.sections", "1,1,2", "torchvision/x")),
+        ("--model.name=timm/x --model.width_factor=2", ("--model.width_factor", "2.0", "timm/x")),
+        ("--model.parts=a:b --model.stem=imagenet", ("--model.stem", "imagenet", "--model.parts a:b")),
+        ("--model.parts=a:b --model.name=timm/x", ("--model.name", "timm/x", "--model.parts")),
+        ("--model.options.depth=3", ("--model.options", "torchvision", "timm", "Leave")),
+        ("--model.name=resnet50", ("--model.name", "'resnet50'", "torchvision/NAME", "timm/NAME")),
+        ("--optim.name=adamw --optim.momentum=0.5", ("--optim.momentum", "0.5", "adamw")),
+        ("--optim.name=adamw --optim.nesterov", ("--optim.nesterov", "adamw")),
+        ("--optim.betas=[0.8,0.9]", ("--optim.betas", "sgd")),
+        ("--optim.name=adamw --optim.betas=[0.8]", ("--optim.betas", "[0.8]", "brackets")),
+        ("--optim.name=adamw --optim.betas=[0.8,1.5]", ("--optim.betas", "1.5", "two numbers")),
+        ("--optim.warmup=0.1 --optim.warmup_epochs=3", ("--optim.warmup", "--optim.warmup_epochs", "one")),
+        ("--optim.warmup_epochs=50", ("--optim.warmup_epochs", "50", "--epochs", "40")),
+        ("--model.options=3", ("--model.options", "--model.options.NAME")),
+        ("--model.options.depth", ("--model.options.depth", "no value")),
+    ],
+)
+def test_what_does_nothing_for_a_network_or_an_optimizer_is_refused(flags: str, facts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(flags.split())
+    assert all(fact in str(caught.value) for fact in facts), caught.value
+
+
+def test_options_are_merged_by_name_and_forgotten_with_their_network(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("model:\n  name: timm/vit\n  options: {patch_size: 4, drop_path_rate: 0.1, sizes: [3, 4]}\n")
+    options = ["--model.options.patch_size", "8", "--model.options.class_token=false"]
+    model = parse(["--config", str(path), *options]).model
+    assert model.options == {"patch_size": 8, "drop_path_rate": 0.1, "sizes": [3, 4], "class_token": False}
+    assert parse(["--config", str(path), "--model.name=timm/other"]).model.options == {}
+    path.write_text("model: {name: timm/vit, options: 3}\n")
+    with pytest.raises(UserError, match=r"options is 3.*settings\.yaml"):
+        parse(["--config", str(path)])
+
+
+def test_who_names_another_optimizer_means_its_own_rates(tmp_path: Path) -> None:
+    for recipe in recipe_names():
+        sgd, adamw = (parse(["--recipe", recipe, *flags]).optim for flags in ([], ["--optim.name=adamw"]))
+        assert (adamw.lr, adamw.weight_decay) == (1e-3, 0.05)
+        assert (adamw.schedule, adamw.warmup) == (sgd.schedule, sgd.warmup)
+        assert parse(["--recipe", recipe, "--optim.name=sgd"]).optim == sgd
+    given = ["--optim.name=adamw", "--optim.lr=0.01", "--optim.betas=[0.8,0.9]"]
+    first = begun(tmp_path, *given)
+    assert (first.optim.lr, first.optim.betas) == (0.01, (0.8, 0.9))
+    assert parse(["--resume", "--output", str(tmp_path)]) == replace(first, resume=True)
+
+
+def test_a_warm_up_may_be_in_epochs(tmp_path: Path) -> None:
+    optim = parse(["--recipe=digits", "--optim.warmup_epochs", "5"]).optim
+    assert (optim.warmup, optim.warmup_epochs) == (0.0, 5.0)
+    begun(tmp_path, "--optim.warmup_epochs=5")
+    resumed = parse(["--resume", "--output", str(tmp_path), "--optim.warmup=0.25"]).optim
+    assert (resumed.warmup, resumed.warmup_epochs) == (0.25, 0.0)
