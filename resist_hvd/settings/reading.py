@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 import yaml
 
 from resist_hvd.errors import UserError
-from resist_hvd.records import RecordError, Summary
+from resist_hvd.records import EvaluationRecord, RecordError, Summary
 from resist_hvd.settings import flags
+from resist_hvd.settings.data import FACTS
 from resist_hvd.settings.flags import Layer
 from resist_hvd.settings.group import flags_of
 from resist_hvd.settings.model import OF_PREACT, family_of
@@ -93,6 +95,8 @@ def parse_for(
             raise UserError("--recipe and --run are both given", mend="Give the one whose settings to begin with.")
         if given.get("run"):
             layer = read_run(Path(given["run"]))
+            if given.get("data.name") in (None, layer.get("data.name")):
+                layer |= images_of_run(Path(given["run"]), layer)
         elif given.get("recipe"):
             layer = read_recipe(given["recipe"])
         else:
@@ -159,6 +163,28 @@ def read_run(folder: Path) -> Layer:
         UserError: the folder is no run's, or its settings cannot be read.
     """
     return flags.read_file(folder / "config.yaml", Settings, mend="Give the folder of a run: it has a config.yaml.")
+
+
+def images_of_run(folder: Path, settings: Layer) -> Layer:
+    """Return what a run's files say of images that are not known by their data set's name; nothing without these files.
+
+    Args:
+        folder: the run's.
+        settings: its own.
+    """
+    if settings.get("data.name", DEMONSTRATION) in FACTS:
+        return {}
+    try:
+        model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        last = EvaluationRecord.read_lines(folder / "eval.jsonl").records[-1]
+        return {
+            "data.image_size": int(model["image_size"]),
+            "channels": int(model["channels"]),
+            "classes": len(model["classes"]),
+            "images": round(last.samples / last.epoch),
+        }
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError, RecursionError):
+        return {}
 
 
 def settings_of_resumed(asked: Layer) -> Layer | None:

@@ -15,6 +15,7 @@ from resist_hvd.planning.cost import TRAINING
 from resist_hvd.planning.forecast import FEWEST_ROUNDS, SCALE, Planner
 from resist_hvd.planning.inputs import network_of
 from resist_hvd.planning.measured import measured_rates
+from resist_hvd.records import EvaluationRecord
 from resist_hvd.settings.data import FACTS
 from resist_hvd.settings.plan import PlanSettings
 from resist_hvd.settings.reading import parse, to_yaml
@@ -214,6 +215,20 @@ def test_other_images_are_planned_by_what_is_said_of_them() -> None:
     assert all(flag in caught.value.mend for flag in ("--data.image_size", "--classes", "--images"))
     facts = settings(*flags, "--image_size=48", "--classes=7", "--images=900").facts
     assert facts == (3, 48, 7, 900)
+
+
+def test_a_runs_own_images_are_planned_by_its_files(tmp_path: Path) -> None:
+    run = parse(["--recipe=cifar10-tiny", "--data.name=folder", "--data.root=somewhere"])
+    (tmp_path / "config.yaml").write_text(to_yaml(run))
+    with pytest.raises(UserError, match="--images"):
+        settings("--run", str(tmp_path))
+    line = EvaluationRecord(round=1, epoch=0.5, samples=450, seconds=1.0, bytes_sent=0, accuracy=50.0, loss=1.0)
+    described = {"image_size": 48, "channels": 1, "classes": ["cat", "dog"]}
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    (tmp_path / "eval.jsonl").write_text(line.as_line())
+    assert settings("--run", str(tmp_path)).facts == (1, 48, 2, 900)
+    assert settings("--run", str(tmp_path), "--classes=7").facts == (1, 48, 7, 900)
+    assert settings("--run", str(tmp_path), "--data.name=cifar100").facts == FACTS["cifar100"]
 
 
 def test_no_network_is_planned_silently_for_other_images() -> None:
