@@ -71,7 +71,8 @@ LARGE_IMAGES = 96
 
 def remarks(run: Run) -> list[str]:
     """Return what a person should know of the run's settings before its first round, in sentences."""
-    return [sentence for sentence in (why_not_resist(run), stem_for_other_images(run)) if sentence]
+    of_settings = (sentence for sentence in (why_not_resist(run), stem_for_other_images(run)) if sentence)
+    return [*run.method.setup.network.remarks, *of_settings]
 
 
 def stem_for_other_images(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -129,16 +129,21 @@ class Run(Training):
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
-def method_setup(settings: Settings, source: DataSource, world: World) -> Setup:
+def method_setup(settings: Settings, source: DataSource, world: World, *, begins: bool = True) -> Setup:
     """Return what the run's method is made from.
+
+    Args:
+        settings: the run's.
+        source: the data.
+        world: all workers.
+        begins: whether the run is at its beginning; one that goes on needs no file of weights to begin with.
 
     Raises:
         UserError: the network cannot be made, or not be dealt out.
     """
     spec = source.spec
-    network = families.chosen(
-        settings.model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes)
-    )
+    model = settings.model if begins else replace(settings.model, weights=None)
+    network = families.chosen(model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes))
     return Setup(
         network=network,
         world=world,
@@ -168,7 +173,7 @@ def begin(
     """
     progress = progress or Progress()
     with world.agree("making the network"):
-        setup = method_setup(settings, source, world)
+        setup = method_setup(settings, source, world, begins=progress.round == 0)
     seed = world.broadcast_seed(derive(settings.seed, "round", progress.round))
     method = METHODS[settings.method].begin(setup, seed=seed, samples=progress.samples)
     return Run(
