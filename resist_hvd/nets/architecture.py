@@ -78,11 +78,6 @@ class Architecture:
         """Return the channels that a section's blocks put out."""
         return (self.width << section) * EXPANSION[self.block]
 
-    def last_side(self, image_size: int) -> int:
-        """Return height and width of the last section's activations, the smallest, for square images of this size."""
-        halvings = len(self.sections) - 1 + (2 if self.stem == "imagenet" else 0)
-        return -(-image_size // (1 << halvings))
-
     @cached_property
     def leading(self) -> tuple[int, ...]:
         """For each section how many of its first blocks are shared by all workers, never dealt.
@@ -103,23 +98,6 @@ class Architecture:
     def decks(self) -> tuple[int, ...]:
         """For each section how many of its blocks are dealt out."""
         return tuple(blocks - shared for blocks, shared in zip(self.sections, self.leading, strict=True))
-
-    @property
-    def partitionable(self) -> int:
-        """N, the number of blocks that are dealt out, over all sections."""
-        return sum(self.decks)
-
-    def place(self, block: int) -> tuple[int, int]:
-        """Return the section of a partitionable block, and its place among all of that section's blocks.
-
-        Raises:
-            IndexError: there are not so many.
-        """
-        for section, blocks in enumerate(self.decks):
-            if block < blocks:
-                return section, self.leading[section] + block
-            block -= blocks
-        raise IndexError("no such partitionable block")
 
 
 def _is_count(value: object) -> bool:

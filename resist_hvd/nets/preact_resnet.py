@@ -7,7 +7,6 @@ in that order. Without a final norm and with basic blocks this is the authors' r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -114,41 +113,6 @@ class Head(nn.Module):
         if self.norm is not None:
             x = functional.relu(self.norm(x), inplace=True)
         scores: Tensor = self.linear(x.mean(dim=(2, 3)))
-        return scores
-
-
-class ResNet(nn.Module):
-    """A pre-activation residual network.
-
-    Args:
-        architecture: its shape.
-        sections: blocks of each section where they are fewer than the architecture's, as in a sub-network.
-    """
-
-    def __init__(self, architecture: Architecture, sections: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.stem = Stem(architecture)
-        self.sections = nn.ModuleList(
-            nn.ModuleList(
-                Block(architecture, section, first=place == 0 and architecture.leading[section] > 0)
-                for place in range(blocks)
-            )
-            for section, blocks in enumerate(sections or architecture.sections)
-        )
-        self.head = Head(architecture)
-
-    def blocks(self, section: int) -> list[Block]:
-        """Return a section's blocks, in order."""
-        return [cast(Block, block) for block in cast(nn.ModuleList, self.sections[section])]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return class scores [batch, classes] of images [batch, channels, height, width]."""
-        x: Tensor = self.stem(images)
-        for section in range(len(self.sections)):
-            for block in self.blocks(section):
-                x = block(x)
-        scores: Tensor = self.head(x)
         return scores
 
 

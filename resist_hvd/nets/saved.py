@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ class Whole(nn.Module):
             x = part(x)
         return x
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return its parameters and norms' statistics, by their names in an exported model."""
+        return {
+            part.prefixed(name): tensor
+            for part, module in zip(self.network.parts, self.parts, strict=True)
+            for name, tensor in module.state_dict().items()
+        }
+
 
 def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of an exported model, by name."""
@@ -71,8 +80,9 @@ def load(folder: Path) -> Whole:
             )
     try:
         description = read_description(folder / "model.json")
-        network = families.make(description["network"])
-        tensors = _read_tensors(folder / "model.safetensors", network)
+        tensors = read_tensors(folder / "model.safetensors")
+        network = _network_of(description["network"], len(tensors))
+        _check_tensors(tensors, network)
     except OSError as error:
         raise UserError(
             f"The exported model cannot be read: {error.strerror or error}",
@@ -123,25 +133,44 @@ def read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _read_tensors(path: Path, network: Network) -> dict[str, Tensor]:
-    """Return an exported model's tensors, which are those of the network.
+def _network_of(description: Mapping[str, Any], tensors: int) -> Network:
+    """Return the network that a description is of, whose file has so many tensors.
+
+    A description may ask for more than fits into any memory: its numbers of blocks, each of which has a tensor or more,
+    are held against the file before anything is built by them.
 
     Raises:
-        OSError, SafetensorError: the file cannot be read.
-        ValueError: its tensors are not those of the network.
+        ValueError: it is of no network, or of a larger one.
     """
-    tensors = read_tensors(path)
+    options = description.get("options")
+    said = {**options, **description} if isinstance(options, dict) else description
+    counts = [said.get(name) for name in ("sections", "depth", "depths")]
+    blocks = sum(n for count in counts for n in (count if isinstance(count, list) else [count]) if type(n) is int)
+    if blocks > tensors:
+        raise ValueError(f"model.json has {blocks:,} blocks, and model.safetensors {tensors:,} tensors")
+    try:
+        return families.make(description)
+    except (RuntimeError, TypeError, ArithmeticError):
+        raise ValueError("the network that model.json describes is larger than any can be") from None
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], network: Network) -> None:
+    """Check that a file's tensors are those of a network.
+
+    Raises:
+        ValueError: they are not.
+    """
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = shapes_of(network)
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"{name} is {_shape(found.get(name))} in {path.name}, and {_shape(wanted.get(name))} by model.json"
+                f"{name} is {_shape(found.get(name))} in model.safetensors, and {_shape(wanted.get(name))} by "
+                f"model.json"
             )
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"{name} is of type {tensor.dtype}, not torch.float32")
-    return tensors
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

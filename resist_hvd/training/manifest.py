@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from resist_hvd.nets.architecture import Architecture
 from resist_hvd.training.run import Progress
 
 LONGEST = 256 * 2**20
@@ -40,14 +41,15 @@ def modern(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return what a manifest of format 1 says in today's terms: its one family of networks, its scales of sections.
 
     Raises:
-        KeyError, TypeError: something that it always has is missing or of another type.
+        KeyError, TypeError, ValueError: something that it always has is missing or of another type.
     """
-    if "architecture" not in manifest:
+    if manifest["format"] != 1:
         return manifest
     network = {"family": "preact_resnet", **manifest["architecture"]}
     scales = manifest.get("scales")
-    if scales is not None and network["partition"] == "section3":
-        scales = scales[2:3]
+    if scales is not None:
+        decks = Architecture.from_json(manifest["architecture"]).decks
+        scales = [scale for scale, blocks in zip(scales, decks, strict=True) if blocks]
     return {**manifest, "network": network, "scales": scales}
 
 

@@ -61,7 +61,10 @@ class FlatOptimizer(ABC):
 
     @torch.no_grad()
     def step(self, rate: float | Tensor) -> None:
-        """Update the parameters at a learning rate; a GPU reads it from memory where it is a tensor of float32."""
+        """Update the parameters at a learning rate, a tensor of one number where a GPU is to read it from memory.
+
+        There it is of float32, and on a CPU of float64, as Python's own numbers are: AdamW divides it.
+        """
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_([self._flat], self._settings.clip_norm)
         self._update(cast(Any, rate))  # PyTorch's functions have a form for either

@@ -83,7 +83,8 @@ class StaticStep(Step):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         self.is_prepared = False
-        self._rate = torch.zeros((), device=run.world.device)
+        on_gpu = run.world.device.type != "cpu"
+        self._rate = torch.zeros((), device=run.world.device, dtype=torch.float32 if on_gpu else torch.float64)
         self._loss_of_batch = torch.zeros((), device=run.world.device)
         self._make = self._make_in_place
 

@@ -6,15 +6,22 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd.nets import Architecture, ResNet, SubNet
-from resist_hvd.nets.preact_resnet import Norm, count_parameters
+from resist_hvd.nets.architecture import Architecture
+from resist_hvd.nets.norms import Norm
+from resist_hvd.nets.parts import Network
+from resist_hvd.nets.preact_resnet import network
+from resist_hvd.nets.subnet import SubNet
 from resist_hvd.settings.model import ModelSettings
 
 
+def parts_of(settings: ModelSettings, *, classes: int = 10, image_size: int = 32) -> Network:
+    return network(Architecture.of(settings, channels=3, classes=classes), image_size=image_size)
+
+
 def test_the_authors_cifar_network_to_the_parameter() -> None:
-    architecture = Architecture.of(ModelSettings(final_norm=False), channels=3, classes=100)
-    subnet = SubNet(architecture, architecture.decks, device=torch.device("cpu"))
-    assert count_parameters(architecture) == subnet.parameters_flat.numel() == 41_396_900
+    parts = parts_of(ModelSettings(final_norm=False), classes=100)
+    subnet = SubNet(parts, parts.deck_sizes, device=torch.device("cpu"))
+    assert parts.parameters == subnet.parameters_flat.numel() == 41_396_900
     assert [slot.numel() for slot in subnet.slots] == [1_180_672] * 22
     assert subnet.trunk.numel() == 15_422_116
 
@@ -35,42 +42,21 @@ def test_all_blocks_that_are_not_strided_can_be_dealt_out() -> None:
 def test_imagenets_bottleneck_networks_have_the_usual_convolutions(depth: int, elsewhere: int) -> None:
     # torchvision's ResNet-50 and 101 have 25,557,032 and 44,549,160 parameters, of which 53,120 and 105,344 in norms.
     settings = ModelSettings(name=f"preact_resnet{depth}", block="bottleneck", stem="imagenet")
-    with torch.device("meta"):
-        network = ResNet(Architecture.of(settings, channels=3, classes=1000))
-    in_norms = sum(p.numel() for norm in network.modules() if isinstance(norm, Norm) for p in norm.parameters())
-    assert sum(p.numel() for p in network.parameters()) - in_norms == elsewhere
+    parts = parts_of(settings, classes=1000)
+    norms = [layer for part in parts.modules for layer in part.modules() if isinstance(layer, Norm)]
+    assert parts.parameters - sum(p.numel() for norm in norms for p in norm.parameters()) == elsewhere
 
 
 @pytest.mark.parametrize(("size", "stem", "side"), [(32, "cifar", 4), (224, "imagenet", 7)])
 def test_the_last_section_sees_images_at_an_eighth_or_a_thirty_second(size: int, stem: Any, side: int) -> None:
-    architecture = Architecture.of(ModelSettings(sections="1,1,2,1", stem=stem), channels=3, classes=10)
-    shapes = []
-    with torch.device("meta"):
-        network = ResNet(architecture)
-        network.blocks(3)[0].register_forward_hook(lambda block, inputs, output: shapes.append(tuple(output.shape)))
-        assert network(torch.empty(2, 3, size, size)).shape == (2, 10)
-    assert shapes == [(2, 512, side, side)]
+    *_, last, scores = parts_of(ModelSettings(sections="1,1,2,1", stem=stem), image_size=size).outputs
+    assert (last.shape, scores.shape) == ((2, 512, side, side), (2, 10))
 
 
 def test_json_brings_an_architecture_back() -> None:
     settings = ModelSettings(sections="1,2,3", block="bottleneck", width_factor=0.5, final_norm=False, partition="all")
     architecture = Architecture.of(settings, channels=1, classes=7)
     assert Architecture.from_json(json.loads(json.dumps(architecture.to_json()))) == architecture
-
-
-@pytest.mark.parametrize("partition", ["section3", "all"])
-def test_every_block_has_a_place_of_its_own(partition: Any) -> None:
-    settings = ModelSettings(sections="2,3,4,2", partition=partition, block="bottleneck")
-    architecture = Architecture.of(settings, channels=3, classes=10)
-    places = [architecture.place(block) for block in range(architecture.partitionable)]
-    expected = [
-        (section, place)
-        for section, blocks in enumerate(architecture.sections)
-        for place in range(architecture.leading[section], blocks)
-    ]
-    assert places == expected
-    with pytest.raises(IndexError):
-        architecture.place(architecture.partitionable)
 
 
 @pytest.mark.parametrize(

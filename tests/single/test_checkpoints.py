@@ -31,9 +31,9 @@ TRUNK = torch.arange(8.0)
 
 def manifest_of(round_number: int) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": 2,
         "method": "resist",
-        "architecture": {"classes": 2},
+        "network": {"family": "preact_resnet", "classes": 2},
         "data": "noise",
         "classes": ["a", "b"],
         "workers": 1,
@@ -77,10 +77,10 @@ FOREIGN = {
     "parts that are no lists": lambda manifest: manifest.update(partition=[0]),
     "workers in words": lambda manifest: manifest.update(workers="one"),
     "other classes": lambda manifest: manifest.update(classes=["a"]),
-    "blocks scaled by nothing": lambda manifest: manifest.update(
-        scales=[0.0], architecture={"classes": 2, "sections": [1]}
-    ),
-    "another format": lambda manifest: manifest.update(format=2),
+    "blocks scaled by nothing": lambda manifest: manifest.update(scales=[0.0]),
+    "another format": lambda manifest: manifest.update(format=3),
+    "a network of no classes": lambda manifest: manifest.update(network={"family": "preact_resnet"}),
+    "an older one without an architecture": lambda manifest: manifest.update(format=1),
     "a file of another folder": lambda manifest: manifest["files"].update(
         {"../../outside": {"bytes": 0, "sha256": "", "tensors": []}}
     ),
@@ -102,11 +102,41 @@ def test_a_sealed_manifest_of_another_version_is_passed_over_with_a_sentence(wha
     assert "damaged" in sentence
 
 
-def test_positions_in_the_data_that_earlier_versions_wrote_are_passed_over(tmp_path: Path) -> None:
-    make(tmp_path, 1, lambda manifest: manifest.update(data_states=[{"samples_drawn": 8, "workers": 1}]))
+@pytest.mark.parametrize(
+    ("partition", "sections", "scales", "of_decks"),
+    [
+        ("section3", [1, 1, 5, 1], [1.0, 1.0, 0.25, 1.0], [0.25]),
+        ("section3", [1, 1, 1], [1.0, 1.0, 1.0], []),
+        ("all", [2, 1, 4, 1], [0.5, 1.0, 0.25, 1.0], [0.5, 0.25]),
+        ("all", [2, 1, 4, 1], None, None),
+    ],
+)
+def test_manifests_of_the_first_format_are_read(
+    partition: Any, sections: list[int], scales: list[float] | None, of_decks: list[float] | None, tmp_path: Path
+) -> None:
+    architecture = {
+        "sections": sections,
+        "block": "basic",
+        "stem": "cifar",
+        "width": 64,
+        "final_norm": True,
+        "partition": partition,
+        "channels": 3,
+        "classes": 2,
+    }
+
+    def as_it_was(manifest: dict[str, Any]) -> None:
+        # It had positions in the data, which are passed over, and a scale for each section.
+        del manifest["network"]
+        manifest.update(format=1, architecture=architecture, scales=scales)
+        manifest["data_states"] = [{"samples_drawn": 8, "workers": 1}]
+
+    make(tmp_path, 1, as_it_was)
     newest, passed_over = find_newest(tmp_path)
     assert newest is not None
     assert (newest.progress.samples, passed_over) == (8, [])
+    assert newest.manifest["network"] == {"family": "preact_resnet", **architecture}
+    assert newest.manifest["scales"] == of_decks
 
 
 @pytest.mark.parametrize(

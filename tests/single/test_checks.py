@@ -7,14 +7,18 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Architecture, ResNet
+from resist_hvd.nets.architecture import Architecture
+from resist_hvd.nets.parts import Network, Part
+from resist_hvd.nets.preact_resnet import network
+from resist_hvd.protocol.rule import Rule
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.run import Settings
-from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
+from resist_hvd.training.checks import fewest_places, refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.run import Run
 
 MODEL = ModelSettings(sections="1,1,9,1", width_factor=1 / 8)
@@ -35,22 +39,29 @@ def spec(image_size: int = 8, classes: int = 4, train_size: int = 100) -> DataSp
     )
 
 
-def refuse(data: DataSpec, model: ModelSettings = MODEL, **settings: Any) -> None:
+def parts_of(model: ModelSettings, data: DataSpec) -> Network:
     architecture = Architecture.of(model, channels=data.channels, classes=len(data.classes))
-    refuse_degenerate(Settings(data=DataSettings(**settings)), architecture, data)
+    return network(architecture, image_size=data.image_size)
+
+
+def refuse(data: DataSpec, model: ModelSettings = MODEL, **settings: Any) -> None:
+    refuse_degenerate(Settings(data=DataSettings(**settings)), parts_of(model, data), data)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("sections", ["1,1,1", "1,1,1,1,1"])
 @pytest.mark.parametrize("image_size", [1, 7, 8, 9, 33])
-def test_the_last_sections_side_is_what_the_network_makes_of_it(stem: Any, sections: str, image_size: int) -> None:
-    model = ModelSettings(sections=sections, width_factor=1 / 64, stem=stem)
-    architecture = Architecture.of(model, channels=3, classes=2)
-    sides: list[int] = []
-    network = ResNet(architecture).eval()
-    network.head.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[2]))
-    network(torch.zeros(2, 3, image_size, image_size))
-    assert sides == [architecture.last_side(image_size)]
+def test_a_norm_sees_as_few_places_as_the_last_section_has(stem: Any, sections: str, image_size: int) -> None:
+    parts = parts_of(ModelSettings(sections=sections, width_factor=1 / 64, stem=stem), spec(image_size))
+    side = -(-image_size // 2 ** (sections.count(",") + (2 if stem == "imagenet" else 0)))
+    assert fewest_places(parts) == min(side**2, 2)
+
+
+def test_a_network_without_batch_norms_takes_one_value_a_channel() -> None:
+    linear = Network(
+        (Part("", lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 2))),), torch.empty(2, 3, 1, 1).to("meta")
+    )
+    refuse_degenerate(Settings(data=DataSettings(batch_size=1, calibration_images=1)), linear, spec(1))
 
 
 def test_graphs_are_refused_on_a_cpu() -> None:
@@ -90,10 +101,12 @@ def remark(workers: int = 4, *, model: ModelSettings = MODEL, image_size: int = 
         **{"model": model, "epochs": 100, "min_blocks": 0, "data": DataSettings(batch_size=5), **changes}
     )
     data = spec(image_size)
-    architecture = Architecture.of(model, channels=3, classes=4)
-    world = SimpleNamespace(size=workers)
-    method = SimpleNamespace(subnet=SimpleNamespace(architecture=architecture))
-    run = Run(settings, cast(Any, world), cast(Any, SimpleNamespace(spec=data)), cast(Any, method), Path())
+    parts = parts_of(model, data)
+    method = SimpleNamespace(network=parts, rule=Rule(parts.deck_sizes, workers, settings.min_blocks))
+    world, source = SimpleNamespace(size=workers), SimpleNamespace(spec=data)
+    run = Run(
+        settings=settings, world=cast(Any, world), source=cast(Any, source), method=cast(Any, method), folder=Path()
+    )
     return " ".join(remarks(run))
 
 

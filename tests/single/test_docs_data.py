@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from resist_hvd import nets
 from resist_hvd.data import Shard, load
 from resist_hvd.data.folders import SUFFIXES
-from resist_hvd.nets import saved
 from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
@@ -29,7 +29,7 @@ def test_the_example_prepares_an_image_as_evaluation_does(tmp_path: Path, monkey
         about = {**source.spec.preprocess.to_json(), "data": "imagenet", "classes": ["no", "yes"]}
     (tmp_path / "model.json").write_text(json.dumps(about))
     taken: list[torch.Tensor] = []
-    monkeypatch.setattr(saved, "load", lambda _: lambda batch: taken.append(batch) or torch.tensor([[0.0, 1.0]]))
+    monkeypatch.setattr(nets, "load", lambda _: lambda batch: taken.append(batch) or torch.tensor([[0.0, 1.0]]))
     file = min((root / "val").glob("*/*"))
     exec(text.replace('"runs/photographs"', repr(str(tmp_path))).replace('"a.jpg"', repr(str(file))), {})
     assert torch.equal(taken[0], images[:1])

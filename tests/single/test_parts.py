@@ -80,8 +80,8 @@ def test_sizes_are_of_one_input() -> None:
 def test_a_network_is_described_without_the_compiler() -> None:
     """PyTorch loads it to compute on the meta device, and to count operations its own way: seconds of each start."""
     program = (
-        "import sys; from resist_hvd.nets import Architecture, ModelSettings; "
-        "from resist_hvd.nets import preact_resnet, sizes; "
+        "import sys; from resist_hvd.nets import preact_resnet, sizes; "
+        "from resist_hvd.nets.architecture import Architecture; from resist_hvd.settings.model import ModelSettings; "
         "architecture = Architecture.of(ModelSettings(sections='1,1,2', width_factor=1/16), channels=3, classes=5); "
         "sizes.part_sizes(preact_resnet.network(architecture, image_size=8)); "
         "sys.exit(','.join({'sympy', 'torch._dynamo'} & sys.modules.keys()))"

@@ -1,6 +1,7 @@
 """A sub-network on flat storage is the network that its parameters say, and keeps all of them in two buffers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,26 +11,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from resist_hvd.nets import Architecture, ResNet, SubNet
 from resist_hvd.nets import subnet as subnet_module
-from resist_hvd.nets.subnet import make_block
+from resist_hvd.nets.architecture import Architecture
+from resist_hvd.nets.parts import Network
+from resist_hvd.nets.preact_resnet import network
+from resist_hvd.nets.saved import Whole
+from resist_hvd.nets.subnet import SubNet, make_block, scale_weights
 from resist_hvd.settings.model import ModelSettings
 
 CPU = torch.device("cpu")
 CASES = [
-    pytest.param(ModelSettings(sections="1,2,6,1", width_factor=1 / 16), (0, 0, 3, 0), id="section3"),
+    pytest.param(ModelSettings(sections="1,2,6,1", width_factor=1 / 16), (3,), id="section3"),
     pytest.param(ModelSettings(sections="2,3,4,2", width_factor=1 / 16, partition="all"), (1, 2, 1, 0), id="all"),
     pytest.param(
         ModelSettings(sections="1,1,4", width_factor=1 / 16, block="bottleneck", final_norm=False),
-        (0, 0, 3),
+        (3,),
         id="bottleneck",
     ),
 ]
 
 
+def parts_of(settings: ModelSettings) -> Network:
+    return network(Architecture.of(settings, channels=3, classes=5), image_size=8)
+
+
 def make(settings: ModelSettings, depths: Sequence[int], dtype: torch.dtype = torch.float64, **options: Any) -> SubNet:
-    architecture = Architecture.of(settings, channels=3, classes=5)
-    subnet = SubNet(architecture, depths, device=CPU, dtype=dtype, **options)
+    subnet = SubNet(parts_of(settings), depths, device=CPU, dtype=dtype, **options)
     subnet.initialise(1, range(sum(depths)))
     return subnet
 
@@ -78,7 +85,7 @@ def test_trunk_and_slots_are_slices_one_after_another(settings: ModelSettings, d
             assert (piece.dim(), piece.is_contiguous(), piece.data_ptr()) == (1, True, position)
             position += piece.nbytes
         assert position == flat.data_ptr() + flat.nbytes
-    modules = list(subnet.slot_modules())
+    modules = subnet.slot_modules
     assert len(modules) == len(subnet.slots)
     for module, slot, gradients in zip(modules, subnet.slots, subnet.slot_gradients, strict=True):
         assert set().union(*map(addresses, module.parameters())) == addresses(slot)
@@ -99,17 +106,16 @@ def test_convolutions_are_in_channels_last_order(settings: ModelSettings, depths
 @pytest.mark.parametrize(("settings", "depths"), CASES)
 def test_scores_and_gradient_are_those_of_a_plain_network(settings: ModelSettings, depths: tuple[int, ...]) -> None:
     subnet = make(settings, depths)
-    counts = [leading + slots for leading, slots in zip(subnet.architecture.leading, depths, strict=True)]
-    plain = ResNet(subnet.architecture, counts).double()
-    plain.load_state_dict(subnet.network.state_dict())
+    plain = Whole(subnet.network.shallower(depths)).double()
+    for mine, theirs in zip(subnet.parameters(), plain.parameters(), strict=True):
+        theirs.data.copy_(mine)
     x, labels = images(), torch.arange(6) % 5
     scores = subnet(x)
     torch.testing.assert_close(scores, plain(x.contiguous()), rtol=1e-10, atol=1e-10)
     torch.autograd.backward(functional.cross_entropy(scores, labels))
     torch.autograd.backward(functional.cross_entropy(plain(x.contiguous()), labels))
-    gradients = {name: parameter.grad for name, parameter in subnet.network.named_parameters()}
-    for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-10)
+    for mine, parameter in zip(subnet.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, parameter.grad, rtol=1e-8, atol=1e-10)
         assert parameter.grad is not None
         assert parameter.grad.any()
 
@@ -174,37 +180,64 @@ def test_on_a_gpu_slots_and_trunk_begin_at_multiples_of_64_numbers(
     architecture = Architecture(
         sections=(3, 3, 3, 3), width=16 * sixteenths, classes=classes, channels=channels, **shape
     )
-    fitting = [min(depth, deck) for depth, deck in zip(depths, architecture.decks, strict=True)]
+    parts = network(architecture, image_size=8)
+    fitting = [min(depth, deck) for depth, deck in zip(depths, parts.deck_sizes, strict=False)]
     # The meta device has no memory; where numbers would lie in it is as on a GPU.
-    subnet = SubNet(architecture, fitting, device=torch.device("meta"))
+    subnet = SubNet(parts, fitting, device=torch.device("meta"))
     for trunk, slots in (subnet.cut(subnet.parameters_flat), (subnet.trunk_gradients, subnet.slot_gradients)):
         assert all(piece.storage_offset() % 64 == 0 for piece in (trunk, *slots))
     # 16 bytes are what kernels for GPUs load at a time.
     assert all(4 * parameter.storage_offset() % 16 == 0 for parameter in subnet.parameters())
 
 
-def test_slots_are_scaled_and_no_other_block_is() -> None:
-    subnet = make(ModelSettings(sections="1,2,6,1", width_factor=1 / 16), (0, 0, 3, 0), scale=0.25)
-    scales = [[block.scale for block in subnet.network.blocks(section)] for section in range(4)]
-    assert scales == [[1.0], [1.0, 1.0], [1.0, 0.25, 0.25, 0.25], [1.0]]
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+@pytest.mark.parametrize("named", [True, False])
+def test_slots_are_scaled_and_no_other_block_is(settings: ModelSettings, depths: tuple[int, ...], named: bool) -> None:
+    whole = parts_of(settings)
+    if not named:
+        whole = replace(whole, parts=tuple(replace(part, branches=()) for part in whole.parts))
+    scales = [0.25 + 0.125 * deck for deck in range(len(depths))]
+    plain, scaled = (SubNet(whole, depths, device=CPU, dtype=torch.float64, scales=s) for s in ((), scales))
+    for subnet in (plain, scaled):
+        subnet.initialise(1, range(sum(depths)))
+    assert torch.equal(plain.parameters_flat, scaled.parameters_flat)
+    inputs = dict(zip(whole.parts, (whole.example, *whole.outputs), strict=False))
+    of_slots = iter(scaled.of_slots(scales))
+    for part, layer, other in zip(plain.parts, plain.layers, scaled.layers, strict=True):
+        shape = inputs[part]
+        assert shape is not None
+        x = torch.randn(shape.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        once = layer(x.clone())
+        expected = once if part.deck is None else x + next(of_slots) * (once - x)
+        torch.testing.assert_close(other(x.clone()), expected, rtol=1e-10, atol=1e-10)
+    assert next(of_slots, None) is None
+
+
+@pytest.mark.parametrize(("settings", "depths"), CASES)
+def test_a_scale_in_the_weights_is_the_scale_of_the_branches(settings: ModelSettings, depths: tuple[int, ...]) -> None:
+    scales = [0.25 + 0.125 * deck for deck in range(len(depths))]
+    hooked, folded = make(settings, depths, scales=scales), make(settings, depths)
+    for part, block, scale in zip(folded.slot_parts, folded.slot_modules, folded.of_slots(scales), strict=True):
+        scale_weights(part, block, scale)
+    torch.testing.assert_close(folded(images()), hooked(images()), rtol=1e-10, atol=1e-10)
 
 
 def test_a_block_without_its_branch_changes_nothing() -> None:
     settings = ModelSettings(sections="1,1,3,1", width_factor=1 / 16)
-    with_blocks, without = make(settings, (0, 0, 2, 0), scale=0.0), make(settings, (0, 0, 0, 0))
+    with_blocks, without = make(settings, (2,), scales=(0.0,)), make(settings, (0,))
     assert torch.equal(with_blocks.trunk, without.trunk)
     torch.testing.assert_close(with_blocks(images()), without(images()))
 
 
 def test_float32_is_the_default() -> None:
-    subnet = SubNet(Architecture.of(CASES[0].values[0], channels=3, classes=5), (0, 0, 3, 0), device=CPU)  # type: ignore[arg-type]
+    subnet = SubNet(parts_of(CASES[0].values[0]), (3,), device=CPU)  # type: ignore[arg-type]
     assert {p.dtype for p in subnet.parameters()} == {subnet.gradients_flat.dtype} == {torch.float32}
 
 
 def test_a_lent_block_computes_what_the_slot_it_is_filled_from_does() -> None:
     subnet = make(*CASES[0].values)
-    block, flat = make_block(subnet.architecture, 2, CPU, torch.float64)
-    module = next(iter(subnet.slot_modules()))
+    block, flat = make_block(subnet.network, subnet.network.decks[0], CPU, torch.float64)
+    module = subnet.slot_modules[0]
     assert {p.grad for p in block.parameters()} == {None}
     flat.copy_(subnet.slots[0])
     x = torch.randn(4, 16, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
