@@ -94,7 +94,7 @@ class PlainNetwork(nn.Module):
 
 def load_plain(folder: Path) -> PlainNetwork:
     """The exported model in a folder, ready to evaluate; every tensor of its file has a place, and every place one."""
-    network = PlainNetwork(json.loads((folder / "model.json").read_text())["architecture"])
+    network = PlainNetwork(json.loads((folder / "model.json").read_text())["network"])
     missing, unexpected = network.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)

@@ -9,8 +9,6 @@ import pytest
 from resist_hvd.comm.transport import BytesSent
 from resist_hvd.comm.world import World
 from resist_hvd.methods import data_parallel
-from resist_hvd.nets import families
-from resist_hvd.nets.preact_resnet import Block
 from resist_hvd.nets.sizes import deck_ranges, part_sizes
 from resist_hvd.planning import cost
 from resist_hvd.protocol.exchange import exchange, ring_bytes
@@ -27,12 +25,7 @@ ALL = ModelSettings(sections="2,2,5,2", width_factor=1 / 16, partition="all")
 
 def block_bytes(run: Run) -> tuple[int, ...]:
     """The size of every partitionable block in bytes, whoever holds it."""
-    architecture = run.method.subnet.architecture
-    sizes = []
-    for block in range(architecture.partitionable):
-        section, _ = architecture.place(block)
-        sizes.append(sum(4 * p.numel() for p in Block(architecture, section, first=False).parameters()))
-    return tuple(sizes)
+    return tuple(sum(4 * p.numel() for p in part.make().parameters()) for part in run.method.network.blocks)
 
 
 class Sent:
@@ -82,9 +75,7 @@ def test_a_run_sends_what_was_planned(min_blocks: int, world: World, folder: Pat
     settings = tiny.settings(world, iterations=60, local_iterations=1, min_blocks=min_blocks, model=model)
     run = tiny.make_run(settings, world, folder)
     train(run, tiny.Watching(run))
-    spec = run.source.spec
-    described = families.chosen(model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes))
-    network = cost.Network(part_sizes(described), deck_ranges(described))
+    network = cost.Network(part_sizes(run.method.network), deck_ranges(run.method.network))
     work = cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1, min_blocks=min_blocks)
     planned = cost.resist(network, work, cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0))
     assert run.progress.round == 60

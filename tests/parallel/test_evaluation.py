@@ -15,13 +15,14 @@ from torch.nn import functional
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch, DataSource, ExtraTest, Shard
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Architecture, ResNet
-from resist_hvd.nets.preact_resnet import Block, Norm
+from resist_hvd.nets import Network, Norm, families, load
+from resist_hvd.nets.norms import set_statistics
+from resist_hvd.nets.saved import Whole
+from resist_hvd.nets.subnet import scale_outputs
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.training import evaluate as evaluation_module
-from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on, images_at_once
+from resist_hvd.training.evaluate import Evaluation, evaluate, evaluate_on, inputs_at_once
 from resist_hvd.training.export import export
-from resist_hvd.training.loop import LocalTraining, round_seed
 from resist_hvd.training.run import Run
 
 from . import tiny
@@ -41,25 +42,24 @@ CASES = [
 def trained(changes: dict[str, Any], world: World, folder: Path) -> Run:
     """A run after its first round."""
     run = tiny.make_run(tiny.settings(world, **changes), world, folder)
-    LocalTraining(run).train(2)
-    run.method.synchronise(round_seed(run, 1))
+    tiny.train_on(run, rounds=1)
     return run
 
 
-def whole_network(run: Run) -> ResNet:
+def whole_network(run: Run) -> Whole:
     """The global network with its scales, gathered from all workers, in one piece."""
     parameters = assemble(run.method, run.world)
-    architecture = run.method.subnet.architecture
-    network = ResNet(architecture)
-    for name, parameter in network.named_parameters():
-        parameter.data.copy_(parameters.pop(name))
+    network = run.method.setup.network
+    whole = Whole(network)
+    for name, tensor in whole.tensors().items():
+        tensor.copy_(parameters.pop(name))
     assert not parameters
     if run.settings.method == "resist" and run.settings.scale_activations:
-        for section, blocks in enumerate(architecture.decks):
-            depth = max(-(-blocks // run.world.size), min(run.settings.min_blocks, blocks))
-            for block in network.blocks(section)[architecture.leading[section] :]:
-                block.scale = depth / blocks
-    return network
+        for deck in network.decks:
+            depth = max(-(-deck.blocks // run.world.size), min(run.settings.min_blocks, deck.blocks))
+            for place in range(deck.first, deck.first + deck.blocks):
+                scale_outputs(network.parts[place], whole.parts[place], depth / deck.blocks)
+    return whole
 
 
 def joined(batches: Any) -> Batch:
@@ -68,7 +68,7 @@ def joined(batches: Any) -> Batch:
 
 
 @torch.no_grad()
-def plain_scores(network: ResNet, source: DataSource) -> tuple[Tensor, Tensor]:
+def plain_scores(network: Whole, source: DataSource) -> tuple[Tensor, Tensor]:
     """Scores and labels of the test set, each norm using the statistics of all calibration images in one batch."""
     calibration, _ = joined(source.calibration(EVERYTHING))
     images, labels = joined(source.test(EVERYTHING))
@@ -85,7 +85,7 @@ def plain_scores(network: ResNet, source: DataSource) -> tuple[Tensor, Tensor]:
     for hook in hooks:
         hook.remove()
     for norm in norms:
-        norm.set_statistics(*found[norm])
+        set_statistics(norm, *found[norm])
     return network.eval()(images), labels
 
 
@@ -104,10 +104,10 @@ def assert_close(ours: Evaluation, theirs: Evaluation) -> None:
 def test_both_are_those_of_the_whole_network(changes: dict[str, Any], world: World, folder: Path) -> None:
     run = trained(changes, world, folder)
     expected, labels = plain_scores(whole_network(run), run.source)
-    assert_close(evaluate(run.method, run.source, world, run.autocast), evaluation_of(expected, labels))
+    assert_close(evaluate(run.method, run.source, run.task, world, run.autocast), evaluation_of(expected, labels))
     assert export(folder, run.method, run.source, world, run.autocast) == ([folder] if world.is_first else [])
     images, _ = joined(run.source.test(EVERYTHING))
-    model = ResNet.load(folder)
+    model = load(folder)
     assert not model.training
     with torch.no_grad():
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
@@ -120,11 +120,14 @@ def test_the_exported_model_is_described(world: World, folder: Path) -> None:
     export(folder, run.method, run.source, world, run.autocast)
     description = json.loads((folder / "model.json").read_text())
     spec = run.source.spec
-    assert Architecture.from_json(description.pop("architecture")) == run.method.subnet.architecture
+    assert families.make(description["network"]).description == run.method.network.description
+    assert description.pop("network") == run.method.network.description
     assert description == {
         "classes": list(spec.classes),
         "data": "noise",
         "image_size": 8,
+        "channels": 3,
+        "test_resize": None,
         "mean": list(spec.mean),
         "std": list(spec.std),
     }
@@ -132,34 +135,35 @@ def test_the_exported_model_is_described(world: World, folder: Path) -> None:
 
 def test_any_number_of_ranks_finds_the_same(world: World, alone: World, folder: Path) -> None:
     run = trained({"scale_activations": False}, world, folder)
-    ours = evaluate(run.method, run.source, world, run.autocast)
+    ours = evaluate(run.method, run.source, run.task, world, run.autocast)
     parameters = assemble(run.method, world)
     solo = tiny.make_run(replace(run.settings, method="local-sgd"), alone, folder)
-    for name, parameter in solo.method.subnet.network.named_parameters():
-        parameter.data.copy_(parameters[name])
-    assert_close(ours, evaluate(solo.method, solo.source, alone, solo.autocast))
+    for part, module in solo.method.subnet.held(solo.method.blocks):
+        for name, parameter in module.named_parameters():
+            parameter.data.copy_(parameters[part.prefixed(name)])
+    assert_close(ours, evaluate(solo.method, solo.source, solo.task, alone, solo.autocast))
 
 
 def test_evaluation_leaves_training_as_it_was(world: World, folder: Path) -> None:
     run = trained({}, world, folder)
     subnet = run.method.subnet
     before = subnet.parameters_flat.clone(), replace(run.progress), run.method.partition
-    first = evaluate(run.method, run.source, world, run.autocast)
+    first = evaluate(run.method, run.source, run.task, world, run.autocast)
     assert torch.equal(subnet.parameters_flat, before[0])
     assert (run.progress, run.method.partition) == before[1:]
     assert all(module.training for module in subnet.modules())
     assert all(norm.running_mean is None for norm in subnet.modules() if isinstance(norm, Norm))
-    assert evaluate(run.method, run.source, world, run.autocast) == first
+    assert evaluate(run.method, run.source, run.task, world, run.autocast) == first
 
 
 def test_more_test_images_than_are_carried_at_once(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained({"data": replace(tiny.settings(world).data, test_batch_size=2)}, world, folder)
-    at_once = evaluate(run.method, run.source, world, run.autocast)
-    size, architecture = run.source.spec.image_size, run.method.subnet.architecture
-    assert images_at_once(architecture, size) >= tiny.TEST_IMAGES
-    monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 2 * 4 * size**2 * architecture.outputs(0))
-    assert images_at_once(architecture, size) == 2
-    assert_close(evaluate(run.method, run.source, world, run.autocast), at_once)
+    at_once = evaluate(run.method, run.source, run.task, world, run.autocast)
+    assert inputs_at_once(run.method.network) >= tiny.TEST_IMAGES
+    # The first section puts out four channels, of 8 x 8 numbers.
+    monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 2 * 4 * 4 * 8 * 8)
+    assert inputs_at_once(run.method.network) == 2
+    assert_close(evaluate(run.method, run.source, run.task, world, run.autocast), at_once)
 
 
 @pytest.mark.parametrize("method", ["resist", "ensemble"])
@@ -179,18 +183,20 @@ def test_a_test_set_of_which_nothing_is_left_is_refused(world: World, folder: Pa
     run = trained({}, world, folder)
     nothing = ExtraTest(name="broken", size=5, batches=lambda _: iter(()))
     with pytest.raises(UserError, match="No image of broken") as caught:
-        evaluate_on([nothing], run.method, run.source, world, run.autocast)
+        evaluate_on([nothing], run.method, run.source, run.task, world, run.autocast)
     assert caught.value.everywhere
 
 
-def test_as_many_images_are_carried_as_their_activations_allow() -> None:
+def test_as_many_images_are_carried_as_their_activations_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     def at_once(image_size: int, **model: Any) -> int:
-        return images_at_once(Architecture.of(ModelSettings(**model), channels=3, classes=10), image_size)
+        return inputs_at_once(families.chosen(ModelSettings(**model), channels=3, image_size=image_size, classes=10))
 
     assert at_once(32) == 8192
     # ImageNet's bottlenecks put out 256 channels of 56 x 56: 3.2 MB an image.
     assert at_once(224, name="preact_resnet50", block="bottleneck", stem="imagenet") == 2**31 // (4 * 256 * 56**2)
-    assert at_once(10**6) == 1
+    monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 1000)
+    assert at_once(32) == 1
+    assert inputs_at_once(Network(())) == 1
 
 
 @pytest.mark.world_size(3)
@@ -199,17 +205,17 @@ def test_a_rank_without_images_still_lends_its_blocks(world: World, folder: Path
     # Without the fourth section, which leaves one pixel of an image: the variance of two numbers may be almost nothing.
     run = trained({"data": few, "model": replace(tiny.MODEL, sections="1,1,6")}, world, folder)
     scores, labels = plain_scores(whole_network(run), run.source)
-    assert_close(evaluate(run.method, run.source, world, run.autocast), evaluation_of(scores, labels))
+    assert_close(evaluate(run.method, run.source, run.task, world, run.autocast), evaluation_of(scores, labels))
 
 
 def test_an_ensembles_predictions_are_averaged(world: World, folder: Path) -> None:
     run = trained({"method": "ensemble", "min_blocks": 2}, world, folder)
-    ours = evaluate(run.method, run.source, world, run.autocast)
+    ours = evaluate(run.method, run.source, run.task, world, run.autocast)
     target = folder / "members" / str(world.rank)
     assert export(folder, run.method, run.source, world, run.autocast) == [target]
     images, labels = joined(run.source.test(EVERYTHING))
-    members = [ResNet.load(folder / "members" / str(rank)) for rank in range(world.size)]
-    stems = {member.state_dict()["stem.0.weight"].numpy().tobytes() for member in members}
+    members = [load(folder / "members" / str(rank)) for rank in range(world.size)]
+    stems = {member.tensors()["stem.0.weight"].numpy().tobytes() for member in members}
     assert len(stems) == world.size
     with torch.no_grad():
         probabilities = torch.stack([functional.softmax(member(images), dim=1) for member in members])
@@ -230,14 +236,14 @@ def test_several_test_sets_are_each_evaluated_by_themselves(method: str, world: 
 
     test = ExtraTest(name="whole", size=run.source.spec.test_size, batches=run.source.test)
     found = evaluate_on(
-        [test, ExtraTest(name="few", size=6, batches=share)], run.method, run.source, world, run.autocast
+        [test, ExtraTest(name="few", size=6, batches=share)], run.method, run.source, run.task, world, run.autocast
     )
     assert list(found) == ["whole", "few"]
-    assert found["whole"] == evaluate(run.method, run.source, world, run.autocast)
+    assert found["whole"] == evaluate(run.method, run.source, run.task, world, run.autocast)
     if method == "resist":
         export(folder, run.method, run.source, world, run.autocast)
         with torch.no_grad():
-            assert_close(found["few"], evaluation_of(ResNet.load(folder)(images), labels))
+            assert_close(found["few"], evaluation_of(load(folder)(images), labels))
     assert 0 <= found["few"].accuracy <= 100
     assert (found["whole"].images, found["few"].images) == (tiny.TEST_IMAGES, 6)
 
@@ -247,10 +253,9 @@ def test_scales_are_folded_into_the_exported_weights(world: World, folder: Path)
     export(folder, run.method, run.source, world, run.autocast)
     parameters = assemble(run.method, world)
     exported = load_file(folder / "model.safetensors")
-    blocks = run.method.subnet.architecture.partitionable
-    scale = -(-blocks // world.size) / blocks
-    for block in range(blocks):
-        section, place = run.method.subnet.architecture.place(block)
-        name = f"sections.{section}.{place}.units.1.conv.weight"
-        torch.testing.assert_close(exported[name], parameters[name] * scale)
-        assert all(module.scale == 1.0 for module in ResNet.load(folder).modules() if isinstance(module, Block))
+    blocks = run.method.network.blocks
+    scale = -(-len(blocks) // world.size) / len(blocks)
+    folded = {f"{part.name}.units.1.conv.weight" for part in blocks}
+    assert folded < parameters.keys()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(exported[name], parameter * (scale if name in folded else 1.0))

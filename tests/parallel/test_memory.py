@@ -18,7 +18,7 @@ from resist_hvd.records import RoundRecord
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.evaluate import evaluate
-from resist_hvd.training.loop import LocalTraining, round_seed, train
+from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
 
 from . import tiny
@@ -84,7 +84,7 @@ def test_a_worker_holds_its_sub_network_alone(changes: dict[str, Any], world: Wo
     looked_at = []
 
     def look(done: RoundRecord) -> None:
-        if len(run.method.blocks) < run.method.subnet.architecture.partitionable:
+        if len(run.method.blocks) < run.method.rule.blocks:
             looked_at.append(done.round)
             assert_has_its_sub_network_alone(run.method, world)
 
@@ -125,12 +125,9 @@ class Peak(threading.Thread):
 
 
 def train_and_evaluate(settings: Settings, world: World, folder: Path) -> Run:
-    run = tiny.make_run(settings, world, folder)
-    local = LocalTraining(run)
-    for number in range(2):
-        local.train(1)
-        run.method.synchronise(round_seed(run, number + 1))
-    evaluate(run.method, run.source, world, run.autocast)
+    run = tiny.make_run(replace(settings, local_iterations=1), world, folder)
+    tiny.train_on(run, rounds=2)
+    evaluate(run.method, run.source, run.task, world, run.autocast)
     return run
 
 

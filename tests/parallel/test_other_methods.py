@@ -6,19 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch
 from resist_hvd.methods import data_parallel
-from resist_hvd.nets import ResNet
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import MethodName
 from resist_hvd.training.loop import train
 
 from . import tiny
 from .assembly import assemble, named_parameters
-from .oracle import Oracle, cosine, gradients_of, initial_parameters, sub_network, update
+from .oracle import Oracle, PlainNetwork, cosine, gradients_of, initial_parameters, update
 
 TOLERANCE = 1e-12
 
@@ -34,18 +33,17 @@ def test_one_worker_is_plain_sgd(world: World, alone: World, folder: Path) -> No
     stream = tiny.doubled(tiny.source(settings, rank=0, size=1)).train()
     data = tiny.doubled(tiny.source(settings, rank=0, size=1))
     run = tiny.make_run(settings, alone, folder / str(world.rank), data=data, dtype=torch.float64)
-    architecture = run.method.subnet.architecture
-    initial = initial_parameters(architecture, settings.seed)
-    network, names = sub_network(architecture, initial, run.method.blocks, scale=1.0)
-    assert all(name == own for own, name in names.items())
+    initial = initial_parameters(run.method.network, settings.seed)
+    network = PlainNetwork(run.method.network, initial, run.method.blocks, scale=1.0)
     train_plainly(network, stream, settings.optim, cosine(settings.optim.lr, 6))
     run.folder.mkdir()
     train(run, tiny.Watching(run))
-    assert_equal(named_parameters(run.method), {name: value.detach() for name, value in network.named_parameters()})
+    trained = {network.names[name]: value.detach() for name, value in network.named_parameters()}
+    assert_equal(named_parameters(run.method), trained)
     assert run.method.transport.sent == type(run.method.transport.sent)()
 
 
-def train_plainly(network: ResNet, stream: Iterator[Batch], optim: OptimSettings, rates: list[float]) -> None:
+def train_plainly(network: nn.Module, stream: Iterator[Batch], optim: OptimSettings, rates: list[float]) -> None:
     parameters, velocities = dict(network.named_parameters()), dict[str, Tensor]()
     for rate in rates:
         update(parameters, gradients_of(network, next(stream)), velocities, rate=rate, optim=optim)
@@ -57,8 +55,9 @@ def test_blocks_begin_as_the_identity_where_that_is_asked_for(
     method: MethodName, zero: bool, world: World, folder: Path
 ) -> None:
     settings = tiny.settings(world, method=method, model=replace(tiny.MODEL, zero_init_residual=zero))
-    network = tiny.make_run(settings, world, folder).method.subnet.network
-    blocks = [block for section in range(len(network.sections)) for block in network.blocks(section)]
+    blocks = [
+        module for module in tiny.make_run(settings, world, folder).method.subnet.layers if hasattr(module, "units")
+    ]
     assert {bool(block.units[-1].conv.weight.any()) for block in blocks} == {not zero}
 
 
@@ -75,14 +74,17 @@ def test_data_parallel_follows_the_workers_average_gradient(
     ours = assemble(run.method, world)
     if not world.is_first:
         return
-    architecture = run.method.subnet.architecture
-    parameters = initial_parameters(architecture, settings.seed)
+    network = run.method.network
+    parameters = initial_parameters(network, settings.seed)
     streams = [tiny.doubled(tiny.source(settings, rank=rank, size=world.size)).train() for rank in range(world.size)]
     velocities: dict[str, Tensor] = {}
     for rate in cosine(settings.optim.lr, 6):
-        network, _ = sub_network(architecture, parameters, range(architecture.partitionable), scale=1.0)
-        everyone = [gradients_of(network, next(stream)) for stream in streams]
-        mean = {name: torch.stack([gradients[name] for gradients in everyone]).mean(dim=0) for name in parameters}
+        plain = PlainNetwork(network, parameters, range(len(network.blocks)), scale=1.0)
+        everyone = [gradients_of(plain, next(stream)) for stream in streams]
+        mean = {
+            name: torch.stack([gradients[own] for gradients in everyone]).mean(dim=0)
+            for own, name in plain.names.items()
+        }
         update(parameters, mean, velocities, rate=rate, optim=settings.optim)
     assert_equal(ours, parameters)
 
@@ -93,7 +95,7 @@ def test_members_of_an_ensemble_never_mix(world: World, folder: Path) -> None:
     run = tiny.make_run(settings, world, folder, data=data, dtype=torch.float64)
     blocks = run.method.blocks
     oracle = Oracle(
-        architecture=run.method.subnet.architecture,
+        network=run.method.setup.network,
         parameters=named_parameters(run.method),
         streams=[tiny.doubled(tiny.source(settings, rank=world.rank, size=world.size)).train()],
         optim=settings.optim,

@@ -17,7 +17,6 @@ from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.export import export
-from resist_hvd.training.loop import LocalTraining, round_seed
 from resist_hvd.training.run import Run
 
 from .. import plain_network
@@ -60,13 +59,8 @@ def trained(source: ResidentSource, changes: dict[str, Any], world: World, folde
         epochs=STEPS * world.size * DIGITS.batch_size / source.spec.train_size,
     )
     run = tiny.make_run(settings, world, folder, data=source)
-    local = LocalTraining(run)
-    while not run.finished:
-        local.train(run.iterations_of_round())
-        run.progress.round += 1
-        run.method.synchronise(round_seed(run, run.progress.round))
-        if (heir := run.method.successor(run.progress.samples)) is not None:
-            run.method, local = heir, LocalTraining(run)
+    tiny.train_on(run, run.rounds())
+    assert run.finished
     return run
 
 
@@ -78,7 +72,7 @@ def test_one_network_in_both_precisions(
     reported: dict[str, tuple[float, float]] = {}
     for precision in ("fp32", "bf16"):
         run.settings = replace(run.settings, precision=precision)  # type: ignore[arg-type]
-        ours = evaluate(run.method, source, world, run.autocast)
+        ours = evaluate(run.method, source, run.task, world, run.autocast)
         reported[precision] = ours.accuracy, ours.loss
         export(folder / precision, run.method, source, world, run.autocast)
         world.barrier()

@@ -4,9 +4,8 @@ import json
 import shutil
 import sys
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,8 +13,11 @@ import torch
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
+from resist_hvd.methods.state import FlatState
 from resist_hvd.nets import subnet
+from resist_hvd.protocol.rule import Rule
 from resist_hvd.records import StartRecord
+from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
@@ -23,6 +25,7 @@ from resist_hvd.training.folder import complete, make_folder
 from resist_hvd.training.loop import train
 from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
+from resist_hvd.training.step import flat_state
 
 from . import tiny
 from .assembly import assemble, named_parameters
@@ -70,11 +73,25 @@ def assert_same_run(one: Run, other: Run, world: World) -> None:
             assert tiny.timeless_lines(one.folder / name) == tiny.timeless_lines(other.folder / name)
 
 
+def assert_same_state(one: Method, other: Method) -> None:
+    """Compare what two optimizers keep, which is something, wherever their numbers lie."""
+    mine, theirs = (cast(FlatState, method.optimizer_state).pieces() for method in (one, other))
+    assert mine.keys() == theirs.keys()
+    assert mine
+    for name in mine:
+        assert all(map(torch.equal, mine[name], theirs[name])), name
+
+
+def loss_of(run: Run, world: World) -> float:
+    return evaluate(run.method, run.source, run.task, world, run.autocast).loss
+
+
 def contents(folder: Path) -> dict[str, str]:
     """What a run's folder holds, by the files' paths."""
     return {str(path.relative_to(folder)): path.read_bytes().hex() for path in folder.rglob("*") if path.is_file()}
 
 
+ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1)
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
@@ -83,6 +100,8 @@ CASES = [
     pytest.param({"min_blocks": 3, "warmup": 6}, id="in-mid-warm-up"),
     pytest.param({"momentum": "keep", "warmup": 4}, id="as-the-warm-up-ends"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "precision": "bf16"}, id="in-bfloat16"),
+    pytest.param({"momentum": "keep", "optim": ADAMW, "warmup": 2}, id="adamw-kept"),
+    pytest.param({"method": "data-parallel", "optim": ADAMW}, id="adamw-data-parallel"),
 ]
 
 
@@ -199,14 +218,12 @@ def test_a_version_that_deals_otherwise_goes_on_with_what_was_dealt(
 ) -> None:
     settings = settings_of({"method": method, "momentum": "keep", "min_blocks": 2}, world, max_rounds=1)
     before = finished(replace(settings, output=folder), world).method
-    module = import_module(f"resist_hvd.methods.{method}")
-    rule = module.deal
-    monkeypatch.setattr(module, "deal", lambda decks, workers, least, seed: rule(decks, workers, least, seed + 1))
+    deal = Rule.deal
+    monkeypatch.setattr(Rule, "deal", lambda rule, seed: deal(rule, seed + 1))
     after, said = resume_on(world, settings, folder, capsys)
     assert after.partition == before.partition
     assert torch.equal(after.subnet.parameters_flat, before.subnet.parameters_flat)
-    assert torch.equal(after.velocity.buffer, before.velocity.buffer)
-    assert not after.velocity.fresh
+    assert_same_state(after, before)
     # An ensemble's blocks are dealt once and for all, and those of one worker are all of them.
     assert ("another version" in said) == (method == "resist" and world.is_first and world.size > 1)
 
@@ -223,11 +240,12 @@ def test_from_a_cpu_to_a_gpu_or_back(
         before = finished(replace(settings, output=folder), world).method
         patch.setattr(subnet, "trunk_lies_last", lambda _: last_at == "resume")
         after, _ = resume_on(world, settings, folder, capsys)
-    for flat in (lambda method: method.subnet.parameters_flat, lambda method: method.velocity.buffer):
-        (old_trunk, old_slots), (trunk, slots) = before.subnet.cut(flat(before)), after.subnet.cut(flat(after))
-        assert torch.equal(trunk, old_trunk)
-        assert all(map(torch.equal, slots, old_slots))
-    assert not after.velocity.fresh
+    (old_trunk, *old_slots), (trunk, *slots) = (
+        method.subnet.pieces(method.subnet.parameters_flat) for method in (before, after)
+    )
+    assert torch.equal(trunk, old_trunk)
+    assert all(map(torch.equal, slots, old_slots))
+    assert_same_state(after, before)
 
 
 @pytest.mark.world_size(2)
@@ -242,7 +260,7 @@ def test_another_number_of_workers(
     if world.is_first:
         one, said = resume_on(alone, settings, folder / "many", capsys)
         assert f"dealt anew to 1 worker (it had {world.size})" in said
-        assert one.velocity.fresh
+        assert one.optimizer_state.fresh
         now = named_parameters(one)
         assert now.keys() == whole.keys()
         assert all(torch.equal(now[name], whole[name]) for name in whole)
@@ -270,22 +288,22 @@ def test_a_warm_up_under_another_scale_computes_what_it_did(
 ) -> None:
     settings = settings_of({"momentum": "keep", "warmup": 6}, world, output=folder, max_rounds=1, evaluate_every=1)
     before = finished(settings, world)
-    (scale,) = {block.scale for block in before.method.subnet.slot_modules()}
+    (scale,) = before.method.scales
     said_of = f"the warm-up scaled blocks by {scale:.3g}, where it is "
-    loss = evaluate(before.method, before.source, world, before.autocast).loss
+    loss = loss_of(before, world)
     # With as many workers, which are to hold more blocks each ...
     capsys.readouterr()
     resumed = run_of(replace(settings, resume=True, min_blocks=4), world)
-    assert {block.scale for block in resumed.method.subnet.slot_modules()} == {0.8}
-    assert resumed.method.velocity.fresh
-    assert evaluate(resumed.method, resumed.source, world, resumed.autocast).loss == pytest.approx(loss, rel=1e-5)
+    assert list(resumed.method.scales) == [0.8]
+    assert flat_state(resumed).fresh
+    assert loss_of(resumed, world) == pytest.approx(loss, rel=1e-5)
     said = capsys.readouterr().out
     assert (f"{said_of}0.8 now" in said and "momentum restarts" in said) == world.is_first
     # ... and on one worker, which has all of them.
     if world.is_first:
         resumed = run_of(replace(settings, resume=True), alone)
-        assert {block.scale for block in resumed.method.subnet.slot_modules()} == {1.0}
-        assert evaluate(resumed.method, resumed.source, alone, resumed.autocast).loss == pytest.approx(loss, rel=1e-5)
+        assert list(resumed.method.scales) == [1.0]
+        assert loss_of(resumed, alone) == pytest.approx(loss, rel=1e-5)
         assert f"{said_of}1 now" in capsys.readouterr().out
 
 
@@ -398,7 +416,7 @@ def test_settings_that_deal_nothing_are_listed_and_change_nothing_else(
         assert "optim.lr 0.1 is now 0.025" in changed
         assert "max_rounds 2 is now 4" in changed
         assert "seed" not in changed
-    assert not run.method.velocity.fresh or settings.momentum == "restart"
+    assert not flat_state(run).fresh or settings.momentum == "restart"
     train(run, tiny.Watching(run))
     assert run.progress.round == 4
     if world.is_first:

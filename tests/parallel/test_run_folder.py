@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from resist_hvd.comm.world import World
-from resist_hvd.nets.preact_resnet import count_parameters
 from resist_hvd.records import EvaluationRecord, RoundRecord, Summary
-from resist_hvd.training import loop
-from resist_hvd.training.account import summary_of
+from resist_hvd.training import rounds
+from resist_hvd.training.account import Round, summary_of
 from resist_hvd.training.journal import Journal
 from resist_hvd.training.loop import LocalTraining, train
 from resist_hvd.training.memory import TrainingMemory
+from resist_hvd.training.run import Training
 
 from . import tiny
 
@@ -62,15 +62,14 @@ def test_the_files_of_a_run(world: World, folder: Path, monkeypatch: pytest.Monk
     partitions = [run.method.partition.held]
     printed: list[str] = []
     losses: list[list[float]] = []
-    train_round = loop.train_round
+    add_round = rounds.add_round
 
-    def listen(*arguments: Any) -> Any:
-        done = train_round(*arguments)
+    def listen(training: Training, done: Round) -> RoundRecord:
         losses.append(done.losses.tolist())
         partitions.append(run.method.partition.held)
-        return done
+        return add_round(training, done)
 
-    monkeypatch.setattr(loop, "train_round", listen)
+    monkeypatch.setattr(rounds, "add_round", listen)
     with Journal(run, printed.append) as journal:
         train(run, journal)
         journal.summary(summary_of(run, [1] * world.size, {}, {}))
@@ -84,25 +83,25 @@ def test_the_files_of_a_run(world: World, folder: Path, monkeypatch: pytest.Monk
         assert faults == []
         assert "".join(record.as_line() for record in records) == (folder / name).read_text()
     assert Summary.read(folder / "summary.json").as_text() == (folder / "summary.json").read_text()
-    rounds, evaluations = lines_of(folder / "rounds.jsonl"), lines_of(folder / "eval.jsonl")
-    assert [list(line) for line in rounds] == [ROUND] * 2
-    assert [line["round"] for line in rounds] == [0, 1]
-    assert [line["iterations"] for line in rounds] == [4, 2]
-    assert [line["partition"] for line in rounds] == [[list(held) for held in p] for p in partitions[:2]]
-    for number, line in enumerate(rounds):
+    lines, evaluations = lines_of(folder / "rounds.jsonl"), lines_of(folder / "eval.jsonl")
+    assert [list(line) for line in lines] == [ROUND] * 2
+    assert [line["round"] for line in lines] == [0, 1]
+    assert [line["iterations"] for line in lines] == [4, 2]
+    assert [line["partition"] for line in lines] == [[list(held) for held in p] for p in partitions[:2]]
+    for number, line in enumerate(lines):
         mean = torch.tensor([theirs[number] for theirs in everyone], dtype=torch.float64).mean().item()
         assert line["loss"] == pytest.approx(mean)
     # The last iteration's: 3 of 6 are done before it, where the cosine is at half its height.
-    assert rounds[0]["lr"] == pytest.approx(0.1 * 0.5)
+    assert lines[0]["lr"] == pytest.approx(0.1 * 0.5)
 
     assert [list(line) for line in evaluations] == [EVALUATION] * 2
     assert [line["round"] for line in evaluations] == [1, 2]
     samples = [4 * tiny.BATCH * world.size, 6 * tiny.BATCH * world.size]
     assert [line["samples"] for line in evaluations] == samples
     assert [line["epoch"] for line in evaluations] == [count / tiny.TRAIN_IMAGES for count in samples]
-    assert evaluations[1]["bytes_sent"] == sum(line["bytes_sent"] for line in rounds)
+    assert evaluations[1]["bytes_sent"] == sum(line["bytes_sent"] for line in lines)
     timed = ("seconds_compute", "seconds_data", "seconds_sync")
-    assert evaluations[1]["seconds"] == pytest.approx(sum(line[name] for line in rounds for name in timed))
+    assert evaluations[1]["seconds"] == pytest.approx(sum(line[name] for line in lines for name in timed))
 
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == SUMMARY
@@ -110,7 +109,7 @@ def test_the_files_of_a_run(world: World, folder: Path, monkeypatch: pytest.Monk
     assert (summary["rounds"], summary["samples"]) == (2, samples[1])
     assert summary["accuracy"] == evaluations[1]["accuracy"]
     assert summary["best_accuracy"] == max(line["accuracy"] for line in evaluations)
-    assert summary["parameters_global"] == count_parameters(run.method.subnet.architecture)
+    assert summary["parameters_global"] == run.method.network.parameters
     assert summary["parameters_worker"] == run.method.subnet.parameters_flat.numel()
     assert summary["peak_memory_bytes"] == [1] * world.size
 
@@ -146,7 +145,7 @@ def test_bf16_leaves_parameters_in_full_precision(world: World, folder: Path) ->
     changed = []
     for precision in ("fp32", "bf16"):
         run = tiny.make_run(tiny.settings(world, precision=precision), world, folder)
-        LocalTraining(run).train(1)
+        LocalTraining(run).step()
         assert run.method.subnet.parameters_flat.dtype == torch.float32
         changed.append(run.method.subnet.parameters_flat)
     # The same step, computed with fewer digits.

@@ -17,15 +17,17 @@ from torch import Tensor
 from resist_hvd import stopwatch
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.methods.state import FlatState
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
-from resist_hvd.training import loop
+from resist_hvd.training import loop, rounds
 from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
-from resist_hvd.training.step import GraphStep, StaticStep, Step
+from resist_hvd.training.step import GraphStep, StaticStep, Step, flat_state
 
 from . import tiny
 
+ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0)
 EVERYTHING = OptimSettings(lr=0.1, nesterov=True, clip_norm=1.0, label_smoothing=0.1)
 CASES = [
     pytest.param({}, id="resist"),
@@ -33,6 +35,8 @@ CASES = [
     pytest.param({"warmup_epochs": 1 / 8, "iterations": 7, "optim": EVERYTHING}, id="handed-over-and-a-short-round"),
     pytest.param({"method": "local-sgd", "precision": "bf16"}, id="local-sgd-in-bf16"),
     pytest.param({"method": "ensemble", "optim": OptimSettings(momentum=0.0)}, id="ensemble-without-momentum"),
+    pytest.param({"optim": ADAMW, "min_blocks": 3}, id="adamw"),
+    pytest.param({"optim": ADAMW, "momentum": "keep", "warmup_epochs": 1 / 8}, id="adamw-kept-and-handed-over"),
 ]
 
 
@@ -44,6 +48,10 @@ def trained(settings: Settings, world: World, folder: Path) -> Run:
     begin_files(run, resumed=checkpoint is not None)
     loop.train(run, tiny.Watching(run))
     return run
+
+
+def buffers_of(state: FlatState) -> list[Tensor]:
+    return [*state.buffers.values(), state.steps]
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -60,9 +68,11 @@ def test_a_static_step_is_the_plain_one_to_the_bit(
     monkeypatch.setattr(loop, "make_step", StaticStep)
     static = trained(settings, world, folder / "static")
     assert torch.equal(bits(static.method.subnet.parameters_flat), bits(plain.method.subnet.parameters_flat))
-    assert static.method.velocity.fresh == plain.method.velocity.fresh
-    if settings.optim.momentum and not plain.method.velocity.fresh:
-        assert torch.equal(bits(static.method.velocity.buffer), bits(plain.method.velocity.buffer))
+    one, other = flat_state(static), flat_state(plain)
+    assert one.fresh == other.fresh
+    if settings.optim.momentum and not other.fresh:
+        for mine, theirs in zip(buffers_of(one), buffers_of(other), strict=True):
+            assert torch.equal(bits(mine), bits(theirs))
     if world.is_first:
         for name in ("rounds.jsonl", "eval.jsonl"):
             assert tiny.timeless_lines(static.folder / name) == tiny.timeless_lines(plain.folder / name)
@@ -70,22 +80,24 @@ def test_a_static_step_is_the_plain_one_to_the_bit(
 
 @pytest.mark.parametrize("kind", [Step, StaticStep])
 @pytest.mark.parametrize("method", ["resist", "data-parallel"])
+@pytest.mark.parametrize("optim", [OptimSettings(), ADAMW], ids=["sgd", "adamw"])
 def test_to_prepare_changes_nothing_that_is_trained_or_sent(
-    kind: type[Step], method: Any, world: World, folder: Path
+    kind: type[Step], method: Any, optim: OptimSettings, world: World, folder: Path
 ) -> None:
     if (kind, method) == (StaticStep, "data-parallel"):
         pytest.skip("a static step does not communicate")
-    run = tiny.make_run(tiny.settings(world, method=method), world, folder)
+    run = tiny.make_run(tiny.settings(world, method=method, optim=optim), world, folder)
     images, labels = next(run.source.train())
-    subnet, velocity = run.method.subnet, run.method.velocity
-    velocity.buffer.normal_()
-    velocity.fresh = False
-    before = subnet.parameters_flat.clone(), velocity.buffer.clone(), run.method.transport.sent
+    subnet, state = run.method.subnet, flat_state(run)
+    for buffer in buffers_of(state):
+        buffer.uniform_()
+    state.fresh = False
+    before = subnet.parameters_flat.clone(), [buffer.clone() for buffer in buffers_of(state)], run.method.transport.sent
     making = kind(run)
     making.prepare(images, labels)
     assert torch.equal(bits(subnet.parameters_flat), bits(before[0]))
-    assert torch.equal(bits(velocity.buffer), bits(before[1]))
-    assert (velocity.fresh, run.method.transport.sent, run.progress.samples) == (False, before[2], 0)
+    assert all(torch.equal(bits(now), bits(then)) for now, then in zip(buffers_of(state), before[1], strict=True))
+    assert (state.fresh, run.method.transport.sent, run.progress.samples) == (False, before[2], 0)
     making(images, labels, 0.1)
     assert not torch.equal(subnet.parameters_flat, before[0])
 
@@ -98,7 +110,7 @@ def test_what_preparing_takes_is_no_rounds_time(world: World, folder: Path, monk
         nonlocal now
         now += 30.0
 
-    for module in (loop, stopwatch):
+    for module in (rounds, stopwatch):
         monkeypatch.setattr(module, "perf_counter", lambda: now)
     monkeypatch.setattr(Step, "prepare", prepare)
     monkeypatch.setattr(Step, "is_prepared", property(lambda self: self.ready, lambda self, _: None), raising=False)
@@ -125,8 +137,8 @@ class FakeGraph:
     @contextmanager
     def capture(self, stream: Any, capture_error_mode: str) -> Iterator[None]:
         CAPTURE.bind(self, stream=stream, capture_error_mode=capture_error_mode)
-        subnet, velocity = self.step._method.subnet, self.step._method.velocity
-        buffers = [subnet.parameters_flat, subnet.gradients_flat, velocity.buffer]
+        subnet = self.step._method.subnet
+        buffers = [subnet.parameters_flat, subnet.gradients_flat, *buffers_of(self.step._state)]
         before = [buffer.clone() for buffer in buffers]
         yield
         for buffer, content in zip(buffers, before, strict=True):

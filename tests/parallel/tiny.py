@@ -21,6 +21,7 @@ from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.journal import Journal
+from resist_hvd.training.loop import LocalTraining, train_round
 from resist_hvd.training.run import Run, method_setup
 
 TRAIN_IMAGES = 64
@@ -110,6 +111,15 @@ def make_run(
     seed = world.broadcast_seed(derive(settings.seed, "round", 0))
     method = METHODS[settings.method].begin(setup, seed=seed)
     return Run(settings=settings, world=world, source=data, method=method, folder=folder)
+
+
+def train_on(run: Run, rounds: int) -> None:
+    """Make a few rounds, with nothing between them but that a warm-up hands over."""
+    local = LocalTraining(run)
+    for _ in range(rounds):
+        train_round(local)
+        if (heir := run.method.successor(run.progress.samples)) is not None:
+            run.method, local = heir, LocalTraining(run)
 
 
 class Watching(Journal):
