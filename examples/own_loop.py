@@ -17,13 +17,10 @@ import resist_hvd as resist
 CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 64, 64, 4, 12, 16
 
 
-class Embedding(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.byte, self.place = nn.Embedding(256, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-
+class Embedding(nn.Embedding):
     def forward(self, text: Tensor) -> Tensor:
-        return self.byte(text) + self.place.weight[: text.shape[1]]
+        """Return the sum of what the bytes stand for, and of what their places do."""
+        return super().forward(text) + self.weight[256:]
 
 
 class Block(nn.Module):
@@ -62,7 +59,12 @@ text = torch.tensor(list(b"".join(path.read_bytes() for path in given.text)), dt
 train, test = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
 blocks = [resist.Part(f"blocks.{b}", Block, deck="blocks", branches=("attended", "down")) for b in range(BLOCKS)]
 head = resist.Part("head", lambda: nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256)))
-net = resist.deal([resist.Part("embedding", Embedding), *blocks, head], world, min_blocks=6, method=given.method)
+net = resist.deal(
+    [resist.Part("embedding", lambda: Embedding(256 + CONTEXT, WIDTH)), *blocks, head],
+    world,
+    min_blocks=6,
+    method=given.method,
+)
 optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
 rounds = resist.Rounds(net, optimizer, local_iterations=20, folder=given.folder)
 saved = given.folder / f"state-{world.rank}.pt"

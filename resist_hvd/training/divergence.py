@@ -16,6 +16,7 @@ def diverged(what: str, *, where: str) -> UserError:
     return UserError(
         f"{what} is not finite any more: training has diverged",
         where=where,
-        mend=f"Lower --optim.lr, lengthen --optim.warmup or set --optim.clip_norm. {failure.advice()}",
+        mend=f"Lower the learning rate, have it rise more slowly, or clip gradients (--optim.lr, --optim.warmup, "
+        f"--optim.clip_norm). {failure.advice()}",
         everywhere=True,
     )
