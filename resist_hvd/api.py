@@ -22,7 +22,7 @@ from resist_hvd.methods.base import Setup
 from resist_hvd.methods.registry import METHODS
 from resist_hvd.methods.state import TorchState
 from resist_hvd.nets.norms import norms_of
-from resist_hvd.nets.parts import Network, Part
+from resist_hvd.nets.parts import Network, Part, check_residual
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.settings.run import Momentum
@@ -152,7 +152,8 @@ def deal(
         method: local-sgd gives every worker the whole network, to compare with.
         momentum: what becomes of the optimizer's state when a round ends: it restarts, or is kept for the trunk and for
             blocks that stay with their worker.
-        inputs: a batch of inputs, of which shape and type count; with it, shapes are checked before anything is made.
+        inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together and blocks that
+            are not residual are refused before anything is made.
 
     Raises:
         UserError: on every rank, where the network cannot be dealt out, or ranks have different ones.
@@ -160,7 +161,9 @@ def deal(
     with world.agree("dealing out the network"):
         network = parts if isinstance(parts, Network) else Network(tuple(parts))
         if inputs is not None:
-            network = replace(network, example=torch.empty_like(inputs, device="meta"))
+            two = inputs[:2]
+            network = replace(network, example=torch.empty(two.shape, dtype=two.dtype, device="meta"))
+        check_residual(network)
         setup = Setup(network=network, world=world, seed=seed, min_blocks=min_blocks, momentum=momentum)
     shape = [
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
