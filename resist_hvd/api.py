@@ -145,15 +145,15 @@ def deal(
     All ranks must call it together, with the same parts.
 
     Args:
-        parts: the network, part by part; or one of `resist_hvd.nets`, as `nets.timm("vit_small_patch16_224")`.
+        parts: the network, part by part; or one of `resist_hvd.nets`, as `nets.timm("vit_small_patch16_224", ...)`.
         world: as `join` returned it.
         min_blocks: m, the fewest blocks of a deck that a worker holds; blocks are shared where that needs it.
         seed: of the initial weights and of each round's partition.
         method: local-sgd gives every worker the whole network, to compare with.
         momentum: what becomes of the optimizer's state when a round ends: it restarts, or is kept for the trunk and for
             blocks that stay with their worker.
-        inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together and blocks that
-            are not residual are refused before anything is made.
+        inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
+            and blocks that are not residual.
 
     Raises:
         UserError: on every rank, where the network cannot be dealt out, or ranks have different ones.

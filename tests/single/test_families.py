@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from resist_hvd import nets
 from resist_hvd.errors import UserError
 from resist_hvd.nets import families
 from resist_hvd.nets.parts import shapes
@@ -56,6 +57,24 @@ def parts(channels, image_size, classes, width):
         Part("head", lambda: nn.Sequential(nn.Flatten(), nn.Linear(width * image_size**2, classes))),
     ]
 """
+
+
+def test_networks_under_public_names(tmp_path: Path) -> None:
+    network = nets.torchvision("resnet18", **SIZES)
+    tensors = {
+        part.prefixed(name): torch.ones(shape)
+        for part, module in zip(network.parts, network.modules, strict=True)
+        for name, shape in shapes(module).items()
+    }
+    save_file(tensors, tmp_path / "weights")
+    part = nets.begun_with(network, tmp_path / "weights").blocks[0]
+    module = part.make()
+    assert part.initialise is not None
+    part.initialise(module, 1)
+    assert all(bool((parameter == 1).all()) for parameter in module.parameters())
+    for name in nets.__all__:
+        if name != "timm":
+            assert callable(getattr(nets, name)), name
 
 
 def test_settings_say_how_blocks_begin_and_which_are_dealt() -> None:
