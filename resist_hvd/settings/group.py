@@ -192,7 +192,7 @@ def texts_of(group: type[Group]) -> dict[str, str]:
 
 def shown(value: Any) -> str:
     """Return a value as messages have it."""
-    return repr(str(value) if isinstance(value, Path) else value)
+    return repr(str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value)
 
 
 def is_group(kind: Any) -> bool:
