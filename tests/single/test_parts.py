@@ -218,6 +218,23 @@ def test_blocks_are_residual(branches: tuple[str, ...]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Picking(Residual):
+    """A block with a buffer that has to have its content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.arange(4).flip(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(x[:, self.get_buffer("order")])
+
+
+def test_buffers_have_their_content() -> None:
+    network = around(block("one", Picking), block("two", Picking))
+    check_residual(network)
+    assert list(network.outputs[2].shape) == [2, 4, 8, 8]
+
+
 def test_a_norm_alone_passes_its_input_on() -> None:
     check_residual(around(block("one", lambda: Norm(4)), block("two", lambda: Norm(4))))
     with pytest.raises(UserError, match="'one' is not residual"):
