@@ -8,7 +8,8 @@ import torch
 
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
-from resist_hvd.nets import Architecture, ResNet
+from resist_hvd.nets import families
+from resist_hvd.nets.saved import Whole
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
@@ -30,7 +31,7 @@ def test_a_replayed_step_is_the_step(precision: Any, gpu: torch.device) -> None:
         optim=OptimSettings(lr=0.002),
     )
     torch.manual_seed(1)
-    one = ResNet(Architecture.of(settings.model, channels=3, classes=10)).to(gpu)
+    one = Whole(families.chosen(settings.model, channels=3, image_size=32, classes=10)).to(gpu)
     other, first = copy.deepcopy(one), torch.cat([p.detach().flatten().clone() for p in one.parameters()])
     source = NoiseSource(settings.data, image_size=32, channels=3, classes=10, seed=1, device=gpu)
     plain, graphed = BareLoop(one, source, settings, gpu), GraphedLoop(other, source, settings, gpu)

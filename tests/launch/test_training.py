@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from resist_hvd.nets.preact_resnet import ResNet
+from resist_hvd import nets
+from resist_hvd.nets.saved import Whole
 from resist_hvd.settings.reading import parse, to_yaml
 
 from . import runs
@@ -38,7 +39,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def accuracy_of(model: ResNet, description: dict[str, Any], images: Path) -> float:
+def accuracy_of(model: Whole, description: dict[str, Any], images: Path) -> float:
     """Return the share of test images that a model loaded by itself classifies rightly, in percent."""
     mean, std = (torch.tensor(description[key]).view(-1, 1, 1) for key in ("mean", "std"))
     assert description["classes"] == list(CLASSES)
@@ -51,8 +52,8 @@ def accuracy_of(model: ResNet, description: dict[str, Any], images: Path) -> flo
     return 100.0 * sum(right) / len(right)
 
 
-def block_bytes(model: ResNet) -> int:
-    return 4 * sum(parameter.numel() for parameter in model.blocks(2)[1].parameters())
+def block_bytes(model: Whole) -> int:
+    return 4 * sum(parameter.numel() for parameter in model.network.blocks[0].make().parameters())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_every_partition_is_one_by_the_rule(finished: tuple[str, Path]) -> None:
 
 
 def test_blocks_cost_what_their_partitions_ask_for(whole: Path) -> None:
-    a_block = block_bytes(ResNet.load(whole))
+    a_block = block_bytes(nets.load(whole))
     rounds = read_lines(whole / "rounds.jsonl")
     for done, following in pairwise(rounds):
         before, after = (entry["partition"] for entry in (done, following))
@@ -162,7 +163,7 @@ def test_exported_model_classifies_as_the_run_says(finished: tuple[str, Path], i
     summary = json.loads((folder / "summary.json").read_text())
     folders = [folder / "members" / rank for rank in ("0", "1")] if method == "ensemble" else [folder]
     for target in folders:
-        model = ResNet.load(target)
+        model = nets.load(target)
         description = json.loads((target / "model.json").read_text())
         accuracy = accuracy_of(model, description, images)
         if method == "ensemble":
@@ -185,7 +186,7 @@ def test_config_holds_every_setting_and_can_be_given_again(finished: tuple[str, 
 def test_worker_of_resist_has_fewer_parameters_than_the_network(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     left_out = BLOCKS - 3
-    assert summary["parameters_global"] - summary["parameters_worker"] == left_out * block_bytes(ResNet.load(whole)) / 4
+    assert summary["parameters_global"] - summary["parameters_worker"] == left_out * block_bytes(nets.load(whole)) / 4
 
 
 # The same again, and going on
@@ -231,7 +232,7 @@ def test_resume_on_more_workers_deals_blocks_anew_and_says_so(copy_of_cut: Path,
     summary = json.loads((copy_of_cut / "summary.json").read_text())
     assert (summary["workers"], summary["rounds"]) == (3, 4)
     assert len(summary["peak_memory_bytes"]) == 3
-    assert ResNet.load(copy_of_cut)
+    assert nets.load(copy_of_cut)
 
 
 def test_one_worker_needs_no_launcher_and_resumes_from_nothing(tiny: list[str], tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_one_worker_needs_no_launcher_and_resumes_from_nothing(tiny: list[str], 
     (entry,) = read_lines(tmp_path / "new/rounds.jsonl")
     assert entry["partition"] == [list(range(BLOCKS))]
     assert entry["bytes_sent"] == 0
-    assert ResNet.load(tmp_path / "new")
+    assert nets.load(tmp_path / "new")
 
 
 def test_folder_is_all_that_a_resume_needs(whole: Path, copy_of_cut: Path) -> None:

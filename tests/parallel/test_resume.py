@@ -23,6 +23,7 @@ from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.folder import complete, make_folder
 from resist_hvd.training.loop import train
+from resist_hvd.training.manifest import seal
 from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import flat_state
@@ -305,6 +306,25 @@ def test_a_warm_up_under_another_scale_computes_what_it_did(
         assert list(resumed.method.scales) == [1.0]
         assert loss_of(resumed, alone) == pytest.approx(loss, rel=1e-5)
         assert f"{said_of}1 now" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_the_first_format_is_gone_on_from(world: World, folder: Path) -> None:
+    # In mid-warm-up: that has scales, which the first format had for each section.
+    settings = settings_of({"momentum": "keep", "warmup": 6}, world)
+    whole = finished(replace(settings, output=folder / "whole"), world)
+    stopped(replace(settings, output=folder / "cut"), world, before_batch=7)
+    if world.is_first:
+        path = folder / "cut" / "checkpoints" / "round-000002" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        architecture = manifest.pop("network")
+        assert architecture.pop("family") == "preact_resnet"
+        (scale,) = manifest.pop("scales")
+        manifest |= {"format": 1, "architecture": architecture, "scales": [1.0, 1.0, scale, 1.0]}
+        path.write_text(json.dumps({**manifest, "sha256": seal(manifest)}))
+    world.barrier()
+    resumed = finished(replace(settings, output=folder / "cut", resume=True), world)
+    assert resumed.progress.round == 4
+    assert_same_run(whole, resumed, world)
 
 
 @pytest.mark.world_size(2)
