@@ -102,7 +102,9 @@ def remark(workers: int = 4, *, model: ModelSettings = MODEL, image_size: int = 
     )
     data = spec(image_size)
     parts = parts_of(model, data)
-    method = SimpleNamespace(network=parts, rule=Rule(parts.deck_sizes, workers, settings.min_blocks))
+    method = SimpleNamespace(
+        setup=SimpleNamespace(network=parts), network=parts, rule=Rule(parts.deck_sizes, workers, settings.min_blocks)
+    )
     world, source = SimpleNamespace(size=workers), SimpleNamespace(spec=data)
     run = Run(
         settings=settings, world=cast(Any, world), source=cast(Any, source), method=cast(Any, method), folder=Path()
