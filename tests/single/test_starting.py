@@ -1,5 +1,6 @@
 """The limit on how long MPI may take to come up: it holds where no thread of Python can run, and only until then."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -99,6 +100,16 @@ def test_0_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "ExitTimer", None)
     with starting.limited(0):
         pass
+
+
+def test_libraries_are_imported_without_a_search_for_garbage_which_goes_on_afterwards() -> None:
+    try:
+        with starting.importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_ranks_that_are_late_are_named_by_what_keeps_them() -> None:
