@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Network, Part, SubNet, preact_resnet, torchvision_nets
+from resist_hvd.nets import Network, Part, preact_resnet, torchvision_nets
 from resist_hvd.nets.architecture import Architecture
 from resist_hvd.nets.parts import shapes
+from resist_hvd.nets.subnet import SubNet
 from resist_hvd.nets.weights import Weights, begun_with
 from resist_hvd.settings.model import ModelSettings
 
