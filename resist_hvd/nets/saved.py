@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from resist_hvd.nets.norms import norms_of, set_statistics
 from resist_hvd.nets.parts import Network
 from resist_hvd.nets.subnet import fill_buffers, scale_outputs
 from resist_hvd.tensor_files import read_tensors
+
+LIBRARIES = ("torchvision", "timm")
+"""Families that are another library's, whose own classes take exported models."""
 
 LONGEST_DESCRIPTION = 64 * 2**20
 """Bytes of a `model.json`; most of it are the names of classes."""
@@ -64,8 +69,10 @@ def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load(folder: Path) -> Whole:
+def load(folder: Path) -> nn.Module:
     """Return the exported global model in a run's folder, in evaluation mode.
+
+    It is the library's own network where that is torchvision's or timm's, and `Whole` elsewhere.
 
     Raises:
         UserError: `model.json` or `model.safetensors` is missing or damaged, or they do not fit together; or the
@@ -73,16 +80,36 @@ def load(folder: Path) -> Whole:
     """
     for name in ("model.json", "model.safetensors"):
         if not (folder / name).is_file():
+            unfinished = (folder / "checkpoints").is_dir()
             raise UserError(
                 f"No exported model: {name} is missing",
                 where=str(folder),
-                mend="Give the --output folder of a finished run.",
+                mend="Finish the run, which exports it at its end: train with --resume and this --output."
+                if unfinished
+                else "Give the --output folder of a finished run.",
             )
-    try:
+    with understood(folder):
         description = read_description(folder / "model.json")
         tensors = read_tensors(folder / "model.safetensors")
         network = _network_of(description["network"], len(tensors))
         _check_tensors(tensors, network)
+        model = library_model(network)
+        if model is None:
+            model = whole(network, tensors, description.get("scales", ()))
+        else:
+            model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+@contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Have errors in reading an exported model be a user's.
+
+    Raises:
+        UserError: its files cannot be read, or are not what they should be.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"The exported model cannot be read: {error.strerror or error}",
@@ -95,10 +122,34 @@ def load(folder: Path) -> Whole:
             where=str(folder),
             mend="Export it again.",
         ) from None
+
+
+def library_model(network: Network) -> nn.Module | None:
+    """Return a network as torchvision's or timm's own class, on the meta device; None where it is of another family."""
+    family = network.description.get("family")
+    if family not in LIBRARIES:
+        return None
+    description = {name: value for name, value in network.description.items() if name != "depths"}
+    model: nn.Module = import_module(f"resist_hvd.nets.{family}_nets").whole(**description)
+    kept = {part.name for part in network.parts}
+    for part in families.make(description).parts:
+        if part.name not in kept:  # a member of an ensemble has fewer blocks
+            chain, _, place = part.name.rpartition(".")
+            delattr(model.get_submodule(chain), place)
+    return model
+
+
+def whole(network: Network, tensors: Mapping[str, Tensor], scales: Iterable[float]) -> Whole:
+    """Return a network of these tensors.
+
+    Args:
+        network: its parts.
+        tensors: by the names that they have in an exported model.
+        scales: for each deck by what its blocks are scaled; none where the tensors have the scale.
+    """
     with torch.device("meta"):
         model = Whole(network)
-    scales = iter(description.get("scales", ()))
-    of_decks = {deck.name: next(scales, 1.0) for deck in network.decks}
+    of_decks = dict(zip((deck.name for deck in network.decks), scales, strict=False))
     for part, module in zip(network.parts, model.parts, strict=True):
         for name, norm in norms_of(module).items():
             mean, variance = (tensors[part.prefixed(f"{name}.{kind}")] for kind in ("running_mean", "running_var"))
@@ -107,8 +158,8 @@ def load(folder: Path) -> Whole:
         module.load_state_dict(own, assign=True, strict=False)
         fill_buffers(part, module, torch.device("cpu"))
         if part.deck is not None and not part.branches:
-            scale_outputs(part, module, of_decks[part.deck])
-    return model.eval()
+            scale_outputs(part, module, of_decks.get(part.deck, 1.0))
+    return model
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -133,6 +133,18 @@ def network(
     )
 
 
+def whole(
+    *, name: str, channels: int, image_size: int, classes: int, options: Mapping[str, Any], **_: object
+) -> nn.Module:
+    """Return timm's own network, of a description that `network` has made, on the meta device.
+
+    Raises:
+        UserError: as `network` does.
+    """
+    with torch.device("meta"):
+        return create(name, kind_of(name), options, channels=channels, image_size=image_size, classes=classes)
+
+
 def part_of(piece: Piece, dealt: bool, shortest: Callable[..., nn.Module], *, zero_residual: bool) -> Part:
     """Return the part that a piece is; `shortest` makes timm's model with one block a chain.
 

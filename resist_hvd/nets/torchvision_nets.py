@@ -6,7 +6,7 @@ goes. An exported one is torchvision's own, which takes its tensors with `load_s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -106,8 +106,20 @@ def network(
     )
 
 
-def meta_model(name: str, channels: int, classes: int, options: Mapping[str, Any]) -> ResNet:
-    """Return torchvision's network on the meta device.
+def whole(*, name: str, channels: int, classes: int, options: Mapping[str, Any], **_: object) -> nn.Module:
+    """Return torchvision's own network, of a description that `network` has made, on the meta device.
+
+    Raises:
+        UserError: as `network` does.
+    """
+    model: nn.Module = meta_model(name, channels, classes, options, norm=nn.BatchNorm2d)
+    return model
+
+
+def meta_model(
+    name: str, channels: int, classes: int, options: Mapping[str, Any], norm: Callable[[int], nn.Module] = Norm
+) -> ResNet:
+    """Return torchvision's network, with norms of a kind, on the meta device.
 
     Raises:
         UserError: it has none of this name, or does not take the options.
@@ -129,7 +141,7 @@ def meta_model(name: str, channels: int, classes: int, options: Mapping[str, Any
         )
     try:
         with torch.device("meta"):
-            model: ResNet = torchvision.models.get_model(name, num_classes=classes, norm_layer=Norm, **options)
+            model: ResNet = torchvision.models.get_model(name, num_classes=classes, norm_layer=norm, **options)
             if channels != 3:
                 model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     except Exception as error:
