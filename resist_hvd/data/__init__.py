@@ -53,8 +53,18 @@ def load(
     if settings.name == "folder":
         from resist_hvd.data.memory import folder
 
-        images: ImageSet = folder.read(settings, share)
+        images = folder.read(settings, share)
     else:
-        reader = importlib.import_module(f"{__name__}.memory.{_READERS[settings.name]}")
-        images = reader.read(settings)
+        images = read_published(settings)
     return ResidentSource(images, settings, shard=shard, seed=seed, device=device)
+
+
+def read_published(settings: DataSettings) -> ImageSet:
+    """The images of a built-in or published set: digits, cifar10, cifar100 or svhn.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    reader = importlib.import_module(f"{__name__}.memory.{_READERS[settings.name]}")
+    images: ImageSet = reader.read(settings)
+    return images

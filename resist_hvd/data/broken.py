@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resist_hvd import console
-from resist_hvd.data.decoding import decode_rgb
+from resist_hvd.data.decoding import FORMATS, decode_rgb
 from resist_hvd.data.folders import ImageIndex
 from resist_hvd.errors import UserError
 
@@ -16,8 +16,8 @@ USUAL_ENDS = (b"\xff\xd9", b"\x60\x82")
 that what follows them is missing, so a file that ends otherwise is decoded to its end before it is trusted."""
 
 
-def read_trusted(path: bytes) -> NDArray[np.uint8]:
-    """Read and decode a whole image file: uint8 [H, W, 3].
+def read_trusted(path: bytes, formats: tuple[str, ...] | None = FORMATS) -> NDArray[np.uint8]:
+    """Read and decode a whole image file of some formats, or of all that Pillow reads: uint8 [H, W, 3].
 
     Raises:
         ValueError: what is wrong with it, words that continue "the image file ...".
@@ -27,7 +27,7 @@ def read_trusted(path: bytes) -> NDArray[np.uint8]:
             encoded = file.read()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
-    return decode_rgb(encoded)
+    return decode_rgb(encoded, formats)
 
 
 class BrokenFiles:

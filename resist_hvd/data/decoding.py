@@ -15,7 +15,7 @@ _simplejpeg: Any = importlib.import_module("simplejpeg") if importlib.util.find_
 
 _JPEG_START = b"\xff\xd8\xff"
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """In Pillow's words, the formats that every reader decodes, whatever a file's name ends with."""
 
 LARGEST_IMAGE = 2**28
@@ -30,8 +30,8 @@ def lift_pillows_limit() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
-def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
-    """Decode an image of any of the formats that have a suffix in `folders`: uint8 [H, W, 3].
+def decode_rgb(encoded: bytes, formats: tuple[str, ...] | None = FORMATS) -> NDArray[np.uint8]:
+    """Decode an image of some formats, by default those that have a suffix in `folders`: uint8 [H, W, 3].
 
     Grey images become RGB, transparency is dropped, 16-bit images keep their high byte, of several frames the first
     one counts. Pixels are as they are stored: EXIF's orientation is not followed, as in torchvision and DALI.
@@ -47,7 +47,7 @@ def decode_rgb(encoded: bytes) -> NDArray[np.uint8]:
     if pixels is not None:
         return pixels
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
             check_size(*image.size)
             return np.asarray(eight_bits(image).convert("RGB"))
     except UnidentifiedImageError:

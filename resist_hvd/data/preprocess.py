@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from resist_hvd.data.broken import read_trusted
-from resist_hvd.data.decoding import eight_bits, fit_square
+from resist_hvd.data.decoding import FORMATS, eight_bits, fit_square
 from resist_hvd.data.files.windows import middle_windows
 from resist_hvd.errors import UserError
 
@@ -72,15 +72,23 @@ class Preprocess:
         return self._normalised(np.asarray(eight_bits(image).convert("L" if self.channels == 1 else "RGB")))
 
     def read(self, path: Path) -> Tensor:
-        """Prepare an image file.
+        """Prepare an image file of any format that Pillow reads.
 
         Raises:
             UserError: it is missing or damaged.
         """
         try:
-            pixels = read_trusted(os.fsencode(path))
+            return self.decode(os.fsencode(path), formats=None)
         except ValueError as fault:
             raise UserError(f"The image file {fault}", where=str(path), mend="Give an image.") from None
+
+    def decode(self, path: bytes, formats: tuple[str, ...] | None = FORMATS) -> Tensor:
+        """Prepare an image file of some formats, in Pillow's words; of all that Pillow reads where they are None.
+
+        Raises:
+            ValueError: what is wrong with it, words that continue "the image file ...".
+        """
+        pixels = read_trusted(path, formats)
         return self(Image.fromarray(pixels)) if self.channels == 1 else self._normalised(pixels)
 
     def _normalised(self, pixels: NDArray[np.uint8]) -> Tensor:
