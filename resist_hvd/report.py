@@ -32,12 +32,11 @@ def run_from_flags() -> None:
     Raises:
         UserError: a flag is wrong, a folder is no run's, matplotlib is missing, or the report cannot be written.
     """
-    arguments = sys.argv[1:]
-    count = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    settings = flags.parse_settings("python -m resist_hvd.report RUN...", ReportSettings, arguments[count:])
-    if count == 0:
+    places, rest = flags.places(sys.argv[1:])
+    settings = flags.parse_settings("python -m resist_hvd.report RUN...", ReportSettings, rest)
+    if not places:
         raise UserError("There is no run to report", mend="Give the folders of runs before any flag.")
-    runs = read_runs([Path(argument) for argument in arguments[:count]])
+    runs = read_runs([Path(place) for place in places])
     show(runs, console.screen(width=None if sys.stdout.isatty() else 170))
     folder = settings.output or runs[0].folder / "report"
     try:

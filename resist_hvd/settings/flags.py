@@ -86,6 +86,12 @@ def read_flags(
     return given
 
 
+def places(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before the first flag, and the others."""
+    count = next((place for place, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    return list(arguments[:count]), list(arguments[count:])
+
+
 def parse_settings(prog: str, group: type[G], arguments: Sequence[str]) -> G:
     """Return the settings that flags give, for a program that has no others.
 

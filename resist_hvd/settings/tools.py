@@ -1,11 +1,13 @@
-"""Settings of the programs that look at machines and at runs: `doctor` and `report`."""
+"""Settings of the programs that look at machines, at runs, and use what they trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from resist_hvd.settings.group import Group, Positive
+from resist_hvd.settings.group import Count, Group, Positive
+from resist_hvd.settings.run import DeviceName, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +39,47 @@ class ReportSettings(Group):
 
     title: str = "ResIST: what runs did"
     """The page's heading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Settings):
+    """Evaluate the model that a run has exported on any test set.
+
+    Give the run's folder, then flags. All processes that a launcher starts share the images out. Without flags the test
+    set is the run's own. Class folders (folder, imagenet) need no training half: root holds test or val, or is a test
+    set itself, or a folder of several. Classes may be a part of the model's.
+    """
+
+    TAKES: ClassVar = (
+        "precision",
+        "device",
+        "watchdog",
+        "data.name",
+        "data.root",
+        "data.download",
+        "data.test_batch_size",
+        "data.extra_tests",
+        "data.decode_threads",
+        "data.broken_files",
+    )
+
+    json: Path | None = None
+    """Write the results into this file as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(Group):
+    """Name the classes of images, by the model that a run has exported.
+
+    Give the run's folder, then images, then flags. Images are of any format that Pillow reads; of a folder all that are
+    below it are taken. Where an image cannot be read the status is 1, once all others are done.
+    """
+
+    top: Count = 5
+    """Number of the most probable classes to name."""
+
+    json: bool = False
+    """Print a JSON object a line for each image: its path, and names and probabilities of classes."""
+
+    device: DeviceName = "auto"
+    """Device to compute on; auto is cuda where there is a GPU."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -13,8 +14,10 @@ from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.settings.run import Precision, Settings
 
+S = TypeVar("S", bound=Settings)
 
-def with_precision(settings: Settings, world: World) -> Settings:
+
+def with_precision(settings: S, world: World) -> S:
     """Return the settings with the precision that all ranks compute in; all ranks call it together.
 
     Raises:
@@ -49,6 +52,18 @@ def settled(asked: Precision, world: World) -> tuple[Literal["fp32", "bf16"], st
     imitated = asked == "bf16" and without
     sentence = f"bfloat16 is imitated on {listed}, many times slower than --precision fp32" if imitated else ""
     return asked, sentence
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes compute with a precision.
+
+    Autocast's cache of converted weights is off. It knows a weight by its tensor, so it does not notice a change in
+    place: a block that is lent would compute with the weights of the one that was lent before it. Training converts
+    each weight once in a step anyway.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def compute_deterministically(*, compiled: bool) -> None:

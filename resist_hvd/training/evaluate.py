@@ -65,14 +65,23 @@ def evaluate_on(
         for test in tests:
             metric = task.metric()
             images = walk(test.batches(shard), method, statistics, task, metric, world)
-            if not images:
-                raise UserError(
-                    f"No image of {test.name} can be evaluated: all of its files were passed over",
-                    mend="Mend its files, or leave them out.",
-                    everywhere=True,
-                )
-            found[test.name] = Evaluation(**metric.compute(), images=images)
+            found[test.name] = result(metric, images, test.name)
     return found
+
+
+def result(metric: Metric, images: int, name: str) -> Evaluation:
+    """Return a metric's figures on a test set of so many images.
+
+    Raises:
+        UserError: none of its images could be read.
+    """
+    if not images:
+        raise UserError(
+            f"No image of {name} can be evaluated: all of its files were passed over",
+            mend="Mend its files, or leave them out.",
+            everywhere=True,
+        )
+    return Evaluation(**metric.compute(), images=images)
 
 
 def calibration_images(source: DataSource, shard: Shard) -> Iterator[Tensor]:
@@ -158,8 +167,11 @@ def walk(
                 scores = task.elected(method.pool(task.votes(scores)))
             metric.update(scores, labels)
             inputs += len(scores)
-    if method.members_apart:
-        return inputs
+    return inputs if method.members_apart else pooled(metric, inputs, world)
+
+
+def pooled(metric: Metric, inputs: int, world: World) -> int:
+    """Have a metric know the batches of all ranks; return how many inputs they were, of this rank's number."""
     states = world.gather_objects(metric.metric_state)
     metric.reset()
     for state in states:

@@ -121,7 +121,7 @@ def write_plain_description(path: Path, method: Method) -> None:
 
 
 def write_description(target: Path, method: Method, source: DataSource) -> None:
-    """Write `model.json`: the network, the classes in the order of the scores, and the images it takes."""
+    """Write `model.json`: the network, the classes in the order of the scores, and how images are prepared."""
     spec = source.spec
     description = {
         **network_of(method),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
@@ -21,6 +19,7 @@ from resist_hvd.seeds import derive
 from resist_hvd.settings.run import Settings
 from resist_hvd.tasks.base import Task
 from resist_hvd.tasks.classification import Classification
+from resist_hvd.training import arithmetic
 from resist_hvd.training.claim import Claim
 from resist_hvd.training.memory import TrainingMemory
 from resist_hvd.training.optim import make_state
@@ -118,15 +117,8 @@ class Run(Training):
         return min(self.progress.round + left, self.settings.max_rounds or sys.maxsize)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes compute with the precision asked for.
-
-        Autocast's cache of converted weights is off. It knows a weight by its tensor, so it does not notice a change in
-        place: a block that is lent would compute with the weights of the one that was lent before it. Training converts
-        each weight once in a step anyway.
-        """
-        if self.settings.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        """Return the context in which forward passes compute with the precision asked for."""
+        return arithmetic.autocast(self.settings.precision, self.world.device)
 
 
 def method_setup(settings: Settings, source: DataSource, world: World, *, begins: bool = True) -> Setup:

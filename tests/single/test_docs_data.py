@@ -1,4 +1,4 @@
-"""What docs/data.md says of using an exported model is what evaluation does."""
+"""What the pages say of images, and of using an exported model, is what evaluation does."""
 
 import json
 import re
@@ -7,33 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from resist_hvd import nets
 from resist_hvd.data import Shard, load
 from resist_hvd.data.folders import SUFFIXES
 from resist_hvd.settings.data import DataSettings
 
 from .. import photographs
 
-PAGE = Path(__file__).parents[2].joinpath("docs/data.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
 ALONE = Shard(rank=0, size=1)
 
 
 def test_the_example_prepares_an_image_as_evaluation_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (text,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "model.json" in block]
+    page = (DOCS / "using.md").read_text()
+    (text,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "resist.load" in block]
     root = photographs.make_root(tmp_path / "data", classes=2, train=2, val=2)
     settings = DataSettings(
         name="imagenet", root=root, loader="torchvision", image_size=28, batch_size=2, decode_threads=1
     )
     with load(settings, shard=ALONE, seed=1, device=torch.device("cpu")) as source:
         images = torch.cat([images for images, _ in source.test()])
-        about = {**source.spec.preprocess.to_json(), "data": "imagenet", "classes": ["no", "yes"]}
+        about = {"network": {}, **source.spec.preprocess.to_json(), "data": "imagenet", "classes": ["no", "yes"]}
     (tmp_path / "model.json").write_text(json.dumps(about))
     taken: list[torch.Tensor] = []
-    monkeypatch.setattr(nets, "load", lambda _: lambda batch: taken.append(batch) or torch.tensor([[0.0, 1.0]]))
+    monkeypatch.setattr(
+        "resist_hvd.nets.saved.load", lambda _: lambda batch: taken.append(batch) or torch.tensor([[0.0, 1.0]])
+    )
     file = min((root / "val").glob("*/*"))
     exec(text.replace('"runs/photographs"', repr(str(tmp_path))).replace('"a.jpg"', repr(str(file))), {})
     assert torch.equal(taken[0], images[:1])
 
 
 def test_every_suffix_is_named() -> None:
-    assert all(suffix in PAGE for suffix in SUFFIXES)
+    assert all(suffix in (DOCS / "data.md").read_text() for suffix in SUFFIXES)

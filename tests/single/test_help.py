@@ -12,10 +12,13 @@ from resist_hvd.report import ReportSettings
 from resist_hvd.settings import flags
 from resist_hvd.settings.group import flags_of
 from resist_hvd.settings.plan import PlanSettings
+from resist_hvd.settings.tools import EvaluateSettings, PredictSettings
 
 PROGRAMS: dict[str, type[Any]] = {
     "plan": PlanSettings,
     "report": ReportSettings,
+    "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
     **{f"bench {name}": benchmark.settings for name, benchmark in bench.BENCHMARKS.items()},
 }
 
@@ -29,12 +32,12 @@ def test_every_program_tells_its_version(main: Any, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().out == f"resist_hvd {__version__}\n"
 
 
-@pytest.mark.parametrize("program", ["train", "bench", "doctor", "plan"])
+@pytest.mark.parametrize("program", ["train", "evaluate", "predict", "bench", "doctor", "plan"])
 @pytest.mark.parametrize("flag", ["--help", "--nonsense"])
 def test_neither_help_nor_a_mistake_waits_for_libraries(program: str, flag: str) -> None:
     code = (
-        f"import sys\nsys.argv = ['program', '{flag}']\nfrom resist_hvd import {program}\n"
-        f"try:\n    {program}.main()\nexcept SystemExit:\n    pass\n"
+        f"import sys\nsys.argv = ['program', '{flag}']\nfrom importlib import import_module\n"
+        f"try:\n    import_module('resist_hvd.{program}').main()\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'numpy', 'scipy', 'mpi4py', 'horovod'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

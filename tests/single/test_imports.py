@@ -20,7 +20,7 @@ ROOMS = (
     ("guard",),
     ("methods",),
     ("training",),
-    ("planning", "reporting", "checkup"),
+    ("planning", "reporting", "checkup", "trained"),
     ("benchmarks",),
     ("train", "evaluate", "predict", "plan", "bench", "report", "doctor", "api"),
 )

@@ -1,0 +1,1 @@
+"""Using what was trained: reading exported models, evaluating them, classifying images."""

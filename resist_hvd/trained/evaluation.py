@@ -1,0 +1,112 @@
+"""A trained model's accuracy and loss on any test set, whose images all processes share out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from resist_hvd import console
+from resist_hvd.comm.world import World
+from resist_hvd.data import test_sets
+from resist_hvd.data.source import ExtraTest, Shard
+from resist_hvd.errors import UserError
+from resist_hvd.guard import failure, starting
+from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
+from resist_hvd.records import Evaluation
+from resist_hvd.settings.tools import EvaluateSettings
+from resist_hvd.tasks.classification import Classification
+from resist_hvd.trained.model import Trained, load
+from resist_hvd.training.arithmetic import autocast, compute_deterministically, compute_fast, with_precision
+from resist_hvd.training.evaluate import pooled, result
+from resist_hvd.units import counted
+
+
+def run(folder: Path, settings: EvaluateSettings) -> None:
+    """Evaluate the model in a run's folder, and print a line for each test set.
+
+    Raises:
+        UserError: something that the user can mend is in the way.
+    """
+    leave_stalls_to_watchdog(settings.watchdog)
+    with starting.limited(settings.watchdog):
+        world = World.join(settings.device)
+        failure.watch(world)
+        settings = with_precision(world.broadcast_object(settings), world)
+        watchdog = watched(world, settings.watchdog)
+    if world.device.type == "cpu":
+        compute_deterministically(compiled=False)
+    compute_fast(world.device)
+    with watchdog:
+        with world.agree("loading the model and the data"):
+            trained = load(folder)
+            sets = test_sets.load(
+                settings.data.on_cores(world.cores),
+                classes=trained.classes,
+                prepare=trained.preprocess,
+                device=world.device,
+            )
+        found = {test: evaluate(trained, test, settings, world) for test in sets.tests}
+        broken = {path: fault for own in world.gather_objects(sets.broken.found) for path, fault in own.items()}
+        if world.is_first:
+            for remark in sets.remarks:
+                console.out(remark)
+            for test, result in found.items():
+                console.out(line(settings.data.name, test, result))
+        with world.agree("writing the results"):
+            if world.is_first and settings.json is not None:
+                results = [{"test": test.name, **result.as_json()} for test, result in found.items()]
+                write(settings.json, folder, settings, results, broken)
+
+
+def evaluate(trained: Trained, test: ExtraTest, settings: EvaluateSettings, world: World) -> Evaluation:
+    """Return the model's figures on a test set; all ranks call it together, each for its share of the images.
+
+    Raises:
+        UserError: on every rank, where no image of it could be read.
+    """
+    world.position = f"evaluating on {test.name}"
+    model = trained.model.to(world.device).to(memory_format=torch.channels_last)
+    metric, images = Classification().metric(), 0
+    with torch.no_grad(), autocast(settings.precision, world.device):
+        for batch, labels in test.batches(Shard(rank=world.rank, size=world.size)):
+            metric.update(model(batch).float(), labels)
+            images += len(labels)
+            world.activity.progress()
+    return result(metric, pooled(metric, images, world), test.name)
+
+
+def line(data: str, test: ExtraTest, found: Evaluation) -> str:
+    """Return the line that is printed of a test set."""
+    left_out = f", {test.size - found.images:,} passed over" if test.size > found.images else ""
+    return (
+        f"accuracy {found.accuracy:.2f} %  loss {found.loss:.4f}  on {counted(found.images, 'image')}{left_out}: "
+        f"{data}, {test.name}"
+    )
+
+
+def write(
+    path: Path, folder: Path, settings: EvaluateSettings, results: Sequence[object], broken: dict[str, str]
+) -> None:
+    """Write the results as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    root = settings.data.root
+    described = {
+        "run": str(folder),
+        "data": settings.data.name,
+        "root": None if root is None else str(root),
+        "precision": settings.precision,
+        "tests": results,
+        "broken_files": broken,
+    }
+    try:
+        path.write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write the results: {error.strerror}", where=str(path), mend="Give a file that can be written."
+        ) from None
