@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from argparse import ArgumentParser, HelpFormatter
@@ -129,15 +130,27 @@ def read_value(said: str, name: str, value: Any, settings: Mapping[str, Setting]
         raise UserError(f"{said} has no value", mend=after)
     if setting is not None and is_mapping(setting):
         raise UserError(f"{said} is a group of settings", mend=f"Give those you mean: {said}.NAME VALUE.")
-    if setting is None:  # a recipe's name, or a name of a mapping
-        return yaml.safe_load(value) if in_mapping(name, settings) and isinstance(value, str) else value
     try:
+        if setting is None:  # a recipe's name, or a name of a mapping
+            return plain_value(value) if in_mapping(name, settings) else value
         taken = setting.read(value)
     except (ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError):
-        raise UserError(f"{said} is {value!r}", where=where, mend=f"Give {setting.type_wanted}.") from None
+        wanted = setting.type_wanted if setting else "a number, true, false, a text, or a list of these"
+        raise UserError(f"{said} is {value!r}", where=where, mend=f"Give {wanted}.") from None
     if taken is not None and not setting.allows(taken):
         raise UserError(f"{said} is {shown(taken)}", where=where, mend=f"Give {setting.wanted}.")
     return taken
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value of a mapping: YAML's numbers, texts, and lists and mappings of these.
+
+    Raises:
+        ValueError, yaml.YAMLError: it is none.
+    """
+    found = yaml.safe_load(value) if isinstance(value, str) else value
+    json.dumps(found)  # a TypeError for dates and sets, which no constructor takes and no model.json holds
+    return found
 
 
 def read_file(path: Path, group: type[Group], *, mend: str = FILE_MEND) -> Layer:

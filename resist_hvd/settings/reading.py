@@ -122,17 +122,15 @@ def merged(*layers: Layer) -> Layer:
     for layer in layers:
         if "model.name" in layer or "model.parts" in layer:
             forgotten = {"model.name", "model.parts", "model.sections"}
-            families = [family_of(each.get("model.name"), each.get("model.parts")) for each in (values, layer)]
-            if families[0] != families[1]:
+            before, now = ((each.get("model.name"), each.get("model.parts")) for each in (values, layer))
+            if family_of(*before) != family_of(*now):
                 forgotten |= {f"model.{name}" for name in OF_PREACT}
-            values = {
-                name: value
-                for name, value in values.items()
-                if name not in forgotten and not name.startswith("model.options.")
-            }
-        before = values.get("optim.name", "sgd")
-        optimizer = layer.get("optim.name", before)
-        if optimizer != before:
+            if before != now:
+                forgotten |= {name for name in values if name.startswith("model.options.")}
+            values = {name: value for name, value in values.items() if name not in forgotten}
+        was = values.get("optim.name", "sgd")
+        optimizer = layer.get("optim.name", was)
+        if optimizer != was:
             values = {name: value for name, value in values.items() if name not in OF_AN_OPTIMIZER}
             values |= USUAL[str(optimizer)]
         for one, other in (("optim.warmup", "optim.warmup_epochs"), ("optim.warmup_epochs", "optim.warmup")):

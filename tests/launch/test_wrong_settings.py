@@ -12,52 +12,46 @@ from resist_hvd.settings.run import Settings
 
 from . import runs
 
-SEE_HELP = "See --help for every setting."
-
 WRONG_FLAGS = {
-    "--frobnicate 3": f"There is no flag --frobnicate. {SEE_HELP}",
-    "--local_iteration 3": "There is no flag --local_iteration. Perhaps you mean --local_iterations; see --help.",
-    "--lr 0.1": "There is no flag --lr. Perhaps you mean --optim.lr; see --help.",
-    "fast": f"'fast' belongs to no flag. {SEE_HELP}",
-    "--method sgd": "--method is 'sgd'. Give one of resist, local-sgd, data-parallel, ensemble.",
-    "--optim.schedule=linear": "--optim.schedule is 'linear'. Give one of step, cosine, constant.",
-    "--local_iterations many": "--local_iterations is 'many'. Give a whole number.",
-    "--local_iterations 2.5": "--local_iterations is '2.5'. Give a whole number.",
-    "--local_iterations 0": "--local_iterations is 0. Give 1 or more.",
-    "--max_rounds none": "--max_rounds is 'none'. Give a whole number.",
-    "--optim.lr fast": "--optim.lr is 'fast'. Give a number.",
-    "--optim.lr -1": "--optim.lr is -1.0. Give a number above 0.",
-    "--optim.milestones 0.5,0.7": "--optim.milestones is '0.5,0.7'. Give numbers in brackets, like [0.5,0.75].",
-    "--data.flip maybe": "--data.flip is 'maybe'. Give true or false.",
-    "--output": "--output has no value. Give a path after it.",
-    "--resume": "--resume needs the folder of the run to go on with. Give it with --output DIR.",
-    "--recipe cifar10-tiny --data.name folder": (
-        "--data.name is folder, but there is no folder. Give it with --data.root DIR."
-    ),
+    "--frobnicate 3": ("--frobnicate", "--help"),
+    "--local_iteration 3": ("--local_iteration.", "--local_iterations;"),
+    "--lr 0.1": ("--lr.", "--optim.lr;"),
+    "fast": ("'fast'", "flag"),
+    "--method sgd": ("--method", "'sgd'", "resist, local-sgd, data-parallel, ensemble"),
+    "--optim.schedule=linear": ("--optim.schedule", "'linear'", "step, cosine, constant"),
+    "--local_iterations many": ("--local_iterations", "'many'", "whole number"),
+    "--local_iterations 2.5": ("--local_iterations", "'2.5'", "whole number"),
+    "--local_iterations 0": ("--local_iterations", "0", "1 or more"),
+    "--max_rounds none": ("--max_rounds", "'none'", "whole number"),
+    "--optim.lr fast": ("--optim.lr", "'fast'", "number"),
+    "--optim.lr -1": ("--optim.lr", "-1.0", "above 0"),
+    "--optim.milestones 0.5,0.7": ("--optim.milestones", "'0.5,0.7'", "[0.5,0.75]"),
+    "--data.flip maybe": ("--data.flip", "'maybe'", "true or false"),
+    "--output": ("--output", "no value", "a path"),
+    "--data": ("--data ", "--data.name", "--data.root", "--data.dali.width_hint"),
+    "--resume": ("--resume", "folder", "--output DIR"),
+    "--recipe cifar10-tiny --data.name folder": ("--data.name", "folder", "--data.root DIR"),
     "--data.name imagenet --data.root here": (
-        "--data.name is imagenet, but nothing says which network to train on it, or how. Give --recipe "
-        "imagenet-resnet101 or imagenet-resnet50, settings of your own by --config FILE, or a network by --model.name, "
-        "--model.sections or --model.parts."
+        "--data.name",
+        "imagenet",
+        *("imagenet-resnet101", "imagenet-resnet50", "--config", "--model.name", "--model.sections", "--model.parts"),
     ),
-    "--model.sections [1,x,6,1]": (
-        "--model.sections is '[1,x,6,1]'. Give numbers of blocks with commas between them, like 1,1,12,1."
-    ),
+    "--model.sections [1,x,6,1]": ("--model.sections", "'[1,x,6,1]'", "1,1,12,1"),
 }
+"""For each what is to be in the message: the flag, its value, and what to give."""
 
 WRONG_FILES = {
-    "method: [resist": (
-        "This is not YAML: expected ',' or ']', but got '<stream end>'",
-        ", line 1",
-        "Give a YAML file",
-    ),
-    "- resist\n": ("The file holds no settings", "", "Give a YAML file of settings, like the config.yaml of a run."),
-    "": ("The file holds no settings", "", "Give a YAML file of settings, like the config.yaml of a run."),
-    "methods: resist\n": ("There is no setting methods", "", "Perhaps you mean method; see --help."),
-    "optim:\n  learning_rate: 1\n": ("There is no setting optim.learning_rate", "", SEE_HELP),
-    "optim: sgd\n": ("optim is 'sgd', but it is a group of settings", "", "Give them below optim, one a line."),
-    "method: sgd\n": ("method is 'sgd'", "", "Give one of resist, local-sgd, data-parallel, ensemble."),
-    "recipe: digits\n": ("A file of settings has no recipe", "", "Give it as a flag: --recipe NAME."),
+    "method: [resist": (", line 1]", "YAML", "',' or ']'"),
+    "- resist\n": ("]", "no settings", "config.yaml"),
+    "": ("]", "no settings", "config.yaml"),
+    "methods: resist\n": ("]", "methods", "method;"),
+    "optim:\n  learning_rate: 1\n": ("]", "optim.learning_rate", "--help"),
+    "optim: sgd\n": ("]", "optim", "'sgd'", "group", "below"),
+    "method: sgd\n": ("]", "method", "'sgd'", "resist, local-sgd, data-parallel, ensemble"),
+    "seed: -3\n": ("]", "seed", "-3", "0 or more"),
+    "recipe: digits\n": ("]", "recipe", "--recipe NAME"),
 }
+"""For each what follows the file's name, and what else is to be in the message."""
 
 
 def refusal(*arguments: str) -> str:
@@ -68,15 +62,17 @@ def refusal(*arguments: str) -> str:
 
 @pytest.mark.parametrize("flags", WRONG_FLAGS)
 def test_wrong_flag_is_told_with_what_it_may_be(flags: str) -> None:
-    assert refusal(*flags.split()) == WRONG_FLAGS[flags]
+    message = refusal(*flags.split())
+    assert all(fact in message for fact in WRONG_FLAGS[flags]), message
 
 
 @pytest.mark.parametrize("text", WRONG_FILES)
 def test_wrong_file_of_settings_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(text)
-    seen, line, mend = WRONG_FILES[text]
-    assert refusal("--config", str(path)).startswith(f"{seen} [{path}{line}]. {mend}")
+    after, *facts = WRONG_FILES[text]
+    message = refusal("--config", str(path))
+    assert all(fact in message for fact in (f"[{path}{after}", *facts)), message
 
 
 @pytest.mark.parametrize(
@@ -159,7 +155,7 @@ def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str
 
 def test_wrong_flag_ends_all_ranks_with_one_message() -> None:
     ended = runs.run("--frobnicate", "3")
-    assert ended.mistake == WRONG_FLAGS["--frobnicate 3"]
+    assert "--frobnicate" in ended.mistake
     assert ended.status == 2
 
 
@@ -167,7 +163,7 @@ def test_wrong_file_ends_the_program_with_one_message(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("optim: {lr: fast}\n")
     ended = runs.run("--config", path, launcher="none")
-    assert ended.mistake == f"optim.lr is 'fast' [{path}]. Give a number."
+    assert all(fact in ended.mistake for fact in ("optim.lr", "'fast'", f"[{path}]", "number"))
     assert ended.status == 2
 
 

@@ -169,17 +169,19 @@ def test_wrong_runs_are_told(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "--workers two": "--workers is 'two'. Give numbers from 1 to 4096, like 2,4,8.",
-    "--workers 0": "--workers is '0'. Give numbers from 1 to 4096, like 2,4,8.",
-    "--bandwidth fast": "--bandwidth is 'fast'. Give a number and a unit, like 10gbit.",
-    "--bandwidth 0gbit": "--bandwidth is '0gbit'. Give a number and a unit, like 10gbit.",
-    "--latency 3": "--latency is '3'. Give a number and a unit, like 50us.",
-    "--compute_rate 6tbit": "--compute_rate is '6tbit'. Give a number and a unit, like 6tflop.",
-    "--efficiency 1.5": "--efficiency is 1.5. Give a share above 0, at most 1.",
-    "--epochs 0": "--epochs is 0.0. Give a number above 0.",
-    "--image_size 0": "--image_size is 0. Give 1 or more.",
-    "--plot plan.gif": "--plot is 'plan.gif'. Give a file that ends in .png, .svg or .pdf.",
-    "--dataset mnist": "--dataset is 'mnist'. Give one of digits, cifar10, cifar100, svhn, folder, imagenet.",
+    "--workers two": ("--workers", "'two'", "1 to 4096"),
+    "--workers 0": ("--workers", "'0'", "1 to 4096"),
+    "--bandwidth fast": ("--bandwidth", "'fast'", "10gbit"),
+    "--bandwidth 0gbit": ("--bandwidth", "'0gbit'", "10gbit"),
+    "--latency 3": ("--latency", "'3'", "50us"),
+    "--compute_rate 6tbit": ("--compute_rate", "'6tbit'", "6tflop"),
+    "--efficiency 1.5": ("--efficiency", "1.5", "at most 1"),
+    "--epochs 0": ("--epochs", "0.0", "above 0"),
+    "--image_size 0": ("--image_size", "0", "1 or more"),
+    "--plot plan.gif": ("--plot", "'plan.gif'", ".png, .svg or .pdf"),
+    "--dataset mnist": ("--dataset", "'mnist'", "digits, cifar10, cifar100, svhn, folder, imagenet"),
+    "--recipe x --run y": ("--recipe", "--run", "one"),
+    "--recipe x": ("recipe", "'x'", "cifar10-resnet101"),
 }
 
 
@@ -187,7 +189,7 @@ WRONG = {
 def test_wrong_settings_are_told(wrong: str) -> None:
     with pytest.raises(UserError) as caught:
         settings(*wrong.split())
-    assert str(caught.value) == WRONG[wrong]
+    assert all(fact in str(caught.value) for fact in WRONG[wrong]), caught.value
 
 
 @pytest.mark.parametrize("recipe", ["cifar10-resnet101", "imagenet-resnet50", "digits"])

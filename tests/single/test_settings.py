@@ -368,6 +368,8 @@ def test_a_network_of_ones_own_replaces_the_recipes() -> None:
         ("--optim.warmup_epochs=50", ("--optim.warmup_epochs", "50", "--epochs", "40")),
         ("--model.options=3", ("--model.options", "--model.options.NAME")),
         ("--model.options.depth", ("--model.options.depth", "no value")),
+        ("--model.options.depth=[", ("--model.options.depth", "'['", "number")),
+        ("--model.options.depth=2024-01-01", ("--model.options.depth", "2024-01-01", "number")),
     ],
 )
 def test_what_does_nothing_for_a_network_or_an_optimizer_is_refused(flags: str, facts: tuple[str, ...]) -> None:
@@ -383,6 +385,7 @@ def test_options_are_merged_by_name_and_forgotten_with_their_network(tmp_path: P
     model = parse(["--config", str(path), *options]).model
     assert model.options == {"patch_size": 8, "drop_path_rate": 0.1, "sizes": [3, 4], "class_token": False}
     assert parse(["--config", str(path), "--model.name=timm/other"]).model.options == {}
+    assert parse(["--config", str(path), "--model.name=timm/vit", *options]).model == model
     path.write_text("model: {name: timm/vit, options: 3}\n")
     with pytest.raises(UserError, match=r"options is 3.*settings\.yaml"):
         parse(["--config", str(path)])
