@@ -6,7 +6,6 @@ another one, a batch is waited for by the GPU alone, and only by what is done wi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,61 +21,46 @@ IN_USE = 4
 process, and a bound for what they take where the process hurries on, as with CUDA graphs."""
 
 
-class MakingStream(ABC):
-    """The stream on which batches are made, and how they are handed over to where they are used."""
+class SideStream:
+    """A GPU's stream in which batches are made beside the one that computes, and their handing over to the latter.
 
-    @abstractmethod
-    def making(self) -> AbstractContextManager[object]:
-        """Have this thread work on the stream's device and in the stream; memory is allocated for it."""
-
-    @abstractmethod
-    def made(self, item: T) -> Callable[[], T]:
-        """Note that an item, a tensor or a tuple of them, is ready once the stream has done all that it was given.
-
-        Returns:
-            A function to be called where the item is used. It returns the item at once: the current stream of its
-            caller waits, and what follows there finds the item ready.
-        """
-
-
-class SameStream(MakingStream):
-    """No stream of its own: there is nothing to wait for, as on a CPU."""
-
-    def making(self) -> AbstractContextManager[object]:
-        """Change nothing."""
-        return nullcontext()
-
-    def made(self, item: T) -> Callable[[], T]:
-        """Return a function that returns the item."""
-        return lambda: item
-
-
-class SideStream(MakingStream):
-    """A GPU's stream beside the one that computes.
+    On a CPU there is none, and nothing to wait for.
 
     Args:
-        device: the GPU.
+        device: where batches are made.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._uses: deque[torch.cuda.Event] = deque()
 
     def making(self) -> AbstractContextManager[object]:
-        """Have this thread work on the stream's device and in the stream."""
+        """Have this thread work on the stream's device and in the stream; memory is allocated for it."""
+        if self._stream is None:
+            return nullcontext()
         # A thread begins with the first GPU. Were it to go back there afterwards, every worker would take memory of it.
         torch.cuda.set_device(self._stream.device)
         return torch.cuda.stream(self._stream)
 
     def made(self, item: T) -> Callable[[], T]:
-        """Record an event for the user's stream to wait for; wait until few enough items are in use."""
+        """Note that an item, a tensor or a tuple of them, is ready once the stream has done all that it was given.
+
+        Waits until few enough items are in use.
+
+        Returns:
+            A function to be called where the item is used. It returns the item at once: the current stream of its
+            caller waits, and what follows there finds the item ready.
+        """
+        stream = self._stream
+        if stream is None:
+            return lambda: item
         while len(self._uses) > IN_USE:
             self._uses.popleft().synchronize()
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        ready.record(self._stream)
+        ready.record(stream)
 
         def take() -> T:
-            user = torch.cuda.current_stream(self._stream.device)
+            user = torch.cuda.current_stream(stream.device)
             # What is in the user's stream so far is the use of the items before this one.
             use = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             use.record(user)
@@ -90,12 +74,7 @@ class SideStream(MakingStream):
         return take
 
 
-def making_stream(device: torch.device) -> MakingStream:
-    """Return a new stream to make batches for a device in."""
-    return SideStream(device) if device.type == "cuda" else SameStream()
-
-
-def made_beside(items: Iterator[T], stream: MakingStream) -> Iterator[T]:
+def made_beside(items: Iterator[T], stream: SideStream) -> Iterator[T]:
     """Yield the items of an iterator, each made in a stream when it is asked for."""
     while True:
         with stream.making():

@@ -20,7 +20,7 @@ import torch
 from resist_hvd.data import Batch, DataSource, Shard, load
 from resist_hvd.data.files import imagenet
 from resist_hvd.data.files.loader import preprocess_of
-from resist_hvd.data.side_stream import making_stream
+from resist_hvd.data.side_stream import SideStream
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 
@@ -101,8 +101,8 @@ def test_what_a_source_says_of_itself(sound: Path, loader: str, opened: Open) ->
 
 def test_all_evaluations_are_made_in_one_stream(sound: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU memory belongs to the stream that it was used in: each evaluation's own would be lost to the next."""
-    made = mock.Mock(side_effect=making_stream)
-    monkeypatch.setattr(imagenet, "making_stream", made)
+    made = mock.Mock(side_effect=SideStream)
+    monkeypatch.setattr(imagenet, "SideStream", made)
     source = opened(sound, "torchvision")
     drawn(source, 1)
     for _ in range(2):

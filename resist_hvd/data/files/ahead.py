@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from resist_hvd.data.side_stream import MakingStream, SameStream
+import torch
+
+from resist_hvd.data.side_stream import SideStream
 
 T = TypeVar("T")
 
@@ -21,9 +23,9 @@ class Ahead(Iterator[T], Generic[T]):
         stream: where they are made; by default in no stream of its own.
     """
 
-    def __init__(self, items: Iterator[T], stream: MakingStream | None = None) -> None:
+    def __init__(self, items: Iterator[T], stream: SideStream | None = None) -> None:
         self._items = items
-        self._stream = stream or SameStream()
+        self._stream = stream or SideStream(torch.device("cpu"))
         self._made: SimpleQueue[Callable[[], T] | _End] = SimpleQueue()
         self._wanted = threading.Semaphore(1)
         self._stopped = False

@@ -17,7 +17,7 @@ from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.files.loader import ImageLoader, TrainingPlan, preprocess_of
 from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
-from resist_hvd.data.side_stream import made_beside, making_stream
+from resist_hvd.data.side_stream import SideStream, made_beside
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch
 from resist_hvd.data.tree import ImageTree, Share, find_images
 from resist_hvd.errors import UserError
@@ -115,7 +115,7 @@ class StreamedSource(DataSource):
         self._training: Generator[Batch] | None = None
         self._next_sample = 0
         # One for all training, and one for all evaluations: memory that was used in one stream serves no other.
-        self._ahead, self._beside = making_stream(device), making_stream(device)
+        self._ahead, self._beside = SideStream(device), SideStream(device)
 
     def train(self, samples: int = 0) -> Iterator[Batch]:
         """This worker's training batches, made in advance, from where all workers have drawn so many samples."""
