@@ -216,7 +216,7 @@ class Rounds:
             self._training, seed=net.seed, length=lambda: local_iterations, longest=local_iterations
         )
         self.steps = 0
-        net.world.can_stop = True
+        net.world.stop.heeded = True
         with net.world.agree("opening the run's folder"):
             if self._folder is not None and net.world.is_first:
                 with disk_errors(self._folder):

@@ -1,4 +1,4 @@
-"""Activity of a rank, for those who watch it: its work, since when, and whether it waits for others."""
+"""A rank's work, for those who watch it and may end it: its activity, and whether it was told to stop."""
 
 from __future__ import annotations
 
@@ -85,3 +85,27 @@ class Activity:
             self._long_steps -= 1
             self.detail = before
             self.progress()
+
+
+@dataclass
+class StopRequest:
+    """Request that the run of this rank stops.
+
+    Attributes:
+        signal: the signal by which this rank was told to stop, 0 if it was not.
+        heeded: whether the run asks for it soon, and stops by itself.
+        resumable: whether a run that ends now can go on with --resume.
+    """
+
+    signal: int = 0
+    heeded: bool = False
+    resumable: bool = False
+
+    @contextmanager
+    def heeding(self) -> Iterator[None]:
+        """Have signals leave the end to a run that asks after each round whether any rank was told to stop."""
+        self.heeded = True
+        try:
+            yield
+        finally:
+            self.heeded = False

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resist_hvd.comm.activity import Activity
+from resist_hvd.comm.activity import Activity, StopRequest
 from resist_hvd.comm.devices import (
     Choice,
     averages_on_gpus,
@@ -65,9 +65,7 @@ class World:
         shares_gpus: whether any GPU is used by several ranks.
         averages_on_gpus: whether Horovod averages GPU memory by NCCL; else averages pass through host memory.
         activity: what this worker is doing, and since when.
-        can_stop: whether the run notices soon that it was told to stop, and stops by itself.
-        resumable: whether a run that ends now can go on with --resume.
-        stop_signal: the signal by which this rank was told to stop, 0 if it was not.
+        stop: the request that its run stops.
         stopwatch: where this worker's seconds go.
     """
 
@@ -82,9 +80,7 @@ class World:
     shares_gpus: bool = False
     averages_on_gpus: bool = False
     activity: Activity = field(default_factory=Activity)
-    can_stop: bool = False
-    resumable: bool = False
-    stop_signal: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
@@ -274,15 +270,6 @@ class World:
         """Wait until every rank is here."""
         with self.activity.waiting():
             self.comm.Barrier()
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """Have signals leave the end to a run that asks after each round whether any rank was told to stop."""
-        self.can_stop = True
-        try:
-            yield
-        finally:
-            self.can_stop = False
 
     @contextmanager
     def agree(self, what: str) -> Iterator[None]:

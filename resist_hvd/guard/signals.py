@@ -69,15 +69,15 @@ class SignalHandler:
         if endings.ending.status is not None:  # a launcher ends the others once one rank has ended
             endings.ending.reported.wait(timeout=1.0)
             os._exit(endings.ending.status)
-        if world.stop_signal == 0 and world.can_stop:
+        if world.stop.signal == 0 and world.stop.heeded:
             self._stop_soon(number, cause)
-        elif world.stop_signal == 0 or time.monotonic() - self._stopped_at > AT_ONCE:
+        elif world.stop.signal == 0 or time.monotonic() - self._stopped_at > AT_ONCE:
             self._end_at_once(number, cause)
 
     def _stop_soon(self, number: int, cause: str) -> None:
         """Have the run stop when its round is done: all ranks learn of it in the message that ends a round."""
         world, ending = self._world, endings.ending
-        world.stop_signal, self._stopped_at = number, time.monotonic()
+        world.stop.signal, self._stopped_at = number, time.monotonic()
         if not world.is_first:
             return
         opening = f"Told to stop by {cause} [{world.position}]"
@@ -97,9 +97,9 @@ class SignalHandler:
         ended: so a rank that is not the first does not end before the first had time to speak.
         """
         world, ending = self._world, endings.ending
-        again = world.stop_signal != 0
+        again = world.stop.signal != 0
         # A second signal asks for an end without a checkpoint. A first one, where there is nothing to save, for a stop.
-        status = 128 + number if again or not world.resumable else endings.STOPPED
+        status = 128 + number if again or not world.stop.resumable else endings.STOPPED
         if not ending.begin(status):
             return
         if again:

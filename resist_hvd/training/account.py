@@ -121,7 +121,7 @@ def message_of(run: Training, done: Round) -> Message[float]:
         bytes_trunk=done.bytes_sent.trunk,
         bytes_blocks=done.bytes_sent.blocks,
         diverged_at=bad[0] if bad else -1,
-        stop_signal=run.world.stop_signal,
+        stop_signal=run.world.stop.signal,
     )
 
 
@@ -151,7 +151,7 @@ def add_evaluation(run: Run, found: Evaluation) -> EvaluationRecord:
         UserError: on every rank, where its loss is not finite.
     """
     progress = run.progress
-    run.stop_signal = int(run.world.gather([run.world.stop_signal]).max())
+    run.stop_signal = int(run.world.gather([run.world.stop.signal]).max())
     refuse_infinite("The loss on the test set", found, run)
     progress.evaluated_round = progress.round
     progress.accuracy = found.accuracy

@@ -27,7 +27,7 @@ def train(run: Run, journal: Journal) -> None:
     """
     settings, world = run.settings, run.world
     local = LocalTraining(run)
-    with world.stoppable():
+    with world.stop.heeding():
         if evaluation_is_missing(run):
             evaluate_run(run, journal)
             if run.finished:

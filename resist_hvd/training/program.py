@@ -139,7 +139,7 @@ def open_folder(folder: Path, settings: Settings, world: World) -> Checkpoint | 
                     mend="Give --resume to go on with it, or another --output.",
                 )
     checkpoint = world.broadcast_object(checkpoint)
-    world.resumable = True
+    world.stop.resumable = True
     failure.advise(
         f"Go on from {checkpoint.folder} with --resume --output {folder}."
         if checkpoint

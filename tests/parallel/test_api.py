@@ -85,7 +85,7 @@ class Loop:
 @pytest.fixture(autouse=True)
 def _signals_end_tests(world: World) -> Iterator[None]:
     yield
-    world.can_stop = False
+    world.stop.heeded = False
 
 
 @pytest.mark.parametrize("momentum", ["restart", "keep"])

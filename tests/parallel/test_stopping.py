@@ -31,7 +31,7 @@ def run_of(settings: Settings, world: World, *, told_in_batch: int | None = None
 
     def alter(images: torch.Tensor, batch: int) -> torch.Tensor:
         if batch == told_in_batch and world.rank == rank:
-            world.stop_signal = signal.SIGUSR2
+            world.stop.signal = signal.SIGUSR2
         return images
 
     folder = make_folder(settings.output, "tiny", world)
@@ -55,8 +55,8 @@ def stopped(run: Run) -> str:
         with pytest.raises(Stopped) as caught:
             train(run)
     finally:
-        world.stop_signal = 0
-    assert not world.can_stop
+        world.stop.signal = 0
+    assert not world.stop.heeded
     sentences = world.gather_objects(str(caught.value))
     assert len(set(sentences)) == 1
     return sentences[0]
@@ -119,7 +119,7 @@ def test_told_while_it_evaluates_it_stops_when_that_is_done(
 
     def told(*arguments: Any) -> Any:
         if world.rank == world.size - 1:
-            world.stop_signal = signal.SIGTERM
+            world.stop.signal = signal.SIGTERM
         return evaluate(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", told)
