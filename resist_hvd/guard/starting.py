@@ -82,7 +82,9 @@ def _end_early(number: int, _: object) -> NoReturn:
     if launched_rank() > 0:
         time.sleep(TURN)
     status = STOPPED if number == signal.SIGUSR2 else 128 + number
-    if endings.ending.begin(status):
+    # A launcher sends TERM to all others once a rank has ended, and that one has said why.
+    speaks = number != signal.SIGTERM or launched_rank() == 0
+    if endings.ending.begin(status) and speaks:
         name = signal.Signals(number).name.removeprefix("SIG")
         endings.say(f"Stopped by {name} before anything was begun. Start it again.")
     os._exit(status)

@@ -102,6 +102,33 @@ def test_0_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("rank", "number", "speaks"),
+    [(0, signal.SIGTERM, True), (1, signal.SIGTERM, False), (1, signal.SIGINT, True), (1, signal.SIGUSR2, True)],
+    ids=str,
+)
+def test_a_rank_that_its_launcher_ends_while_it_starts_says_nothing_beside_the_one_that_failed(
+    rank: int, number: signal.Signals, speaks: bool
+) -> None:
+    program = (
+        "import time\nfrom resist_hvd.guard import starting\nstarting.TURN = 0.0\nstarting.begin()\n"
+        "print(flush=True)\ntime.sleep(50)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"OMPI_COMM_WORLD_RANK": str(rank)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (75 if number == signal.SIGUSR2 else 128 + number)
+    assert (number.name.removeprefix("SIG") in said) == speaks
+
+
 def test_libraries_are_imported_without_a_search_for_garbage_which_goes_on_afterwards() -> None:
     try:
         with starting.importing():
