@@ -98,6 +98,9 @@ def update(
     optim: OptimSettings,
 ) -> None:
     """Make a step of PyTorch's SGD, by the function behind the class, whose construction loads its compiler."""
+    if optim.name == "adamw":
+        update_by_adamw(parameters, gradients, velocities, rate=rate, optim=optim)
+        return
     names = list(parameters)
     buffers = [velocities.get(name) for name in names]
     sgd(
@@ -113,6 +116,28 @@ def update(
         maximize=False,
     )
     velocities.update({name: buffer for name, buffer in zip(names, buffers, strict=True) if buffer is not None})
+
+
+def update_by_adamw(
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    kept: dict[str, Tensor],
+    *,
+    rate: float,
+    optim: OptimSettings,
+) -> None:
+    """Make a step of AdamW as Loshchilov and Hutter (2019) write it, algorithm 2; of a parameter [3, ...] are kept."""
+    beta1, beta2 = optim.betas
+    for name, parameter in parameters.items():
+        gradient = gradients[name]
+        steps, average, square = kept.get(name, torch.zeros(3, *parameter.shape, dtype=parameter.dtype))
+        steps = steps + 1
+        average = beta1 * average + (1 - beta1) * gradient
+        square = beta2 * square + (1 - beta2) * gradient**2
+        kept[name] = torch.stack([steps, average, square])
+        corrected = average / (1 - beta1**steps)
+        step = corrected / ((square / (1 - beta2**steps)).sqrt() + optim.eps)
+        parameter -= rate * (step + optim.weight_decay * parameter)
 
 
 @dataclass

@@ -76,10 +76,12 @@ def assert_has_its_sub_network_alone(method: Method, world: World) -> None:
         pytest.param({}, id="no-shared-blocks"),
         pytest.param({"min_blocks": 7, "momentum": "keep"}, id="shared-blocks"),
         pytest.param({"warmup_epochs": 1 / 8}, id="after-a-warm-up"),
+        pytest.param({"model": tiny.VIT}, id="vit"),
+        pytest.param({"model": tiny.POST_ACTIVATION}, id="post-activation"),
     ],
 )
 def test_a_worker_holds_its_sub_network_alone(changes: dict[str, Any], world: World, folder: Path) -> None:
-    settings = tiny.settings(world, model=WIDE, **changes)
+    settings = tiny.settings(world, **{"model": WIDE, **changes})
     data = tiny.source(settings, rank=world.rank, size=world.size)
     looked_at = []
 

@@ -93,6 +93,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1)
+RANDOM_VIT = replace(tiny.VIT, options={**tiny.VIT.options, "drop_path_rate": 0.5, "proj_drop_rate": 0.2})
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
@@ -103,6 +104,8 @@ CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep", "precision": "bf16"}, id="in-bfloat16"),
     pytest.param({"momentum": "keep", "optim": ADAMW, "warmup": 2}, id="adamw-kept"),
     pytest.param({"method": "data-parallel", "optim": ADAMW}, id="adamw-data-parallel"),
+    pytest.param({"model": RANDOM_VIT, "optim": ADAMW}, id="vit-with-stochastic-depth"),
+    pytest.param({"model": tiny.POST_ACTIVATION, "momentum": "keep"}, id="post-activation"),
 ]
 
 

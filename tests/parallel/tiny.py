@@ -32,6 +32,15 @@ SEED = 11
 # Blocks that began as the identity would have no gradients but in one convolution each, and hide mistakes.
 MODEL = ModelSettings(sections="1,1,6,1", width_factor=1 / 16, zero_init_residual=False)
 
+# Of other families: LayerNorm and attention; and post-activation, whose blocks begin as the identity, or else its many
+# norms of few values would make much of what rounding leaves.
+VIT = ModelSettings(
+    name="timm/vit_tiny_patch16_224",
+    options={"patch_size": 4, "embed_dim": 48, "depth": 6, "num_heads": 2},
+    zero_init_residual=False,
+)
+POST_ACTIVATION = ModelSettings(name="torchvision/resnet50", options={"width_per_group": 16})
+
 
 def settings(world: World, *, iterations: int = 6, **changes: Any) -> Settings:
     """Settings of a run of some local iterations, in rounds of 2."""
@@ -92,9 +101,11 @@ class Altered(DataSource):
         return ((self._alter(images, -1), labels) for images, labels in self._source.calibration(shard))
 
 
-def doubled(source: DataSource) -> Altered:
-    """The same images in double precision."""
-    return Altered(source, lambda images, _: images.double())
+def doubled(source: DataSource, *, enlarge: int = 1) -> Altered:
+    """The same images in double precision, each pixel a square of so many."""
+    return Altered(
+        source, lambda images, _: images.double().repeat_interleave(enlarge, 2).repeat_interleave(enlarge, 3)
+    )
 
 
 def make_run(

@@ -98,7 +98,8 @@ def test_a_flush_that_fails_is_told(number: int, tmp_path: Path, monkeypatch: py
 def test_a_file_of_tensors_is_what_the_library_reads(tmp_path: Path) -> None:
     tensors = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(()), "none": torch.empty(0)}
     for dtype in (torch.float32, torch.float64):
-        stream = SafetensorsStream(tmp_path / "file", {name: tensor.shape for name, tensor in tensors.items()}, dtype)
+        shapes, dtypes = {name: tensor.shape for name, tensor in tensors.items()}, dict.fromkeys(tensors, dtype)
+        stream = SafetensorsStream(tmp_path / "file", shapes, dtypes)
         for name, tensor in tensors.items():
             stream.write(name, tensor.to(dtype))
         stream.close()
