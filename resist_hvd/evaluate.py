@@ -58,14 +58,17 @@ def parse(arguments: Sequence[str]) -> tuple[Path, EvaluateSettings]:
         raise UserError(
             f"{len(places)} folders are given", mend="Give the folder of one run, its --output, before any flag."
         )
+    folder = Path(places[0])
+    if not folder.is_dir():
+        raise UserError("There is no such folder", where=str(folder), mend="Give the folder of a finished run.")
     values = {**of_run(given), **given}
     if "data.name" not in values:
         raise UserError(
             "Nothing says which images to evaluate on: the folder has no config.yaml",
-            where=str(places[0]),
+            where=str(folder),
             mend="Give --data.name, and --data.root.",
         )
-    return Path(places[0]), flags.make(EvaluateSettings, values)
+    return folder, flags.make(EvaluateSettings, values)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from resist_hvd import console
 from resist_hvd.comm.world import World
 from resist_hvd.data import test_sets
-from resist_hvd.data.source import ExtraTest, Shard
+from resist_hvd.data.source import Batch, ExtraTest, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure, starting
 from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
@@ -40,7 +40,7 @@ def run(folder: Path, settings: EvaluateSettings) -> None:
         compute_deterministically(compiled=False)
     compute_fast(world.device)
     with watchdog:
-        with world.agree("loading the model and the data"):
+        with world.agree("loading the model and the data"), world.activity.long_limit_for("reading the model"):
             trained = load(folder)
             sets = test_sets.load(
                 settings.data.on_cores(world.cores),
@@ -71,11 +71,19 @@ def evaluate(trained: Trained, test: ExtraTest, settings: EvaluateSettings, worl
     model = trained.model.to(world.device).to(memory_format=torch.channels_last)
     metric, images = Classification().metric(), 0
     with torch.no_grad(), autocast(settings.precision, world.device):
-        for batch, labels in test.batches(Shard(rank=world.rank, size=world.size)):
+        batches = test.batches(Shard(rank=world.rank, size=world.size))
+        while (read := next_of(batches, world)) is not None:
+            batch, labels = read
             metric.update(model(batch).float(), labels)
             images += len(labels)
             world.activity.progress()
     return result(metric, pooled(metric, images, world), test.name)
+
+
+def next_of(batches: Iterator[Batch], world: World) -> Batch | None:
+    """Return the next batch, for which a worker may wait long where a file server is slow; None after the last."""
+    with world.activity.long_limit_for("reading test images"):
+        return next(batches, None)
 
 
 def line(data: str, test: ExtraTest, found: Evaluation) -> str:

@@ -217,10 +217,11 @@ def headline(run: Run) -> str:
 
 def farewell(summary: Summary, folder: Path) -> str:
     """Return what has been reached, in a line."""
+    members = folder / "members"  # an ensemble's
     return (
         f"accuracy {summary.accuracy:.2f} % after {counted(summary.rounds, 'round')}: "
         f"{summary.seconds:.1f} s of training, {summary.bytes_sent / 1e6:,.1f} MB sent; "
-        f"model in {folder / 'model.safetensors'}"
+        f"model in {members if members.is_dir() else folder / 'model.safetensors'}"
     )
 
 
