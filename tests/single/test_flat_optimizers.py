@@ -1,7 +1,7 @@
 """Optimizers on flat buffers make the steps of PyTorch's own on a network's many tensors."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -212,29 +212,28 @@ def test_a_small_gradient_is_not_clipped(scale: float) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"lr": 0.0}, "--optim.lr is 0.0; give a rate above 0"),
-    ({"momentum": 1.0}, "--optim.momentum is 1.0; give a number from 0 up to, but not, 1"),
-    ({"momentum": -0.1}, "--optim.momentum is -0.1"),
-    ({"weight_decay": -1e-4}, "--optim.weight_decay is -0.0001; give 0 or more"),
-    ({"warmup": 1.0}, "--optim.warmup is 1.0; give a fraction from 0 up to, but not, 1"),
-    ({"label_smoothing": 1.0}, "--optim.label_smoothing is 1.0"),
-    ({"clip_norm": 0.0}, "--optim.clip_norm is 0.0; give a norm above 0, or leave it out"),
-    ({"divide_by": 0.0}, "--optim.divide_by is 0.0; give a number above 0"),
-    ({"milestones": (0.75, 0.5)}, r"--optim.milestones is (0.75, 0.5); give ascending fractions"),
-    ({"milestones": (0.5, 1.0)}, "--optim.milestones is"),
-    ({"nesterov": True, "momentum": 0.0}, "--optim.nesterov is true, but --optim.momentum is 0"),
+    ({"lr": 0.0}, "--optim.lr is 0.0"),
     ({"lr": float("nan")}, "--optim.lr is nan"),
-    ({"weight_decay": float("nan")}, "--optim.weight_decay is nan"),
     ({"lr": float("inf")}, "--optim.lr is inf"),
-    ({"name": "adamw", "betas": (0.9, 1.0)}, "--optim.betas is (0.9, 1.0)"),
+    ({"momentum": 1.0}, "--optim.momentum is 1.0"),
+    ({"momentum": -0.1}, "--optim.momentum is -0.1"),
+    ({"nesterov": True, "momentum": 0.0}, "--optim.nesterov is true, but --optim.momentum is 0"),
+    ({"weight_decay": -1e-4}, "--optim.weight_decay is -0.0001"),
+    ({"weight_decay": float("nan")}, "--optim.weight_decay is nan"),
+    ({"warmup": 1.0}, "--optim.warmup is 1.0"),
+    ({"label_smoothing": 1.0}, "--optim.label_smoothing is 1.0"),
+    ({"clip_norm": 0.0}, "--optim.clip_norm is 0.0"),
+    ({"divide_by": 0.0}, "--optim.divide_by is 0.0"),
+    ({"milestones": (0.75, 0.5)}, "--optim.milestones is [0.75, 0.5]"),
+    ({"milestones": (0.5, 1.0)}, "--optim.milestones is [0.5, 1.0]"),
+    ({"name": "adamw", "betas": (0.9, 1.0)}, "--optim.betas is [0.9, 1.0]"),
     ({"name": "adamw", "eps": 0.0}, "--optim.eps is 0.0"),
-    ({"name": "adamw", "nesterov": True}, "--optim.nesterov is True, which does nothing for adamw"),
-    ({"betas": (0.8, 0.9)}, "--optim.betas is (0.8, 0.9), which does nothing for sgd"),
+    ({"name": "adamw", "nesterov": True}, "--optim.nesterov"),
+    ({"betas": (0.8, 0.9)}, "--optim.betas"),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), WRONG)
-def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:
-    make: Callable[..., OptimSettings] = OptimSettings
-    with pytest.raises(ValueError, match="^" + re.escape(message)):
-        make(**changes)
+@pytest.mark.parametrize(("changes", "facts"), WRONG)
+def test_wrong_settings_are_refused(changes: dict[str, Any], facts: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(facts) + r"(?![.\d])"):
+        OptimSettings(**changes)

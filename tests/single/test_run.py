@@ -15,8 +15,14 @@ def run(epochs: float, *, images: int = 1000, workers: int = 2, samples: int = 0
     """A run in batches of 50 a worker, in rounds of 11."""
     settings = Settings(epochs=epochs, local_iterations=11, data=DataSettings(batch_size=50), **changes)
     source, world = SimpleNamespace(spec=SimpleNamespace(train_size=images)), SimpleNamespace(size=workers)
-    progress = Progress(samples=samples)
-    return Run(settings, cast(Any, world), cast(Any, source), cast(Any, None), Path(), progress)
+    return Run(
+        settings=settings,
+        world=cast(Any, world),
+        source=cast(Any, source),
+        method=cast(Any, None),
+        folder=Path(),
+        progress=Progress(samples=samples),
+    )
 
 
 def test_epochs_that_are_no_binary_fractions_take_no_iteration_more() -> None:
