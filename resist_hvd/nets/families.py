@@ -45,7 +45,8 @@ def chosen(settings: ModelSettings, *, channels: int, image_size: int, classes: 
             name = settings.name.partition("/")[2]
             said = {"family": family, "name": name, **sizes, "options": settings.options}
             said["partition"] = settings.partition
-    network = make(said, zero_residual=settings.zero_init_residual)
+    asked = settings.zero_init_residual
+    network = make(said, zero_residual=settings.family == "preact" if asked is None else asked)
     return network if settings.weights is None else begun_with(network, settings.weights)
 
 

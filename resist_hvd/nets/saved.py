@@ -69,10 +69,15 @@ def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load(folder: Path) -> nn.Module:
+def load(folder: Path, *, parts: str | None = None) -> nn.Module:
     """Return the exported global model in a run's folder, in evaluation mode.
 
     It is the library's own network where that is torchvision's or timm's, and `Whole` elsewhere.
+
+    Args:
+        folder: a run's.
+        parts: the function that makes the network's parts, where it is of a user's own (`--model.parts`). A file alone
+            has no code run: whoever reads it says that this function may be.
 
     Raises:
         UserError: `model.json` or `model.safetensors` is missing or damaged, or they do not fit together; or the
@@ -90,6 +95,16 @@ def load(folder: Path) -> nn.Module:
             )
     with understood(folder):
         description = read_description(folder / "model.json")
+        if (own := description["network"].get("parts")) != parts:
+            raise UserError(
+                f"The network is made by the function {own}, and {parts} is given"
+                if own and parts
+                else f"The network is made by the function {own}, which a file alone does not run"
+                if own
+                else f"The network is made by no function, and {parts} is given",
+                where=str(folder),
+                mend=f"If you trust it, give --parts {own} (load(folder, parts={own!r}))." if own else "Leave it out.",
+            )
         tensors = read_tensors(folder / "model.safetensors")
         network = _network_of(description["network"], len(tensors))
         _check_tensors(tensors, network)

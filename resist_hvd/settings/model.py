@@ -76,9 +76,10 @@ class ModelSettings(Group):
     final_norm: bool = True
     """Normalise before the head, as He et al. (2016b) do; the authors' released CIFAR network does not."""
 
-    zero_init_residual: bool = True
-    """Begin with every block as the identity, its last convolution zero (Goyal et al. 2017, section 5.1): sub-networks
-    of different blocks then agree from the start. Without, all convolutions begin as in He et al. (2015)."""
+    zero_init_residual: bool | None = None
+    """Begin with every dealt block as the identity, the layers that end its branches zero (Goyal et al. 2017, section
+    5.1): sub-networks of different blocks then agree from the start. Default: true for pre-activation networks, and for
+    others what their library does."""
 
     partition: Scope = "section3"
     """Blocks to deal out: those of section3 but its strided one, or all that are not strided (the paper's ablation)."""

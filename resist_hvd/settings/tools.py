@@ -63,6 +63,10 @@ class EvaluateSettings(Settings):
         "data.broken_files",
     )
 
+    parts: str | None = None
+    """Function that makes the network, where the run's is one of your own (--model.parts): a model's file alone has no
+    code run."""
+
     json: Path | None = None
     """Write the results into this file as JSON."""
 
@@ -74,6 +78,10 @@ class PredictSettings(Group):
     Give the run's folder, then images, then flags. Images are of any format that Pillow reads; of a folder all that are
     below it are taken. Where an image cannot be read the status is 1, once all others are done.
     """
+
+    parts: str | None = None
+    """Function that makes the network, where the run's is one of your own (--model.parts): a model's file alone has no
+    code run."""
 
     top: Count = 5
     """Number of the most probable classes to name."""

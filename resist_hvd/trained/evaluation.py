@@ -41,7 +41,7 @@ def run(folder: Path, settings: EvaluateSettings) -> None:
     compute_fast(world.device)
     with watchdog:
         with world.agree("loading the model and the data"), world.activity.long_limit_for("reading the model"):
-            trained = load(folder)
+            trained = load(folder, parts=settings.parts)
             sets = test_sets.load(
                 settings.data.on_cores(world.cores),
                 classes=trained.classes,

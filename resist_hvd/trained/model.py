@@ -50,18 +50,19 @@ class Ensemble(nn.Module):
         return self._task.elected(votes.mean(dim=0))
 
 
-def load(folder: str | Path) -> Trained:
+def load(folder: str | Path, *, parts: str | None = None) -> Trained:
     """Return the model that a finished run has exported into its folder; of an ensemble, all members as one.
 
     Args:
         folder: a run's, or any other that has its `model.json` and `model.safetensors`, or its `members`.
+        parts: the function that a network of one's own is made by, as `--model.parts` had it; else nothing.
 
     Raises:
         UserError: a file is missing or damaged, or the network's own library is missing.
     """
     folder = Path(folder)
     members = _members(folder)
-    models = [saved.load(member) for member in members]
+    models = [saved.load(member, parts=parts) for member in members]
     with saved.understood(members[0]):
         said = saved.read_description(members[0] / "model.json")
         if not {"classes", "data", "image_size"} <= said.keys():

@@ -31,7 +31,7 @@ def run(folder: Path, places: Sequence[Path], settings: PredictSettings) -> None
         UserError: the model cannot be read, or a folder has no image.
     """
     images = [path for place in places for path in files_at(place)]
-    trained = load(folder)
+    trained = load(folder, parts=settings.parts)
     device = device_of(settings)
     trained.model.to(device)
     complete = True

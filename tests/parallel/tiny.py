@@ -39,7 +39,7 @@ VIT = ModelSettings(
     options={"patch_size": 4, "embed_dim": 48, "depth": 6, "num_heads": 2},
     zero_init_residual=False,
 )
-POST_ACTIVATION = ModelSettings(name="torchvision/resnet50", options={"width_per_group": 16})
+POST_ACTIVATION = ModelSettings(name="torchvision/resnet50", options={"width_per_group": 16}, zero_init_residual=True)
 
 
 def settings(world: World, *, iterations: int = 6, **changes: Any) -> Settings:

@@ -169,3 +169,25 @@ def test_a_stream_and_the_library_write_the_same_export(tmp_path: Path) -> None:
     library, streamed = (nets.load(folder).tensors() for folder in (tmp_path, tmp_path / "streamed"))
     assert library.keys() == streamed.keys()
     assert all(torch.equal(library[name], streamed[name]) for name in library)
+
+
+def test_a_file_alone_has_no_code_run(tmp_path: Path) -> None:
+    own, mark = tmp_path / "own.py", tmp_path / "it-ran"
+    own.write_text(
+        f"open({str(mark)!r}, 'w').close()\n"
+        "from torch import nn\nfrom resist_hvd.nets import Part\n\n\n"
+        "def parts(channels, image_size, classes):\n"
+        "    return [Part('flat', nn.Flatten), Part('head', lambda: nn.Linear(channels * image_size**2, classes))]\n"
+    )
+    said = {"family": "parts", "parts": f"{own}:parts", "channels": 1, "image_size": 2, "classes": 3, "options": {}}
+    (tmp_path / "model.json").write_text(json.dumps({"network": said}))
+    save_file({"head.weight": torch.ones(3, 4), "head.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
+    for parts in (None, f"{own}:others"):
+        with pytest.raises(UserError, match=f"--parts {own}:parts"):
+            nets.load(tmp_path, parts=parts)
+        assert not mark.exists()
+    model = nets.load(tmp_path, parts=f"{own}:parts")
+    assert torch.equal(model(torch.ones(1, 1, 2, 2)), torch.full((1, 3), 4.0))
+    export_to(tmp_path)
+    with pytest.raises(UserError, match="made by no function"):
+        nets.load(tmp_path, parts=f"{own}:parts")
