@@ -15,17 +15,16 @@ from resist_hvd.training.capturing import capture_stream, capturing
 
 
 class BareLoop:
-    """Images in channels_last order, PyTorch's fused optimizer, gradients that are dropped and made anew in each step.
+    """A loop with PyTorch's fused optimizer, whose gradients are dropped and made anew in each step.
 
     Args:
-        network: trained, and converted to channels_last.
+        network: in channels_last order; trained.
         source: where batches come from.
         settings: precision, compilation and optimizer, as a run has them.
         device: what it computes on.
     """
 
     def __init__(self, network: nn.Module, source: DataSource, settings: Settings, device: torch.device) -> None:
-        network = network.to(memory_format=torch.channels_last)
         self._network = network
         self._loss = torch.compile(self._loss_of, fullgraph=True, dynamic=False) if settings.compile else self._loss_of
         self._settings = settings

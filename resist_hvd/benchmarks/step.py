@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from resist_hvd import data
+from resist_hvd import api, data
 from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
@@ -29,7 +29,27 @@ from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.run import Run, begin
 from resist_hvd.units import counted
 
-BARE, OURS = "bare PyTorch loop", "through method and loop"
+BARE, OURS, OWN = "bare PyTorch loop", "through method and loop", "through the public names"
+
+
+class OwnLoop(BareLoop):
+    """A user's own loop through the public names, with the optimizer of the bare one; it ends no round.
+
+    Args:
+        net: this worker's share of the network.
+        source: where batches come from.
+        settings: a run's.
+        steps: more than are made.
+    """
+
+    def __init__(self, net: api.Net, source: DataSource, settings: Settings, steps: int) -> None:
+        super().__init__(net, source, settings, net.world.device)
+        self.net = net
+        self._rounds = api.Rounds(net, self._optimizer, local_iterations=steps)
+
+    def step(self) -> None:
+        """Make one training step."""
+        self._rounds.step(self._train_on(*next(self._batches)))
 
 
 def run(settings: StepSettings, world: World) -> float:
@@ -44,9 +64,11 @@ def run(settings: StepSettings, world: World) -> float:
             check_compiler(world.device)
     with ExitStack() as opened:
         with world.agree("loading the data"):
-            one, other = (opened.enter_context(load(settings, world)) for _ in range(2))
-        local = ours(training, one, world)
-        steps = {BARE: bare(local.run, other).step, OURS: local.step}
+            sources = [opened.enter_context(load(settings, world)) for _ in range(3)]
+        local = ours(training, sources[0], world)
+        steps: dict[str, Callable[[], Any]] = {BARE: bare(local.run, sources[1]).step, OURS: local.step}
+        if not settings.cuda_graphs:
+            steps[OWN] = own(local.run, sources[2], (settings.repeats + 1) * settings.steps + 1).step
         seconds = {name: list[float]() for name in steps}
         for repeat in range(-1, settings.repeats):
             for name, step in steps.items():
@@ -85,6 +107,7 @@ def tell(settings: StepSettings, run: Run, seconds: dict[str, list[float]]) -> N
         "images_a_second": {name: batch / median(values) for name, values in seconds.items()},
         "seconds": seconds,
         "ratio": paired_ratio(seconds[OURS], seconds[BARE]),
+        "ratio_own": paired_ratio(seconds[OWN], seconds[BARE]) if OWN in seconds else None,
     }
     results.write(settings.json, written)
 
@@ -117,9 +140,16 @@ def ours(training: Settings, source: DataSource, world: World) -> LocalTraining:
 
 def bare(run: Run, source: DataSource) -> BareLoop:
     """Return a bare loop on a network of the same shape as a run's sub-network, with weights of its own."""
-    network = Whole(run.method.network.shallower(run.method.subnet.depths)).to(run.world.device)
+    network = Whole(run.method.network.shallower(run.method.subnet.depths))
+    network = network.to(run.world.device).to(memory_format=torch.channels_last)
     kind = GraphedLoop if run.settings.cuda_graphs else BareLoop
     return kind(network, source, run.settings, run.world.device)
+
+
+def own(run: Run, source: DataSource, steps: int) -> OwnLoop:
+    """Return a user's own loop on a sub-network of the same shape as a run's."""
+    net = api.deal(run.method.setup.network, run.world, min_blocks=run.settings.min_blocks, seed=run.settings.seed)
+    return OwnLoop(net, source, run.settings, steps)
 
 
 def time_steps(step: Callable[[], Any], steps: int, world: World) -> float:

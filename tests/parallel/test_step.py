@@ -11,7 +11,7 @@ import torch
 from resist_hvd.benchmarks import step
 from resist_hvd.benchmarks.bare import BareLoop
 from resist_hvd.benchmarks.candidates import copy_parameters
-from resist_hvd.benchmarks.step import BARE, OURS, StepSettings
+from resist_hvd.benchmarks.step import BARE, OURS, OWN, StepSettings
 from resist_hvd.comm.world import World
 from resist_hvd.nets.saved import Whole
 from resist_hvd.settings.data import DataSettings
@@ -50,7 +50,7 @@ def test_both_loops_are_measured_and_written_down(
     assert (written["device"], written["ranks"], written["precision"]) == ("cpu", world.size, settings.precision)
     assert (written["batch_size"], written["image_size"], written["compile"]) == (8, 16, False)
     assert written["ratio"] == ratio
-    for name in (BARE, OURS):
+    for name in (BARE, OURS, OWN):
         first, second = written["seconds"][name]
         assert written["images_a_second"][name] == pytest.approx(8 / ((first + second) / 2))
     said = capsys.readouterr().out
@@ -68,6 +68,7 @@ def test_both_loops_end_at_the_same_weights(optim: OptimSettings, precision: Any
     ours = local.run.method.subnet
     network = Whole(ours.network.shallower(ours.depths))
     copy_parameters(ours, network)
+    network.to(memory_format=torch.channels_last)
     before = ours.parameters_flat.clone()
     bare = BareLoop(network, tiny.source(training, rank=rank, size=size), training, world.device)
     for _ in range(3):
@@ -76,4 +77,9 @@ def test_both_loops_end_at_the_same_weights(optim: OptimSettings, precision: Any
     moved = (ours.parameters_flat - before).norm()
     theirs = torch.cat([parameter.flatten() for parameter in network.parameters()])
     mine = torch.cat([parameter.flatten() for parameter in ours.parameters()])
+    owns = step.own(local.run, tiny.source(training, rank=rank, size=size), 4)
+    for _ in range(3):
+        owns.step()
+    owned = torch.cat([parameter.flatten() for parameter in owns.net.subnet.parameters()])
+    assert (owned - theirs).norm() < (0.05 if precision == "bf16" else 1e-3) * moved
     assert (theirs - mine).norm() < (0.05 if precision == "bf16" else 1e-3) * moved

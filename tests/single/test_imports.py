@@ -20,9 +20,10 @@ ROOMS = (
     ("guard",),
     ("methods",),
     ("training",),
+    ("api",),
     ("planning", "reporting", "checkup", "trained"),
     ("benchmarks",),
-    ("train", "evaluate", "predict", "plan", "bench", "report", "doctor", "api"),
+    ("train", "evaluate", "predict", "plan", "bench", "report", "doctor"),
 )
 """From the ground up. Rooms of one line know nothing of one another but what `NEIGHBOURS` has."""
 
