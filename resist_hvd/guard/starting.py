@@ -26,9 +26,8 @@ from resist_hvd.guard import endings, outcome, reaper, start_limit
 from resist_hvd.guard.endings import LOST, STOPPED
 from resist_hvd.guard.judging import LONG_LIMIT, SHORTEST
 
-TURN = 3.0
-"""Seconds for which a rank that is told to stop leaves the word to rank 0, mostly told, too. Longer than the second
-that mpirun waits before it kills those that it has told, since another ended by a mistake."""
+TURN = 1.0
+"""Seconds for which a rank that is told to stop leaves the word to rank 0, mostly told, too."""
 
 NOTE = 120.0
 """Seconds after which rank 0 says whom it waits for."""
