@@ -1,4 +1,4 @@
-"""`python -m resist_hvd.bench sync|step|compare|loader|cycle`: measure what this costs, beside other ways."""
+"""`python -m resist_hvd.bench sync|step|compare|loader`: measure what this costs, beside other ways."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from resist_hvd.guard import starting
 if __name__ == "__main__":
     starting.begin()  # before anything that takes its time is imported
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from resist_hvd import console
-from resist_hvd.comm.launch import launched_by_mpi
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
 from resist_hvd.settings import flags
-from resist_hvd.settings.bench import CompareSettings, CycleSettings, LoaderSettings, StepSettings, SyncSettings
+from resist_hvd.settings.bench import CompareSettings, LoaderSettings, StepSettings, SyncSettings
 from resist_hvd.settings.reading import parse_for
 
 
@@ -27,13 +25,10 @@ class Benchmark(NamedTuple):
 
     Attributes:
         meaning: what the ratio is of.
-        meaning_alone: where no launcher has started it, the module's `compare` starts worlds by itself, and returns the
-            ratio of this; empty for one that does not.
     """
 
     settings: type[Any]
     meaning: str
-    meaning_alone: str = ""
 
 
 BENCHMARKS = {
@@ -43,11 +38,6 @@ BENCHMARKS = {
         CompareSettings, "seconds of a step by ResIST (without it, by the first), over those of the fastest other"
     ),
     "loader": Benchmark(LoaderSettings, "images a second by this loader, over those by bare DALI"),
-    "cycle": Benchmark(
-        CycleSettings,
-        "seconds of a round on a full machine, over those on an idle one",
-        meaning_alone="seconds of a round on a full machine as ranks wait by default, over those of the best way",
-    ),
 }
 
 
@@ -63,9 +53,6 @@ def run_from_flags() -> None:
     benchmark = BENCHMARKS[name]
     with starting.importing():  # PyTorch, for which help and mistakes need not wait
         module = import_module(f"resist_hvd.benchmarks.{name}")
-    if benchmark.meaning_alone and not launched_by_mpi(os.environ):
-        console.out(f"ratio {module.compare(settings):.3f}: {benchmark.meaning_alone}")
-        return
     from resist_hvd.comm.world import World
     from resist_hvd.training.arithmetic import compute_fast
 

@@ -37,8 +37,6 @@ MPI_VARIABLES = (
 """Variables by which a launcher tells a rank how to find the others by MPI. Others of such names are settings, which a
 module or a batch script may export: PMIX_MCA_psec, PMI_MMAP_SYNC_WAIT_TIME."""
 
-YIELD_VARIABLE, CYCLE_VARIABLE = "OMPI_MCA_mpi_yield_when_idle", "HOROVOD_CYCLE_TIME"
-
 SPINNING_THREADS = 2
 """Threads of a rank that keep a core busy while they wait: the main one in MPI, and Horovod's."""
 
@@ -236,7 +234,7 @@ def open_mpi_variables(
     local = launched_local_size(environment)
     sharing = max(1, math.ceil(local * cores / around)) if around > cores else local
     if sharing * SPINNING_THREADS > cores:
-        found[YIELD_VARIABLE] = "1"
+        found["OMPI_MCA_mpi_yield_when_idle"] = "1"
     if has_open_mpi(prefix):
         found["OPAL_PREFIX"] = str(prefix)
         if on_one_host(environment):
@@ -290,13 +288,13 @@ def prepare_horovod(*, on_gpus: bool) -> None:
 
     Its cycle is the price of each of our few collectives, so it is short. On GPUs, whose rounds are long, a thread that
     asks ten times less often leaves its core to those that feed them. On CPUs this gains nothing, even where ranks
-    outnumber cores, as long as threads that wait yield (`bench cycle`). Buffers are flat already, so that fusing them
-    would only copy them. A stalled collective ends the world instead of waiting for ever.
+    outnumber cores, as long as threads that wait yield (docs/measuring.md has figures). Buffers are flat already, so
+    that fusing them would only copy them. A stalled collective ends the world instead of waiting for ever.
 
     Args:
         on_gpus: whether GPUs compute.
     """
-    os.environ.setdefault(CYCLE_VARIABLE, GPU_CYCLE if on_gpus else CYCLE)
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", GPU_CYCLE if on_gpus else CYCLE)
     os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", "60")
     os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "600")

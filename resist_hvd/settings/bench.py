@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from resist_hvd.settings.data import DataSettings
-from resist_hvd.settings.group import Amount, Bound, Count, Natural
+from resist_hvd.settings.group import Bound, Count, Natural
 from resist_hvd.settings.run import MethodName, Settings
 from resist_hvd.units import counted
 
@@ -193,45 +193,3 @@ class CompareSettings(Settings):
     def names(self) -> list[str]:
         """The candidates' names."""
         return [name for name in self.candidates.split(",") if name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CycleSettings(Settings):
-    """Time rounds by Horovod's cycle, and by whether ranks that wait yield."""
-
-    TAKES: ClassVar = ("min_blocks", "seed", "model")
-    BASE: ClassVar[dict[str, Any]] = {"min_blocks": 3, "model.sections": "1,1,9,1", "model.width_factor": 0.125}
-
-    ranks: Count = 4
-    """Ranks of the worlds to start, on this machine."""
-
-    cycles: str = "0.1,0.5,1,5"
-    """Horovod's cycles to compare, in milliseconds."""
-
-    starts: Count = 3
-    """Worlds started for each way of waiting, in turn."""
-
-    repeats: Count = 3
-    """Measurements in each world, of the idle and of the full machine in turn."""
-
-    rounds: Count = 3
-    """Rounds in one measurement."""
-
-    work: Amount = 50.0
-    """Milliseconds of arithmetic in a round, on a core left alone."""
-
-    spinners: Natural | None = None
-    """Processes that keep a host full. Default: as many as it has cores."""
-
-    json: Path | None = None
-    """File that what was measured is written to."""
-
-    def check(self) -> None:
-        """Refuse cycles that are no numbers."""
-        super().check()
-        try:
-            sound = all(0 < float(cycle) < 1000 for cycle in self.cycles.split(","))
-        except ValueError:
-            sound = False
-        if not sound:
-            raise ValueError(f"--cycles is {self.cycles}; give milliseconds above 0, as 0.1,1")

@@ -33,7 +33,7 @@ def test_a_recipe_is_measured_as_it_is_trained() -> None:
     assert parsed("--recipe=imagenet-resnet50", "--model.name=preact_resnet101").model.counts == (3, 4, 23, 3)
 
 
-@pytest.mark.parametrize("name", ["sync", "step", "compare", "cycle"])
+@pytest.mark.parametrize("name", ["sync", "step", "compare"])
 def test_every_benchmark_begins_with_a_recipe(name: str) -> None:
     recipe = parse(["--recipe=cifar10-resnet101"])
     settings = bench.parse([name, "--recipe=cifar10-resnet101"])[1]
