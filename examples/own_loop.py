@@ -19,33 +19,25 @@ CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 64, 64, 4, 12, 16
 
 class Embedding(nn.Embedding):
     def forward(self, text: Tensor) -> Tensor:
-        """Return the sum of what the bytes stand for, and of what their places do."""
+        """Return the sum of each byte's vector and of its place's."""
         return super().forward(text) + self.weight[256:]
 
 
-class Block(nn.Module):
+class Block(nn.TransformerEncoderLayer):
     def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.mix, self.attended = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        super().__init__(WIDTH, HEADS, 4 * WIDTH, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.mix(self.first(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(*heads, is_causal=True)
-        x = x + self.attended(seen.transpose(1, 2).flatten(2))
-        return x + self.down(functional.gelu(self.up(self.second(x))))
+        mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT, device=x.device)
+        return super().forward(x, mask, is_causal=True)
 
 
 def draw(text: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return windows of a text [BATCH, CONTEXT], and the byte that follows each of theirs."""
     starts = torch.randint(len(text) - CONTEXT, (BATCH,), generator=torch.Generator().manual_seed(seed))
-    windows = torch.stack([text[start : start + CONTEXT + 1] for start in starts.tolist()]).long()
+    windows = text.unfold(0, CONTEXT + 1, 1)[starts.to(text.device)].long()
     return windows[:, :-1], windows[:, 1:]
-
-
-def surprise(scores: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
-    return functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction=reduction)
 
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -55,24 +47,21 @@ parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--folder", type=Path, default=Path("runs/own_loop"))
 given = parser.parse_args()
 world = resist.join()
-text = torch.tensor(list(b"".join(path.read_bytes() for path in given.text)), dtype=torch.uint8)
-train, test = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
-blocks = [resist.Part(f"blocks.{b}", Block, deck="blocks", branches=("attended", "down")) for b in range(BLOCKS)]
+text = torch.frombuffer(bytearray(b"".join(path.read_bytes() for path in given.text)), dtype=torch.uint8)
+train, test = text.to(world.device).tensor_split([len(text) * 9 // 10])
+branches = ("self_attn.out_proj", "linear2")  # the layers that end a block's residual branches
+blocks = [resist.Part(f"blocks.{b}", Block, deck="blocks", branches=branches) for b in range(BLOCKS)]
 head = resist.Part("head", lambda: nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256)))
-net = resist.deal(
-    [resist.Part("embedding", lambda: Embedding(256 + CONTEXT, WIDTH)), *blocks, head],
-    world,
-    min_blocks=6,
-    method=given.method,
-)
+parts = [resist.Part("embedding", lambda: Embedding(256 + CONTEXT, WIDTH)), *blocks, head]
+net = resist.deal(parts, world, min_blocks=6, method=given.method)
 optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
 rounds = resist.Rounds(net, optimizer, local_iterations=20, folder=given.folder)
 saved = given.folder / f"state-{world.rank}.pt"
 if saved.exists():  # it was told to stop, and goes on exactly where it was
     rounds.load(torch.load(saved, weights_only=True))
 while rounds.steps < given.steps:
-    windows, targets = (x.to(world.device) for x in draw(train, rounds.steps * world.size + world.rank))
-    loss = surprise(net(windows), targets, "mean")
+    windows, targets = draw(train, rounds.steps * world.size + world.rank)
+    loss = functional.cross_entropy(net(windows).mT, targets)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -81,8 +70,9 @@ while rounds.steps < given.steps:
     if rounds.stopping:
         torch.save(rounds.state(), saved)
         raise resist.Stopped("Stopped; the same command goes on")
-share = (tuple(x.to(world.device) for x in draw(test, -1 - n)) for n in range(world.rank, 64, world.size))
-bits = resist.evaluate(net, share, resist.Mean(surprise)) / math.log(2)
+share = (draw(test, -1 - n) for n in range(world.rank, 64, world.size))
+surprise = resist.Mean(lambda scores, targets: functional.cross_entropy(scores.mT, targets, reduction="none"))
+bits = resist.evaluate(net, share, surprise) / math.log(2)
 net.save(given.folder / "model.safetensors")
 if world.is_first:
     print(f"{given.method}: {bits:.4f} bits per byte", flush=True)

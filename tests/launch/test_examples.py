@@ -6,12 +6,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import resist_hvd
 
 from . import runs
 
-EXAMPLES = Path(resist_hvd.__file__).parents[1] / "examples"
+ROOT = Path(resist_hvd.__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 OWN_LOOP = [runs.PYTHON, str(EXAMPLES / "own_loop.py")]
 TEXT = Path(__file__)
 STOPPED = 75
@@ -23,6 +25,11 @@ def own_loop(folder: Path, steps: int) -> list[str]:
 
 def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("example", ["own_loop.py", "own_model.py"])
+def test_an_example_is_short(example: str) -> None:
+    assert len((EXAMPLES / example).read_text().splitlines()) < 80
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -54,6 +61,21 @@ def test_told_to_stop_it_goes_on_exactly(tmp_path: Path) -> None:
     assert [line["loss"] for line in lines(tmp_path / "parted")] == [line["loss"] for line in lines(tmp_path / "whole")]
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parted")]
     assert models[0] == models[1]
+
+
+def test_the_first_example_of_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    text = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    program = tmp_path / "first.py"
+    program.write_text(text.replace("runs/first", str(tmp_path)))
+    ended = runs.run(program=[runs.PYTHON, str(program)])
+    assert ended.status == 0, ended
+    accuracy = re.search(r"accuracy ([\d.]+) %", ended.stdout)
+    assert accuracy, ended
+    assert float(accuracy[1]) > 80
+    assert len(lines(tmp_path)) == 20
+    saved = load_file(tmp_path / "model.safetensors")
+    assert {"blocks.0.norm.weight", "blocks.7.down.bias", "head.weight"} <= saved.keys()
 
 
 BROKEN = """
