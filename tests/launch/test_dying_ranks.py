@@ -208,13 +208,13 @@ def test_rank_that_finds_fault_alone_before_there_is_a_world_names_itself(
 
 
 HOT = ["--optim.schedule=constant", "--optim.lr=1e30", "--checkpoint_every=1"]
-LOWER = "training has diverged {}. Lower --optim.lr, lengthen --optim.warmup or set --optim.clip_norm. "
 
 
 def test_loss_that_is_not_finite_ends_all_ranks(tiny: list[str], copy_of_cut: Path, checkpoint: Path) -> None:
     before = runs.contents(checkpoint)
     ended = runs.run(*tiny, *HOT, "--resume", "--output", copy_of_cut)
     place = f"[rank 0 of 2 on {runs.HOST}, round 3, local iteration 2]"
-    assert ended.mistake == f"The loss is not finite any more: {LOWER.format(place)}{going_on(copy_of_cut)}"
+    for fact in ("loss", place, "--optim.lr", "--optim.warmup", "--optim.clip_norm", going_on(copy_of_cut)):
+        assert fact in ended.mistake
     assert ended.status == 2
     assert runs.contents(checkpoint) == before
