@@ -224,7 +224,7 @@ class Rounds:
 
     @property
     def stopping(self) -> bool:
-        """Whether a rank was told to stop, as all ranks agreed on when the last round ended."""
+        """True once a rank was told to stop, as all ranks agreed on when the last round ended."""
         return self._training.stop_signal != 0
 
     def step(self, loss: Tensor) -> RoundRecord | None:

@@ -208,7 +208,7 @@ class DataSettings(Group):
 
     @property
     def lacks_root(self) -> bool:
-        """Whether it needs a folder, and none is given."""
+        """True where it needs a folder, and none is given."""
         return self.name in _CLASS_FOLDERS and self.root is None
 
     def on_cores(self, cores: float) -> "DataSettings":

@@ -74,7 +74,7 @@ class Group:
 
 
 class Setting(NamedTuple):
-    """What a setting takes.
+    """Values that a setting takes.
 
     Attributes:
         kind: its type, without None and without a bound.
@@ -109,7 +109,7 @@ class Setting(NamedTuple):
 
     @property
     def placeholder(self) -> str:
-        """What stands for its value in the help."""
+        """Placeholder of its value in the help."""
         if get_origin(self.kind) is Literal:
             return "{" + ",".join(get_args(self.kind)) + "}"
         names = {bool: "{true,false}", int: "N", float: "X", Path: "PATH", str: "TEXT"}

@@ -116,7 +116,7 @@ class ModelSettings(Group):
 
     @property
     def family(self) -> Family:
-        """Where the network comes from."""
+        """Origin of the network."""
         return family_of(self.name, self.parts)
 
     @property

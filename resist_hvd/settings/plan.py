@@ -121,7 +121,7 @@ class PlanSettings(Settings):
 
     @property
     def link(self) -> float:
-        """What a host's link carries in a second, in bytes, headers included."""
+        """Capacity of a host's link in a second, in bytes, headers included."""
         return units.quantity(self.bandwidth, units.RATES, setting="bandwidth", example="10gbit")
 
     @property

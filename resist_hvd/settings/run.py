@@ -101,7 +101,7 @@ class Settings(Group):
 
     @property
     def reads_images(self) -> bool:
-        """Whether it reads the data set's images."""
+        """True where it reads the data set's images."""
         return True
 
     def check(self) -> None:

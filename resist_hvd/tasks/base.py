@@ -66,7 +66,7 @@ class Mean:
 
 
 class Task(ABC):
-    """What is learnt."""
+    """A task that a network learns."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:

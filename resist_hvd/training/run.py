@@ -75,7 +75,7 @@ class Run(Training):
 
     @cached_property
     def task(self) -> Task:
-        """What is learnt."""
+        """The task that the network learns."""
         return Classification(self.settings.optim.label_smoothing)
 
     @cached_property
@@ -103,7 +103,7 @@ class Run(Training):
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations are done, or `max_rounds`."""
+        """True once all iterations are done, or `max_rounds`."""
         reached = self.settings.max_rounds is not None and self.progress.round >= self.settings.max_rounds
         return reached or self.iterations_left == 0
 
