@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -351,7 +352,10 @@ def evaluate(
     with world.stopwatch.measure("evaluate"), inference(method), torch.no_grad():
         statistics = [found for _, found in calibrate(method, images, world)]
         walk(iter(batches), method, statistics, None, metric, world)
-    return metric.compute()
+    with warnings.catch_warnings():
+        # torchmetrics takes no notice of states that were merged, and warns that there was no update.
+        warnings.filterwarnings("ignore", message=".*``compute`` method .* was called before the ``update`` method")
+        return metric.compute()
 
 
 def _calibration(net: Net, images: Iterable[Tensor] | None) -> Iterable[Tensor]:
