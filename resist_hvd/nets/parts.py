@@ -157,7 +157,7 @@ class Network:
             if part.deck is None or part.deck != dealt:
                 shape, dealt = x.shape, part.deck
                 with torch.no_grad():
-                    x = passed_through(part, blank(part, module), torch.zeros(shape, dtype=x.dtype)).to("meta")
+                    x = passed_through(part, blank(part, module), x).to("meta")
                 if part.deck is not None and x.shape != shape:
                     raise UserError(
                         f"Block {part.name!r} turns inputs of shape {list(shape)} into {list(x.shape)}",
@@ -168,13 +168,13 @@ class Network:
 
 
 def passed_through(part: Part, module: nn.Module, x: Tensor) -> Tensor:
-    """Return a part's output.
+    """Return a part's output for zeros of an input's shape and type.
 
     Raises:
-        UserError: the part does not take the input, or puts out something else than one tensor.
+        UserError: the part does not take the input, or puts out something else than one tensor; or memory does not.
     """
     try:
-        output = module(x)
+        output = module(torch.zeros(x.shape, dtype=x.dtype))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
         raise UserError(
             f"Part {part.name!r} of the network does not take an input of shape {list(x.shape)}: "
