@@ -46,6 +46,8 @@ import_mpi_first()
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nets":
+        return import_module("resist_hvd.nets")
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -127,3 +127,8 @@ def test_settings_are_plain() -> None:
             assert not {name.split(".")[0] for name in names} & {"torch", "numpy", "horovod", "mpi4py"}, file
             rooms = {room_of(there) for name in names if (there := own(name))}
             assert rooms <= {"__init__", "settings", "errors", "console", "units", "records"}, file
+
+
+def test_every_public_name_is_found_without_an_import_of_its_module() -> None:
+    for name in resist_hvd.__all__:
+        assert resist_hvd.__getattr__(name) is not None, name
