@@ -47,7 +47,7 @@ _COUNTS_FOR: dict[str, tuple[DataName, ...]] = {
     "crop_area": ("imagenet",),
     "color_jitter": ("imagenet",),
     "crop_padding": ("digits", *_TORCHVISION_SETS, "folder"),
-    "resident_limit_gib": (*_TORCHVISION_SETS, "folder"),
+    "resident_limit_gib": ("digits", *_TORCHVISION_SETS, "folder"),
     "extra_tests": _CLASS_FOLDERS,
     "decode_threads": (*_TORCHVISION_SETS, *_CLASS_FOLDERS),
     "loader": ("imagenet",),

@@ -61,7 +61,7 @@ NOT_DEFAULTS: dict[str, Any] = {
     "dali": DaliSettings(width_hint=9),
 }
 USELESS = {
-    "digits": "root download test_resize crop_area color_jitter resident_limit_gib extra_tests decode_threads loader "
+    "digits": "root download test_resize crop_area color_jitter extra_tests decode_threads loader "
     "prefetch image_type broken_files dali",
     "cifar10": "test_resize crop_area color_jitter extra_tests loader prefetch image_type broken_files dali",
     "folder": "download test_resize crop_area color_jitter loader prefetch image_type dali",

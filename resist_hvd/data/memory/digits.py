@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resist_hvd.data.memory.images import LabelledImages
+from resist_hvd.data.memory.images import LabelledImages, check_memory
 from resist_hvd.data.memory.resident import ImageSet
 from resist_hvd.settings.data import DataSettings
 
@@ -24,16 +24,23 @@ def read(settings: DataSettings) -> ImageSet:
     """The digits scaled up bilinearly to 32 x 32 pixels or `image_size`; always the same 360 of them are the test set.
 
     The test set has its share of each class. Digits are not mirrored by default, and cropped with a padding of 2.
+
+    Raises:
+        UserError: they would take more memory than `resident_limit_gib`.
     """
     # Importing scikit-learn takes each rank more than a second: its file is read without it.
     package = find_spec("sklearn")
     assert package is not None
     assert package.origin is not None
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
-    images = _scaled_up(torch.from_numpy(table[:, :-1].reshape(-1, 8, 8)), settings.image_size or 32)
     labels = torch.from_numpy(table[:, -1].astype(np.int64))
     train, test = _split(labels.numpy())
-    padding = 2 if settings.crop_padding is None else settings.crop_padding
+    size, padding = settings.image_size or 32, 2 if settings.crop_padding is None else settings.crop_padding
+    # They are scaled in double precision.
+    check_memory(
+        settings, train=len(train), test=len(test), size=size, padding=padding, where=Path("digits"), bytes_a_pixel=8
+    )
+    images = _scaled_up(torch.from_numpy(table[:, :-1].reshape(-1, 8, 8)), size)
     return ImageSet(
         name="digits",
         classes=tuple("0123456789"),

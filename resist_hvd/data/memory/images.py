@@ -115,13 +115,15 @@ class LabelledImages:
         return mean, torch.tensor(spread, dtype=torch.float64).sqrt() / count
 
 
-def check_memory(settings: DataSettings, *, train: int, test: int, size: int, padding: int, where: Path) -> None:
-    """Check that colour images of a size are not too many for the memory that they may take.
+def check_memory(
+    settings: DataSettings, *, train: int, test: int, size: int, padding: int, where: Path, bytes_a_pixel: int = 3
+) -> None:
+    """Check that images of a size, in colour by default, are not too many for the memory that they may take.
 
     Raises:
         UserError: they are.
     """
-    needed = (train * (size + 2 * padding) ** 2 + test * size**2) * 3 / 2**30
+    needed = (train * (size + 2 * padding) ** 2 + test * size**2) * bytes_a_pixel / 2**30
     if needed > settings.resident_limit_gib:
         raise UserError(
             f"The images would take {needed:.3g} GiB of memory on each worker, more than the "
