@@ -84,6 +84,18 @@ def stop_sentence(run: Run, number: int) -> str:
     )
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """Have PyTorch draw random numbers from a seed, on the CPU and on a GPU that computes.
+
+    `torch.manual_seed` seeds devices of every kind, and before a GPU is used it notes the stack for each: it would take
+    longer than a small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 class LocalTraining:
     """One worker's local iterations on its own network and data; nothing is communicated but what the method does."""
 
@@ -110,7 +122,7 @@ class LocalTraining:
             done, step = run.progress.samples / run.target, run.batch / run.target
             rate = learning_rate(optim, done, step=step, epochs=run.settings.epochs)
             # What a network draws at random within a step comes from the run's seed, whenever the run was resumed.
-            torch.manual_seed(derive(run.settings.seed, "step", world.rank, run.progress.samples))
+            seed_draws(derive(run.settings.seed, "step", world.rank, run.progress.samples), world.device)
             loss = self._step(images, labels, rate)
             run.progress.samples += run.batch
         return loss, rate
