@@ -215,6 +215,7 @@ def check(network: Network) -> None:
             f"The blocks of deck {torn[0]!r} do not follow one another without others between them",
             mend="Give each chain of blocks a deck of its own.",
         )
+    homes: dict[str, str] = {}
     owners: dict[int, str] = {}
     for part, module in zip(parts, modules, strict=True):
         if not isinstance(module, nn.Module):
@@ -232,6 +233,18 @@ def check(network: Network) -> None:
                 raise UserError(
                     f"Parameter {name!r} of part {part.name!r} is of type {parameter.dtype}", mend="Have it float."
                 )
+            if not parameter.requires_grad:
+                raise UserError(
+                    f"Parameter {name!r} of part {part.name!r} requires no gradient, and all parameters are trained",
+                    mend="Have it require one, or be a buffer that make fills.",
+                )
+            if (full := part.prefixed(name)) in homes:
+                raise UserError(
+                    f"Parts {homes[full]!r} and {part.name!r} both have a parameter {full!r}",
+                    mend="Name the parts so that the exported model's names differ.",
+                )
+            homes[full] = part.name
+        _refuse_tied(part, module)
         owners |= {id(parameter): part.name for parameter in module.parameters()}
         for name, layer in module.named_modules():
             if isinstance(layer, _BatchNorm) and layer.track_running_stats:
@@ -242,6 +255,21 @@ def check(network: Network) -> None:
                 )
     for deck in network.decks:
         check_deck(network, deck)
+
+
+def _refuse_tied(part: Part, module: nn.Module) -> None:
+    """Refuse a part that has one parameter by two names.
+
+    Raises:
+        UserError: with both.
+    """
+    names: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if (first := names.setdefault(id(parameter), name)) != name:
+            raise UserError(
+                f"Parameter {name!r} of part {part.name!r} is tied to its {first!r}",
+                mend="Have the part use one of its modules, by one name, where it needs the parameter.",
+            )
 
 
 def check_deck(network: Network, deck: Deck) -> None:
@@ -274,9 +302,11 @@ def check_deck(network: Network, deck: Deck) -> None:
     for place in (first, *others):
         part, module = network.parts[place], network.modules[place]
         for branch in part.branches:
-            if not hasattr(find(module, branch), "weight"):
+            # A weight that is computed from parameters (a parametrization) would not take a scale up.
+            if not isinstance(getattr(find(module, branch), "_parameters", {}).get("weight"), nn.Parameter):
                 raise UserError(
-                    f"Block {part.name!r} has no layer {branch!r} with a weight, which is to end a residual branch",
+                    f"Block {part.name!r} has no layer {branch!r} with a weight of its own, which is to end a residual "
+                    "branch",
                     mend="Name the layers that end its branches, or none.",
                 )
 

@@ -52,6 +52,8 @@ class SubNet(nn.Module):
         self.depths = tuple(depths)
         self.parts = network.parts_at(depths)
         self.layers = nn.ModuleList(make_on_meta(part, dtype) for part in self.parts)
+        for part, module in zip(self.parts, self.layers, strict=True):
+            refuse_same(network, part, module)
         slot_modules = self.slot_modules
         in_slots = {id(p) for module in slot_modules for p in module.parameters()}
         trunk = [p for p in self.layers.parameters() if id(p) not in in_slots]
@@ -128,6 +130,20 @@ class SubNet(nn.Module):
         numbers = iter(blocks)
         for part, module in zip(self.parts, self.layers, strict=True):
             yield (part if part.deck is None else self.network.blocks[next(numbers)]), module
+
+
+def refuse_same(network: Network, part: Part, module: nn.Module) -> None:
+    """Refuse a part that makes one module again and again: it would be bound to several memories.
+
+    Raises:
+        UserError: it does.
+    """
+    if any(module is other for other in network.modules):
+        raise UserError(
+            f"Part {part.name!r} makes the same module at each call",
+            mend="Have make return a new one: copy.deepcopy of it does.",
+            everywhere=True,
+        )
 
 
 def make_on_meta(part: Part, dtype: torch.dtype) -> nn.Module:
@@ -225,7 +241,8 @@ def scale_outputs(part: Part, block: nn.Module, scale: float) -> None:
         return output * scale
 
     def between(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return torch.lerp(inputs[0], output, scale)
+        # In mixed precision a block that ends in a norm puts out another type than it takes in.
+        return torch.lerp(inputs[0].to(output.dtype), output, scale)
 
     for branch in part.branches:
         block.get_submodule(branch).register_forward_hook(scaled)
@@ -238,10 +255,14 @@ def scale_weights(part: Part, block: nn.Module, scale: float) -> None:
     """Multiply a block's residual branches by `scale`, in the weights that end them.
 
     Raises:
-        ValueError: the part does not name them.
+        UserError: the part does not name them.
     """
     if not part.branches:
-        raise ValueError(f"block {part.name!r} names no branches")
+        raise UserError(
+            f"Block {part.name!r} names no weights that end its branches, into which another scale could go",
+            mend="Name its branches, or go on with the number of workers and the min_blocks that there were.",
+            everywhere=True,
+        )
     for branch in part.branches:
         for parameter in block.get_submodule(branch).parameters(recurse=False):
             parameter.mul_(scale)

@@ -112,6 +112,8 @@ def refused(words: str, parts: Sequence[Part], size: int | None = 8) -> None:
 def test_names_are_different() -> None:
     refused("'one'", [Part("stem", stem), block("one"), block("one"), Part("head", head)])
     network_of(Part("", stem), block("one"), Part("", head))
+    with pytest.raises(UserError, match=r"'' and '0' both have a parameter '0\.weight'"):
+        Network((Part("", lambda: nn.Sequential(nn.Linear(4, 4))), Part("0", lambda: nn.Linear(4, 4))))
 
 
 def test_blocks_of_a_deck_lie_together() -> None:
@@ -130,6 +132,18 @@ def test_parts_share_no_parameter() -> None:
     )
     tied = stem()
     refused("'weight' of part 'b' is tied to part 'a'", [Part("a", lambda: tied), Part("b", lambda: tied)], size=None)
+
+
+def test_a_parameter_has_one_name_and_is_trained() -> None:
+    def tied() -> nn.Module:
+        module = Residual()
+        module.last.weight = module.first.weight
+        return module
+
+    refused(r"'last\.weight' of part 'one' is tied to its 'first\.weight'", [Part("one", tied)], size=None)
+    refused(
+        "'weight' of part 'one' requires no gradient", [Part("one", lambda: stem().requires_grad_(False))], size=None
+    )
 
 
 def test_parameters_are_floats() -> None:
@@ -180,6 +194,21 @@ def test_blocks_of_a_deck_compute_alike() -> None:
 def test_branches_are_layers_with_a_weight() -> None:
     for branch in ("middle", "last.weight", "nothing"):
         refused(f"'one' has no layer '{branch}'", [Part("stem", stem), block("one", branches=(branch,))])
+
+
+def test_a_branchs_weight_is_its_own() -> None:
+    """A scale has to be able to go into it."""
+
+    def normed() -> nn.Module:
+        module = Residual()
+        nn.utils.parametrizations.weight_norm(module.last)
+        return module
+
+    def without_weight() -> nn.Module:
+        return nn.Sequential(Residual(), nn.GroupNorm(1, 4, affine=False))
+
+    refused("'one' has no layer 'last'", [Part("stem", stem), block("one", normed, branches=("last",))])
+    refused("'one' has no layer '1'", [Part("stem", stem), block("one", without_weight, branches=("1",))])
 
 
 def misfit(words: str, *parts: Part, size: int = 8) -> None:

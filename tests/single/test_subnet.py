@@ -8,15 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from resist_hvd.errors import UserError
 from resist_hvd.nets import subnet as subnet_module
 from resist_hvd.nets.architecture import Architecture
-from resist_hvd.nets.parts import Network
+from resist_hvd.nets.parts import Network, Part
 from resist_hvd.nets.preact_resnet import network
 from resist_hvd.nets.saved import Whole
-from resist_hvd.nets.subnet import SubNet, make_block, scale_weights
+from resist_hvd.nets.subnet import SubNet, make_block, scale_outputs, scale_weights
 from resist_hvd.settings.model import ModelSettings
 
 CPU = torch.device("cpu")
@@ -220,6 +221,39 @@ def test_a_scale_in_the_weights_is_the_scale_of_the_branches(settings: ModelSett
     for part, block, scale in zip(folded.slot_parts, folded.slot_modules, folded.of_slots(scales), strict=True):
         scale_weights(part, block, scale)
     torch.testing.assert_close(folded(images()), hooked(images()), rtol=1e-10, atol=1e-10)
+
+
+class NormLast(nn.Module):
+    """A block whose output is of float32 in mixed precision, whatever its input is of, as norms are on GPUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.norm(self.linear(x).float())
+        return out
+
+
+def test_a_block_is_scaled_in_mixed_precision() -> None:
+    part, block = Part("one", NormLast, deck="blocks"), NormLast()
+    x = torch.randn(2, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = block(x)
+        scale_outputs(part, block, 0.25)
+        scaled = block(x)
+    assert plain.dtype == scaled.dtype == torch.float32
+    torch.testing.assert_close(scaled, x.float() + 0.25 * (plain - x.float()))
+    with pytest.raises(UserError, match="'one' names no weights"):
+        scale_weights(part, block, 0.5)
+
+
+def test_a_part_that_makes_one_module_again_and_again_is_refused() -> None:
+    module = nn.Linear(4, 4)
+    network = Network((Part("first", lambda: nn.Linear(4, 4)), Part("same", lambda: module)))
+    with pytest.raises(UserError, match=r"'same' makes the same module.*deepcopy") as caught:
+        SubNet(network, (), device=CPU)
+    assert caught.value.everywhere
 
 
 def test_a_block_without_its_branch_changes_nothing() -> None:
