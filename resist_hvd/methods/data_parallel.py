@@ -22,7 +22,7 @@ class DataParallel(Replicated):
         super().__init__(setup)
         self._buckets = self._cut_buckets()
         self._waiting = [0] * len(self._buckets)
-        self._pending: list[PendingAverage | None] = []
+        self._pending: dict[int, PendingAverage | None] = {}
         for number, (_, parameters) in enumerate(self._buckets):
             self._waiting[number] = len(parameters)
             for parameter in parameters:
@@ -47,13 +47,19 @@ class DataParallel(Replicated):
     def _count_down(self, number: int, _: Tensor) -> None:
         self._waiting[number] -= 1
         if self._waiting[number] == 0:
-            bucket, parameters = self._buckets[number]
-            self._waiting[number] = len(parameters)
-            self._pending.append(self.transport.start_average(bucket, f"gradients.{number}"))
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        bucket, parameters = self._buckets[number]
+        self._waiting[number] = len(parameters)
+        self._pending[number] = self.transport.start_average(bucket, f"gradients.{number}")
 
     def gradients_ready(self) -> None:
-        """Wait for every bucket's average."""
-        for pending in self._pending:
+        """Wait for every bucket's average, also of one with a parameter that this step's loss did not depend on."""
+        for number in range(len(self._buckets)):
+            if number not in self._pending:
+                self._start(number)
+        for pending in self._pending.values():
             self.transport.finish(pending)
         self._pending.clear()
 

@@ -52,7 +52,7 @@ class Step:
             UserError: the network cannot be compiled.
         """
         with compiler_errors():
-            torch.autograd.grad(self._forward(images, labels), list(self._subnet.parameters()))
+            torch.autograd.grad(self._forward(images, labels), list(self._subnet.parameters()), allow_unused=True)
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Make the step at a learning rate; return the mean loss of the batch, before it."""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch
 from resist_hvd.methods import data_parallel
+from resist_hvd.methods.base import Setup
+from resist_hvd.methods.data_parallel import DataParallel
+from resist_hvd.nets import Network, Part
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import MethodName
 from resist_hvd.training.loop import train
@@ -87,6 +90,29 @@ def test_data_parallel_follows_the_workers_average_gradient(
         }
         update(parameters, mean, velocities, rate=rate, optim=settings.optim)
     assert_equal(ours, parameters)
+
+
+class Unused(nn.Module):
+    """A block with a parameter that no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.used(x)
+
+
+def test_data_parallel_averages_beside_what_no_output_depends_on(world: World) -> None:
+    network = Network(tuple(Part(f"blocks.{b}", Unused, deck="blocks", branches=("used",)) for b in range(2)))
+    method = DataParallel(Setup(network=network, world=world, seed=1))
+    for _ in range(2):
+        method.subnet.gradients_flat.zero_()
+        method.subnet(torch.ones(1, 4) * (1 + world.rank)).sum().backward()
+        method.gradients_ready()
+        everyone = world.gather(method.subnet.gradients_flat.tolist())
+        assert everyone.any()
+        assert (everyone == everyone[0]).all()
 
 
 def test_members_of_an_ensemble_never_mix(world: World, folder: Path) -> None:
