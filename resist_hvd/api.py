@@ -122,13 +122,14 @@ class Net(nn.Module):
             UserError: the file cannot be written, or a network with batch norms has no inputs to calibrate on.
         """
         path = Path(path)
-        write_model(
-            path,
-            self.method,
-            _calibration(self, calibration),
-            self.world,
-            beside=lambda: write_plain_description(path.with_suffix(".json"), self.method),
-        )
+        with self.world.stopwatch.measure("checkpoint"):
+            write_model(
+                path,
+                self.method,
+                _calibration(self, calibration),
+                self.world,
+                beside=lambda: write_plain_description(path.with_suffix(".json"), self.method),
+            )
 
 
 def deal(
@@ -264,6 +265,7 @@ class Rounds:
         """
         device, method = self._net.world.device, self._net.method
         return {
+            "rank": self._net.world.rank,
             "workers": self._net.world.size,
             "seed": self._net.seed,
             "steps": self.steps,
@@ -285,7 +287,15 @@ class Rounds:
             UserError: on every rank, where it is of another network, seed or number of workers.
         """
         net, world = self._net, self._net.world
+        everyone = world.gather_objects([state[name] for name in ("rank", "steps", "held")])
         with world.agree("loading the state"):
+            for rank, (whose, steps, held) in enumerate(everyone):
+                if (whose, steps, held) != (rank, *everyone[0][1:]):
+                    raise UserError(
+                        f"Rank {rank} loads what rank {whose} saved after {steps} steps, and rank 0 what was saved "
+                        f"after {everyone[0][1]}",
+                        mend="Have each rank load its own file, all of one time.",
+                    )
             flat = net.subnet.parameters_flat
             was = state["workers"], state["seed"], state["parameters"].numel(), len(state["losses"])
             now = world.size, net.seed, flat.numel(), self._length
@@ -300,6 +310,7 @@ class Rounds:
             if not net.method.hold(state["held"]):
                 raise UserError("The state's blocks were dealt by another min_blocks", mend="Give the one it had.")
         flat.copy_(state["parameters"])
+        net.subnet.gradients_flat.zero_()
         self._optimizer.load_state_dict(state["optimizer"])
         self._training.progress = Progress(**state["progress"])
         self._rounds.begin()
@@ -345,13 +356,20 @@ def evaluate(
         What the metric computes over all workers' batches, the same on all ranks.
 
     Raises:
-        UserError: on every rank, where a network with batch norms has no inputs to calibrate on.
+        UserError: on every rank, where a network with batch norms has no inputs to calibrate on, or no rank has any to
+            evaluate on.
     """
     method, world = net.method, net.world
     images = _calibration(net, calibration)
     with world.stopwatch.measure("evaluate"), inference(method), torch.no_grad():
         statistics = [found for _, found in calibrate(method, images, world)]
-        walk(iter(batches), method, statistics, None, metric, world)
+        inputs = walk(iter(batches), method, statistics, None, metric, world)
+    if not inputs:
+        raise UserError(
+            "There are no inputs to evaluate on, on any rank",
+            mend="Give batches: an iterator that was used up before has none.",
+            everywhere=True,
+        )
     with warnings.catch_warnings():
         # torchmetrics takes no notice of states that were merged, and warns that there was no update.
         warnings.filterwarnings("ignore", message=".*``compute`` method .* was called before the ``update`` method")

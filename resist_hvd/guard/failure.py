@@ -81,12 +81,12 @@ def end_by(error: BaseException) -> None:
             if status or launched_rank() == 0:
                 outcome.end(status)
             _limit_end(status)
-    elif isinstance(error, Exception):
+    else:
         message = f"{type(error).__name__}: {error} [{ending.whereabouts()}]. {advice()}"
         take_down(message, _status_of(error), details="".join(traceback.format_exception(error)))
 
 
-def _status_of(error: Exception) -> int:
+def _status_of(error: BaseException) -> int:
     """Return the exit status for an exception that is no mistake of the user's.
 
     A call among all ranks fails where one of them is gone, or the network is: then a restart helps.

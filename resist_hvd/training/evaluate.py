@@ -199,6 +199,12 @@ def calibrate(method: Method, images: Iterable[Tensor], world: World) -> Iterato
         for name, norm in norms_of(module).items():
             moments = input_moments(norm, module, activations)
             count, *sums = np.split(moments if alone else world.sum(moments), [1, 1 + norm.num_features])
+            if not count[0]:
+                raise UserError(
+                    f"Batch norm {stage.part.prefixed(name)!r} has no inputs to take its statistics from",
+                    mend="Give inputs to calibrate on: an iterator that was used up before has none.",
+                    everywhere=not alone,
+                )
             mean, square = sums[0] / count, sums[1] / count
             exact = tuple(torch.from_numpy(v).to(norm.weight) for v in (mean, np.maximum(square - mean**2, 0.0)))
             set_statistics(norm, *exact)
@@ -247,11 +253,13 @@ def apply_statistics(stage: nn.Module, found: Statistics) -> None:
 @contextmanager
 def inference(method: Method) -> Iterator[None]:
     """Have the method's stages evaluate, not train, and leave nothing of it behind."""
+    trained = [(module, module.training) for module in method.subnet.modules()]
     method.subnet.eval()
     try:
         yield
     finally:
-        method.subnet.train()
+        for module, training in trained:
+            module.training = training
         for norm in norms_of(method.subnet).values():
             clear_statistics(norm)
 

@@ -191,6 +191,35 @@ def test_another_networks_state_is_refused(changes: dict[str, Any], says: str, w
     assert caught.value.everywhere
 
 
+@pytest.mark.world_size(2)
+def test_each_rank_loads_its_own_state_of_one_time(world: World) -> None:
+    loop = Loop(world)
+    early = loop.rounds.state()
+    loop.steps(ITERATIONS)
+    late = loop.rounds.state()
+    with pytest.raises(resist.UserError, match=f"0 steps.*{ITERATIONS}|{ITERATIONS} steps.*0") as caught:
+        loop.rounds.load([early, late][world.rank])
+    assert caught.value.everywhere
+    with pytest.raises(resist.UserError, match="Rank 0 loads what rank 1 saved"):
+        loop.rounds.load({**early, "rank": 1 - world.rank})
+    loop.net(batch(1)[0]).sum().backward()
+    loop.rounds.load(early)
+    assert loop.rounds.steps == 0
+    assert not loop.net.subnet.gradients_flat.any()
+
+
+def test_an_evaluation_leaves_nothing_behind(world: World) -> None:
+    loop = Loop(world, network=parts(dropout=0.5))
+    loop.net.eval()
+    inputs, targets = batch(1)
+    found = [resist.evaluate(loop.net, [(inputs, targets)], AccuracyAndLoss()) for _ in range(2)]
+    assert found[0] == found[1]
+    assert not any(module.training for module in loop.net.modules())
+    with pytest.raises(resist.UserError, match="no inputs to evaluate on") as caught:
+        resist.evaluate(loop.net, [], AccuracyAndLoss())
+    assert caught.value.everywhere
+
+
 def scaled(named: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     return {name: value * scale if ".down." in name else value for name, value in named.items()}
 
@@ -243,6 +272,8 @@ def test_batch_norms_need_inputs_to_calibrate_on(world: World, folder: Path) -> 
     images, labels = next(tiny.source(tiny.settings(world), rank=world.rank, size=world.size).train())
     with pytest.raises(resist.UserError, match="calibration"):
         resist.evaluate(net, [(images, labels)], AccuracyAndLoss())
+    with pytest.raises(resist.UserError, match="no inputs to take its statistics from"):
+        resist.evaluate(net, [(images, labels)], AccuracyAndLoss(), calibration=[])
     with pytest.raises(resist.UserError, match="calibration"):
         net.save(folder / "model.safetensors")
     resist.evaluate(net, [(images, labels)], AccuracyAndLoss(), calibration=[images])
