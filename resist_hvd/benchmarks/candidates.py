@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks import rivals
+from resist_hvd.benchmarks.bare import sgd
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
@@ -99,7 +100,7 @@ class Theirs(Candidate):
 
     def _probe(self) -> float:
         """Return the seconds of a step without communication; weights and images are then what they were."""
-        optimizer = rivals.sgd(self._network, self._settings.optim)
+        optimizer = sgd(self._network, self._settings.optim)
         # As many steps at once as in a round: a GPU that is waited for after each one would seem slower than it is.
         steps = self._settings.local_iterations if self._world.device.type == "cuda" else 1
         seconds = []

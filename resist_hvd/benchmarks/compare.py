@@ -9,16 +9,17 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from time import perf_counter
 
-from resist_hvd import console, data
+from resist_hvd import console
 from resist_hvd.benchmarks import results, rivals
 from resist_hvd.benchmarks.candidates import make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
 from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import DataSource, Shard
+from resist_hvd.data.source import DataSource
 from resist_hvd.settings.bench import CompareSettings
 from resist_hvd.tasks.classification import Classification
 from resist_hvd.training.evaluate import evaluate
+from resist_hvd.training.run import load_source
 from resist_hvd.units import counted, scaled
 
 
@@ -48,14 +49,7 @@ class Measurement:
 def run(settings: CompareSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return ResIST's seconds over the best other's; all ranks together."""
     with world.agree("loading the data"):
-        source = data.load(
-            settings.data,
-            shard=Shard(rank=world.rank, size=world.size),
-            seed=settings.seed,
-            device=world.device,
-            share=world.once_a_host,
-            cores=world.cores,
-        )
+        source = load_source(settings, world)
     with world.agree("opening the file of measurements"):
         if world.is_first:
             results.check(settings.json)

@@ -1,6 +1,7 @@
 """PyTorch's own ways of training on several workers, written as its documentation writes them.
 
-They know nothing of our methods, transport or flat storage; only the network, its first weights and images are ours.
+They know nothing of our methods, transport or flat storage; only the network, its first weights and images are ours,
+and its optimizer the bare loop's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from resist_hvd.benchmarks.bare import sgd
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError
@@ -101,18 +103,6 @@ class PostLocalSGDRival(Rival):
             for parameter, storage in zip(self.network.parameters(), self._storage, strict=True):
                 parameter.data = storage.copy_(parameter.data)
             self.sent += ring_bytes(sum(storage.nbytes for storage in self._storage), self.world.size)
-
-
-def sgd(network: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
-    """Return PyTorch's own optimizer, its fastest, with a run's settings."""
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], rate: float) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from resist_hvd import api, data
+from resist_hvd import api
 from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.table import paired_ratio, show
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import DataSource, Shard
+from resist_hvd.data.source import DataSource
 from resist_hvd.nets.saved import Whole
 from resist_hvd.settings.bench import StepSettings
 from resist_hvd.settings.run import Settings
@@ -26,7 +26,7 @@ from resist_hvd.training.arithmetic import with_precision
 from resist_hvd.training.checks import refuse_graphs_without_gpu
 from resist_hvd.training.compiling import check_compiler
 from resist_hvd.training.loop import LocalTraining
-from resist_hvd.training.run import Run, begin
+from resist_hvd.training.run import Run, begin, load_source
 from resist_hvd.units import counted
 
 BARE, OURS, OWN = "bare PyTorch loop", "through method and loop", "through the public names"
@@ -123,14 +123,7 @@ def load(settings: StepSettings, world: World) -> DataSource:
             seed=settings.seed,
             device=world.device,
         )
-    return data.load(
-        settings.data,
-        shard=Shard(rank=world.rank, size=world.size),
-        seed=settings.seed,
-        device=world.device,
-        share=world.once_a_host,
-        cores=world.cores,
-    )
+    return load_source(settings, world)
 
 
 def ours(training: Settings, source: DataSource, world: World) -> LocalTraining:

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from resist_hvd import console, data
+from resist_hvd import console
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import DataSource, Shard
+from resist_hvd.data.source import DataSource
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure, stacks, starting
 from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
@@ -29,7 +29,7 @@ from resist_hvd.training.export import export
 from resist_hvd.training.folder import make_folder, set_aside
 from resist_hvd.training.journal import Journal, keep_lines_before
 from resist_hvd.training.loop import train
-from resist_hvd.training.run import Progress, Run, begin
+from resist_hvd.training.run import Progress, Run, begin, load_source
 from resist_hvd.training.starts import tell, write_settings, write_start
 from resist_hvd.units import counted
 
@@ -77,14 +77,7 @@ def train_in(folder: Path, claim: Claim | None, settings: Settings, world: World
     """
     checkpoint = open_folder(folder, settings, world)
     with world.agree("loading the data"):
-        source = data.load(
-            settings.data,
-            shard=Shard(rank=world.rank, size=world.size),
-            seed=settings.seed,
-            device=world.device,
-            share=world.once_a_host,
-            cores=world.cores,
-        )
+        source = load_source(settings, world)
     with source:
         run = make_run(settings, world, source, folder, checkpoint)
         run.claim = claim

@@ -10,8 +10,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from resist_hvd import data
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import DataSource
+from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.methods.base import Method, Setup
 from resist_hvd.methods.registry import METHODS
 from resist_hvd.nets import families
@@ -145,6 +146,22 @@ def method_setup(settings: Settings, source: DataSource, world: World, *, begins
         scale_activations=settings.scale_activations,
         optimizer_state=partial(make_state, settings=settings.optim),
         warmup_samples=round(settings.warmup_epochs * spec.train_size),
+    )
+
+
+def load_source(settings: Settings, world: World) -> DataSource:
+    """Return this worker's share of a run's data; all ranks call it together.
+
+    Raises:
+        UserError: the data are missing, damaged, too large or too few.
+    """
+    return data.load(
+        settings.data,
+        shard=Shard(rank=world.rank, size=world.size),
+        seed=settings.seed,
+        device=world.device,
+        share=world.once_a_host,
+        cores=world.cores,
     )
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gpu_check.programs import answering
-from resist_hvd import data
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import Shard
 from resist_hvd.guard import failure
 from resist_hvd.settings import reading
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.program import make_run
+from resist_hvd.training.run import load_source
 
 PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 
@@ -24,9 +23,7 @@ def answer(folder: Path, device: str) -> dict[str, Any]:
     settings = reading.parse(["--resume", "--output", str(folder), "--device", device])
     world = World.join(settings.device)
     failure.watch(world)
-    source = data.load(
-        settings.data, shard=Shard(rank=world.rank, size=world.size), seed=settings.seed, device=world.device
-    )
+    source = load_source(settings, world)
     with source:
         run = make_run(settings, world, source, folder, find_newest(folder)[0])
         found: dict[str, Any] = {}
