@@ -22,13 +22,16 @@ settings = DataSettings(
 source = load(settings, shard=Shard(rank=0, size=1), seed=1, device=torch.device("cpu"))
 stream = source.train()
 next(stream)
+"""
+
+SIGNALLED = """
 children = psutil.Process().children(recursive=True)
 for name in ("TERM", "INT", "HUP", "USR1", "USR2"):
     for child in children:
         child.send_signal(getattr(signal, f"SIG{name}"))
 for _ in range(12):
     next(stream)
-    next(source.test())
+next(source.test())
 print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
 """
 
@@ -51,7 +54,7 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 def test_signals_to_all_processes_end_none_and_a_killed_rank_leaves_none(tmp_path: Path) -> None:
-    program = start(photographs.make_root(tmp_path / "data"), "import time; time.sleep(600)")
+    program = start(photographs.make_root(tmp_path / "data"), SIGNALLED + "import time; time.sleep(600)")
     with program:
         assert program.stdout is not None
         assert program.stderr is not None
