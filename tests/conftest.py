@@ -12,6 +12,14 @@ settings.load_profile("resist_hvd")
 GPU_TESTS = Path(__file__).resolve().parent / "gpu"
 
 
+@pytest.fixture(params=["dali", "torchvision"])
+def loader(request: pytest.FixtureRequest) -> str:
+    """Every loader that is installed, one after the other."""
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
+    return str(request.param)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs from the tests and from all that they start, unless nothing but GPU tests is asked for.
 

@@ -27,13 +27,6 @@ from .. import photographs
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["dali", "torchvision"])
-def loader(request: pytest.FixtureRequest) -> str:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photographs.make_root(tmp_path_factory.mktemp("gpu") / "data", classes=4, train=16, val=6)

@@ -21,13 +21,6 @@ def root(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "data"))
 
 
-@pytest.fixture(params=["dali", "torchvision"])
-def loader(request: pytest.FixtureRequest) -> str:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    return str(request.param)
-
-
 def flags(root: Path, loader: str, output: Path) -> list[str]:
     """A run of 4 rounds for 2 workers: two epochs of 32 images."""
     values = {

@@ -12,9 +12,7 @@ from resist_hvd.data import DataSource, Shard, load
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.run import Settings
-from resist_hvd.training.folder import make_folder
 from resist_hvd.training.loop import train
-from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 
 from .. import photographs
@@ -36,13 +34,6 @@ def root(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = world.broadcast_object(path)
     assert shared is not None
     return shared
-
-
-@pytest.fixture(params=["dali", "torchvision"])
-def loader(request: pytest.FixtureRequest) -> str:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    return str(request.param)
 
 
 def settings_of(root: Path, loader: str, world: World, **changes: Any) -> Settings:
@@ -72,11 +63,7 @@ def run_of(settings: Settings, world: World, source: DataSource, *, stop_before_
             raise StoppedError
         return images
 
-    folder = make_folder(settings.output, "tiny", world)
-    checkpoint = open_folder(folder, settings, world)
-    run = make_run(settings, world, tiny.Altered(source, alter), folder, checkpoint)
-    begin_files(run, resumed=checkpoint is not None)
-    return run
+    return tiny.make_stored_run(settings, world, tiny.Altered(source, alter))
 
 
 def fingerprints(source: DataSource, batches: int) -> list[tuple[float, list[int]]]:

@@ -21,10 +21,9 @@ from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.checkpoint import find_newest
 from resist_hvd.training.evaluate import evaluate
-from resist_hvd.training.folder import complete, make_folder
+from resist_hvd.training.folder import complete
 from resist_hvd.training.loop import train
 from resist_hvd.training.manifest import seal
-from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import flat_state
 
@@ -44,12 +43,8 @@ def run_of(settings: Settings, world: World, *, stop_before_batch: int | None = 
             raise StoppedError
         return images
 
-    folder = make_folder(settings.output, "tiny", world)
-    checkpoint = open_folder(folder, settings, world)
     data = tiny.Altered(tiny.source(settings, rank=world.rank, size=world.size), alter)
-    run = make_run(settings, world, data, folder, checkpoint)
-    begin_files(run, resumed=checkpoint is not None)
-    return run
+    return tiny.make_stored_run(settings, world, data)
 
 
 def finished(settings: Settings, world: World) -> Run:

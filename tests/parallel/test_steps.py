@@ -21,7 +21,6 @@ from resist_hvd.methods.state import FlatState
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training import loop, rounds
-from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import GraphStep, StaticStep, Step, flat_state
 
@@ -42,10 +41,7 @@ CASES = [
 
 def trained(settings: Settings, world: World, folder: Path) -> Run:
     """A run at its end, or resumed to it."""
-    folder.mkdir(exist_ok=True)
-    checkpoint = open_folder(folder, settings, world)
-    run = make_run(settings, world, tiny.source(settings, rank=world.rank, size=world.size), folder, checkpoint)
-    begin_files(run, resumed=checkpoint is not None)
+    run = tiny.make_stored_run(replace(settings, output=folder), world)
     loop.train(run, tiny.Watching(run))
     return run
 

@@ -15,8 +15,6 @@ from resist_hvd.errors import Stopped
 from resist_hvd.methods.resist import WarmUp
 from resist_hvd.settings.run import Settings
 from resist_hvd.training import loop, rounds
-from resist_hvd.training.folder import make_folder
-from resist_hvd.training.program import begin_files, make_run, open_folder
 from resist_hvd.training.run import Run
 
 from . import tiny
@@ -34,12 +32,8 @@ def run_of(settings: Settings, world: World, *, told_in_batch: int | None = None
             world.stop.signal = signal.SIGUSR2
         return images
 
-    folder = make_folder(settings.output, "tiny", world)
-    checkpoint = open_folder(folder, settings, world)
     data = tiny.Altered(tiny.source(settings, rank=world.rank, size=world.size), alter)
-    run = make_run(settings, world, data, folder, checkpoint)
-    begin_files(run, resumed=checkpoint is not None)
-    return run
+    return tiny.make_stored_run(settings, world, data)
 
 
 def train(run: Run) -> Run:

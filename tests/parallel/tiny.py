@@ -20,6 +20,8 @@ from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
+from resist_hvd.training import program
+from resist_hvd.training.folder import make_folder
 from resist_hvd.training.journal import Journal
 from resist_hvd.training.loop import LocalTraining, train_round
 from resist_hvd.training.run import Run, method_setup
@@ -122,6 +124,16 @@ def make_run(
     seed = world.broadcast_seed(derive(settings.seed, "round", 0))
     method = METHODS[settings.method].begin(setup, seed=seed)
     return Run(settings=settings, world=world, source=data, method=method, folder=folder)
+
+
+def make_stored_run(settings: Settings, world: World, data: DataSource | None = None) -> Run:
+    """A run in its folder, at its beginning or where its checkpoint left off."""
+    folder = make_folder(settings.output, "tiny", world)
+    checkpoint = program.open_folder(folder, settings, world)
+    data = data or source(settings, rank=world.rank, size=world.size)
+    run = program.make_run(settings, world, data, folder, checkpoint)
+    program.begin_files(run, resumed=checkpoint is not None)
+    return run
 
 
 def train_on(run: Run, rounds: int) -> None:

@@ -42,13 +42,6 @@ def root(sound: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound, tmp_path / "data"))
 
 
-@pytest.fixture(params=["dali", "torchvision"])
-def loader(request: pytest.FixtureRequest) -> str:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
-    return str(request.param)
-
-
 @pytest.fixture
 def opened() -> Iterator[Callable[..., DataSource]]:
     """Opens sources, which are closed after the test."""
