@@ -244,6 +244,8 @@ class Rounds:
             UserError: on every rank, where the loss of one was not finite; on rank 0, where a file cannot be written.
         """
         self._net.world.activity.progress()
+        if self.steps == 0:
+            self._refuse_used_folder()
         self.steps += 1
         record = self._rounds.step(loss, float(self._optimizer.param_groups[0]["lr"]))
         if record is not None:
@@ -251,6 +253,15 @@ class Rounds:
             self._write(record)
             self._rounds.begin()
         return record
+
+    def _refuse_used_folder(self) -> None:
+        path = (self._folder or Path()) / "rounds.jsonl"
+        if self._folder is not None and self._net.world.is_first and path.exists() and path.stat().st_size:
+            raise UserError(
+                "The folder already holds rounds, and these would begin anew",
+                where=str(path),
+                mend="Load the state that was saved with them, or give another folder.",
+            )
 
     def _write(self, record: RoundRecord) -> None:
         if self._folder is not None and self._net.world.is_first:

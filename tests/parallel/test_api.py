@@ -220,6 +220,15 @@ def test_an_evaluation_leaves_nothing_behind(world: World) -> None:
     assert caught.value.everywhere
 
 
+def test_rounds_are_not_written_behind_others(world: World, folder: Path) -> None:
+    Loop(world, folder=folder).steps(ITERATIONS)
+    world.barrier()
+    again = Loop(world, folder=folder)
+    if world.is_first:
+        with pytest.raises(resist.UserError, match=r"rounds\.jsonl"):
+            again.rounds.step(torch.tensor(1.0))
+
+
 def scaled(named: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     return {name: value * scale if ".down." in name else value for name, value in named.items()}
 
