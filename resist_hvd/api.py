@@ -18,6 +18,7 @@ from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure, starting
+from resist_hvd.guard.judging import ENDING
 from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.registry import METHODS
@@ -70,7 +71,7 @@ def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World
 
     def end() -> None:
         if not failed:
-            world.position = "ending"
+            world.position = ENDING
             world.barrier()  # from here on, nobody is waited for but to end
             guard.__exit__(None, None, None)
             failure.end()

@@ -24,6 +24,9 @@ POLLING = 0.5
 NAMED = 4
 """Ranks that a sentence names at most."""
 
+ENDING = "ending"
+"""Present work of a rank whose script is over, and that waits for the others'."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankState:
@@ -101,7 +104,27 @@ def verdict(states: Sequence[RankState], limit: float, *, size: int, now: float 
         who = "; ".join(f"rank {s.rank} on {s.host} since {time_of(now - s.idle)} [{s.words}]" for s in states[:NAMED])
         more = f"; and {size - NAMED} more" if size > NAMED else ""
         return f"All {size} ranks wait for one another: {who}{more}. {why_all_wait(states, limit)}"
+    if not said and (left := left_alone(states, limit)):
+        gone, alone = left
+        return (
+            f"Rank {gone.rank} of {size} on {gone.host} has come to the end of its script, and rank {alone.rank} waits "
+            f"for it since {time_of(now - alone.idle)} [{alone.words}]: have all ranks make as many steps"
+        )
     return ". ".join(said[:NAMED]) + (f". So have {len(said) - NAMED} more" if len(said) > NAMED else "")
+
+
+def left_alone(states: Sequence[RankState], limit: float) -> tuple[RankState, RankState] | None:
+    """Return a rank whose script is over, and one that waits for it in vain; None where there are none.
+
+    That one is in a call which the other has not come to: in an earlier one it may wait for somebody else.
+    """
+    waiting = [state for state in states if state.waiting and state.idle > limit]
+    over = [state for state in waiting if state.words == ENDING]
+    for alone in waiting:
+        for gone in over:
+            if alone.words != ENDING and alone.wait >= gone.wait:
+                return gone, alone
+    return None
 
 
 def why_all_wait(states: Sequence[RankState], limit: float) -> str:

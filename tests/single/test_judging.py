@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.guard.judging import LONG_LIMIT, ROUNDS, SHORTEST, RankState, limit_of, time_of, verdict
+from resist_hvd.guard.judging import ENDING, LONG_LIMIT, ROUNDS, SHORTEST, RankState, limit_of, time_of, verdict
 
 LIMIT = 60.0
 NOW = 1_700_000_000.0
@@ -184,3 +184,20 @@ def test_unheard_ranks_that_have_left_are_not_judged(waiting: bool) -> None:
     # Of 4 ranks, 2 have said goodbye: the others are no world that stands still.
     assert verdict([state(0, idle=61, waiting=True), state(1, idle=61, waiting=True)], LIMIT, size=4) == ""
     assert (verdict([state(0, idle=61, waiting=waiting)], LIMIT, size=4) == "") == waiting
+
+
+def test_a_rank_whose_script_is_over_leaves_none_waiting() -> None:
+    """Bytes of Horovod's own move all the time: they excuse nobody whose partner is gone."""
+    gone = RankState(rank=1, host="b", words=ENDING, idle=90.0, still=0.0, waiting=True, wait=7)
+    alone = RankState(rank=0, host="a", words="round 2", idle=80.0, still=0.0, waiting=True, wait=7)
+    said = verdict([alone, gone], 60.0, size=2)
+    assert "Rank 1 of 2 on b" in said
+    assert "rank 0 waits" in said
+    assert "round 2" in said
+    for states in (
+        [replace(alone, wait=6), gone],  # it may wait for somebody else
+        [replace(alone, waiting=False), gone],
+        [replace(alone, idle=50.0), gone],
+        [replace(alone, words=ENDING), gone],
+    ):
+        assert not verdict(states, 60.0, size=2)
