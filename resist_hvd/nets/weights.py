@@ -116,9 +116,11 @@ def tensors_of(path: Path) -> Mapping[str, Tensor]:
             f"The weights cannot be read: {error.strerror or error}", where=str(path), mend=f"Give another {FLAG}."
         ) from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # PyTorch's own words on a whole module are a page, with advice to run the code that the file names.
+        foreign = isinstance(error, pickle.UnpicklingError)
+        reason = "it has objects beside tensors, as a whole module" if foreign else " ".join(str(error).split())[:200]
         raise UserError(
-            f"The file is neither a whole safetensors file nor a state dict as torch.save writes it today: "
-            f"{' '.join(str(error).split())[:200]}",
+            f"The file is neither a whole safetensors file nor a state dict as torch.save writes it today: {reason}",
             where=str(path),
             mend="Load it where it comes from, and save model.state_dict() anew.",
         ) from None

@@ -32,6 +32,13 @@ def show(planner: Planner, console: Console) -> None:
         console.print(methods_table(planner, workers))
     console.print(scale_table(planner))
     console.print(advice_table([planner.advise(workers) for workers in planner.settings.worker_counts]))
+    deck, fewest = max(map(len, planner.network.decks), default=0), planner.settings.min_blocks
+    if depth(deck, SCALE[-1], fewest) == deck:
+        console.print(
+            f"Every worker holds all {counted(deck, 'block')} (--min_blocks {fewest}): ResIST is local SGD here. "
+            f"Give a --min_blocks below {deck}, --model.partition all, or a deeper network."
+        )
+        return
     limit = planner.stops_paying()
     console.print(f"ResIST pays up to {counted(limit.workers, 'worker')}: {limit.reason}.")
 

@@ -94,9 +94,11 @@ def why_not_resist(run: Run) -> str:
     network, rule = run.method.network, run.method.rule
     blocks = rule.blocks
     if blocks < 2:
+        deeper = {"preact": "a deeper one, as by --model.sections", "parts": "more parts a deck"}
+        change = deeper.get(settings.model.family, "a deeper one, as by --model.name, or --model.partition all")
         return (
             f"There is nothing to deal out: {network.title} has {counted(blocks, 'block')} that can be left out, "
-            f"so every worker trains the whole network. For ResIST give a deeper one, as by --model.sections."
+            f"so every worker trains the whole network. For ResIST give {change}."
         )
     if workers == 1:
         return (

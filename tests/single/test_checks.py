@@ -11,9 +11,8 @@ from torch import nn
 
 from resist_hvd.data.source import DataSpec
 from resist_hvd.errors import UserError
-from resist_hvd.nets.architecture import Architecture
+from resist_hvd.nets.families import chosen
 from resist_hvd.nets.parts import Network, Part
-from resist_hvd.nets.preact_resnet import network
 from resist_hvd.protocol.rule import Rule
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.model import ModelSettings
@@ -40,8 +39,7 @@ def spec(image_size: int = 8, classes: int = 4, train_size: int = 100) -> DataSp
 
 
 def parts_of(model: ModelSettings, data: DataSpec) -> Network:
-    architecture = Architecture.of(model, channels=data.channels, classes=len(data.classes))
-    return network(architecture, image_size=data.image_size)
+    return chosen(model, channels=data.channels, image_size=data.image_size, classes=len(data.classes))
 
 
 def refuse(data: DataSpec, model: ModelSettings = MODEL, **settings: Any) -> None:
@@ -118,6 +116,10 @@ def test_resist_that_deals_nothing_out_is_told_and_what_changes_it() -> None:
         said = remark(model=model)
         assert str(model.sections) in said
         assert "--model.sections" in said
+    said = remark(model=ModelSettings(name="torchvision/resnet18"), image_size=32)
+    assert "resnet18 has 1 block" in said
+    assert "--model.sections" not in said
+    assert "--model.partition all" in said
     alone = remark(1)
     assert "all 8 blocks" in alone
     assert "launch/run -np 4" in alone

@@ -61,6 +61,13 @@ def test_it_loads_no_mpi_and_what_is_wrong_is_told_before_pytorch(tmp_path: Path
     assert done.stdout == "False\n", done.stderr
 
 
+def test_resist_that_leaves_nothing_out_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run_plan(monkeypatch, "--model.sections", "1,1,6,1", "--workers", "2")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "all 5 blocks (--min_blocks 5)" in printed
+    assert "ResIST pays up to" not in printed
+
+
 def test_the_picture_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "plan.png"
