@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resist_hvd.errors import UserError
 from resist_hvd.nets.parts import Network
+
+from .initial_weights import assert_same_statistics
 
 timm = pytest.importorskip("timm")
 timm_nets = importlib.import_module("resist_hvd.nets.timm_nets")
@@ -101,19 +103,8 @@ def test_parts_begin_as_timm_begins(name: str, options: dict[str, Any], zero: bo
                 assert not found.any(), own
                 del expected[part.prefixed(own)]
             else:
-                same_statistics(part.prefixed(own), found, expected.pop(part.prefixed(own)))
+                assert_same_statistics(part.prefixed(own), found, expected.pop(part.prefixed(own)))
     assert not expected
-
-
-def same_statistics(name: str, found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape, name
-    if expected.min() == expected.max():
-        assert torch.equal(found, expected), name
-        return
-    spread, few = expected.std().item(), expected.numel() ** -0.5
-    assert not torch.equal(found, expected), name
-    assert abs(found.mean().item() - expected.mean().item()) < 8 * few * spread, name
-    assert found.std().item() == pytest.approx(spread, rel=6 * few), name
 
 
 def test_initial_weights_are_those_of_the_seed_alone() -> None:

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from resist_hvd.errors import UserError
 from resist_hvd.nets.norms import norms_of, set_statistics
 from resist_hvd.nets.parts import Network
 from resist_hvd.nets.torchvision_nets import network
+
+from .initial_weights import assert_same_statistics
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("resnet18", {}),
@@ -100,19 +102,8 @@ def test_parts_begin_as_torchvision_begins(name: str, zero: bool) -> None:
         assert part.initialise is not None
         part.initialise(module, place)
         for own, found in module.named_parameters():
-            same_statistics(part.prefixed(own), found, expected.pop(part.prefixed(own)))
+            assert_same_statistics(part.prefixed(own), found, expected.pop(part.prefixed(own)))
     assert not expected
-
-
-def same_statistics(name: str, found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape, name
-    if expected.min() == expected.max():
-        assert torch.equal(found, expected), name
-        return
-    spread, few = expected.std().item(), expected.numel() ** -0.5
-    assert not torch.equal(found, expected), name
-    assert abs(found.mean().item() - expected.mean().item()) < 8 * few * spread, name
-    assert found.std().item() == pytest.approx(spread, rel=6 * few), name
 
 
 def test_initial_weights_are_those_of_the_seed_alone() -> None:
