@@ -165,7 +165,7 @@ def test_images_that_are_too_large_are_named_and_not_called_damaged(
         assert source.broken_files() == {str(file): fault for file in large}
     # The processes of the other loader know nothing of the lower limit: what they run is run here.
     with source_of(folder, "torchvision", batch_size=5, broken_files="skip") as source:
-        batches = PlainBatches(source._loader._settings, source._test, np.arange(5))  # type: ignore[attr-defined]
+        batches = PlainBatches(source._loader.settings, source._test, np.arange(5))  # type: ignore[attr-defined]
         _, labels, faults = batches[0]
         assert (len(labels), list(faults.values())) == (4, [fault])
 

@@ -44,18 +44,13 @@ class Work(NamedTuple):
 class DaliLoader(ImageLoader):
     """Decodes image files by DALI, but for those of formats that it does not decode as Pillow does.
 
-    Args:
-        settings: sizes, augmentation, threads, prefetching.
-        device: where batches are wanted; decoding is on a GPU where that is one.
-        broken: what is done about broken files.
+    It decodes on a GPU where batches are wanted on one.
     """
 
     name = "DALI"
 
     def __init__(self, settings: DataSettings, *, device: torch.device, broken: BrokenFiles) -> None:
-        self.settings = settings
-        self.device = device
-        self.broken = broken
+        super().__init__(settings, device=device, broken=broken)
         self.foreign = ForeignFiles(settings.threads)
 
     def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:

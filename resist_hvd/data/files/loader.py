@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resist_hvd.data.broken import BrokenFiles
 from resist_hvd.data.files.windows import WORDS_PER_WINDOW, Draws
 from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.order import EpochOrder, sample_words
@@ -66,9 +67,19 @@ class ImageLoader(ABC):
     """Decodes the files of an `ImageIndex` into batches as `DataSettings` ask for, on one device.
 
     Where that is a GPU, batches are made in the current stream of the thread that asks for them.
+
+    Args:
+        settings: sizes, augmentation, threads or processes, prefetching.
+        device: where batches are wanted.
+        broken: what is done about broken files.
     """
 
     name: str
+
+    def __init__(self, settings: DataSettings, *, device: torch.device, broken: BrokenFiles) -> None:
+        self.settings = settings
+        self.device = device
+        self.broken = broken
 
     @abstractmethod
     def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:

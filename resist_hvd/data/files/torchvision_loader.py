@@ -130,40 +130,26 @@ def recoloured(picture: Tensor, factors: NDArray[np.float64]) -> Tensor:
 
 
 class TorchvisionLoader(ImageLoader):
-    """Decodes image files in worker processes.
-
-    Args:
-        settings: sizes, augmentation, processes, prefetching.
-        device: where batches are wanted.
-        broken: what is done about broken files.
-    """
+    """Decodes image files in worker processes."""
 
     name = "torchvision"
 
-    def __init__(
-        self,
-        settings: DataSettings,
-        *,
-        device: torch.device,
-        broken: BrokenFiles,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, settings: DataSettings, *, device: torch.device, broken: BrokenFiles) -> None:
+        super().__init__(settings, device=device, broken=broken)
         self._processes = forked_from_a_server(preload=__name__)
-        self._device = device
-        self._broken = broken
 
     def train(self, index: ImageIndex, plan: TrainingPlan, samples_drawn: int) -> Iterator[Batch]:
         """Endless training batches, from where all workers have drawn so many samples."""
         positions = count(samples_drawn, plan.after(0))
-        return self._batches(index, TrainingBatches(self._settings, index, plan), positions)
+        return self._batches(index, TrainingBatches(self.settings, index, plan), positions)
 
     def test(self, index: ImageIndex, images: NDArray[np.int64]) -> Iterator[Batch]:
         """The images of these numbers in their order, without augmentation; the last batch may be smaller."""
-        batches = PlainBatches(self._settings, index, images)
+        batches = PlainBatches(self.settings, index, images)
         return self._batches(index, batches, range(len(batches)))
 
     def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
-        settings = self._settings
+        settings = self.settings
         processes = settings.threads
         try:
             with Tether(self._processes) as tether:
@@ -175,7 +161,7 @@ class TorchvisionLoader(ImageLoader):
                     multiprocessing_context=self._processes,
                     prefetch_factor=-(-settings.prefetch // processes),
                     collate_fn=unchanged,
-                    pin_memory=self._device.type == "cuda",
+                    pin_memory=self.device.type == "cuda",
                     # Otherwise it would draw from PyTorch's own generator, and change what others draw from it.
                     generator=torch.Generator(),
                     worker_init_fn=tether.end,
@@ -185,11 +171,11 @@ class TorchvisionLoader(ImageLoader):
                 try:
                     for images, labels, faults in made:
                         for image, fault in faults.items():
-                            self._broken.note(index, image, fault)
+                            self.broken.note(index, image, fault)
                         if len(labels):
                             yield (
-                                images.to(self._device, non_blocking=True),
-                                labels.to(self._device, non_blocking=True),
+                                images.to(self.device, non_blocking=True),
+                                labels.to(self.device, non_blocking=True),
                             )
                 finally:
                     del made  # which lets the processes end by themselves
@@ -197,7 +183,7 @@ class TorchvisionLoader(ImageLoader):
             # The latter three are met where a process has announced a batch, but died before that was fetched.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 if is_of_gpu(error):
-                    raise sentence(error, self._device) from error
+                    raise sentence(error, self.device) from error
                 raise
             raise UserError(
                 f"A process that decodes images died ({' '.join(str(error).split()) or type(error).__name__})",
