@@ -35,6 +35,7 @@ from resist_hvd.training.evaluate import calibrate, inference, walk
 from resist_hvd.training.export import write_model, write_plain_description
 from resist_hvd.training.journal import keep_lines_before
 from resist_hvd.training.run import Progress, Training
+from resist_hvd.units import counted
 
 
 def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World:
@@ -55,6 +56,7 @@ def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World
         UserError: the ranks do not form one world, or there is no such device.
     """
     failure.begin()
+    failure.advise("Go on from what the program itself has saved.")
     leave_stalls_to_watchdog(watchdog)
     with starting.limited(watchdog):
         world = World.join(device)
@@ -210,6 +212,14 @@ class Rounds:
     ) -> None:
         if local_iterations < 1:
             raise UserError(f"local_iterations is {local_iterations}", mend="Give 1 or more.", everywhere=True)
+        ours = set(map(id, net.parameters()))
+        others = sum(id(parameter) not in ours for group in optimizer.param_groups for parameter in group["params"])
+        if others:
+            raise UserError(
+                f"The optimizer has {counted(others, 'parameter')} that the network does not have, and no round averages",
+                mend="Make it of net.parameters(), where net is what resist_hvd.deal returned.",
+                everywhere=True,
+            )
         self._net, self._optimizer = net, optimizer
         self._folder = Path(folder) if folder is not None else None
         self._length = local_iterations
@@ -242,9 +252,13 @@ class Rounds:
             The record of the round that this ended, the same on all ranks; else None.
 
         Raises:
-            UserError: on every rank, where the loss of one was not finite; on rank 0, where a file cannot be written.
+            UserError: on every rank, where the loss of one was not finite; on rank 0, where a file cannot be written;
+                where the loss is no scalar tensor.
         """
         self._net.world.activity.progress()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor {[*loss.shape]}" if isinstance(loss, Tensor) else f"of type {type(loss).__name__}"
+            raise UserError(f"The loss is {found}", mend="Give Rounds.step the scalar tensor that went backward.")
         if self.steps == 0:
             self._refuse_used_folder()
         self.steps += 1

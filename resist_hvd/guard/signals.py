@@ -85,9 +85,12 @@ class SignalHandler:
             # A launcher that has lost a host tells so, too, and kills a second later.
             endings.say(f"{opening}, and the round cannot be ended without all ranks. {silent}. {ending.advice}")
         else:
+            # Without checkpoints of ours it is a loop of the user's, which has to ask.
+            ends = "a checkpoint is written" if world.stop.resumable else "the program is told"
+            run_ends = ", and the run ends" if world.stop.resumable else " (Rounds.stopping)"
             console.urgent(
-                f"{opening}: a checkpoint is written when the round is done, and the run ends. A second signal ends it "
-                f"at once. Until then: {ending.advice}"
+                f"{opening}: {ends} when the round is done{run_ends}. A second signal ends it at once. "
+                f"Until then: {ending.advice}"
             )
 
     def _end_at_once(self, number: int, cause: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -297,6 +297,18 @@ def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any]
     with pytest.raises(resist.UserError, match="Rank 1") as caught:
         resist.deal(network, world, **others)
     assert caught.value.everywhere
+
+
+def test_what_cannot_be_trained_with_is_refused(world: World) -> None:
+    net = resist.deal(parts(), world, min_blocks=1)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(resist.UserError, match="2 parameters that the network does not have"):
+        resist.Rounds(net, other)
+    rounds = resist.Rounds(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(resist.UserError, match="of type float"):
+        rounds.step(cast(Any, 0.5))
+    with pytest.raises(resist.UserError, match=r"a tensor \[2\]"):
+        rounds.step(torch.zeros(2))
 
 
 def test_a_loss_that_is_not_finite_ends_all_ranks(world: World) -> None:
