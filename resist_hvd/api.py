@@ -216,8 +216,8 @@ class Rounds:
         others = sum(id(parameter) not in ours for group in optimizer.param_groups for parameter in group["params"])
         if others:
             raise UserError(
-                f"The optimizer has {counted(others, 'parameter')} that the network does not have, and no round averages",
-                mend="Make it of net.parameters(), where net is what resist_hvd.deal returned.",
+                f"The optimizer has {counted(others, 'parameter')} that the network does not have",
+                mend="Make it of net.parameters(), where net is what resist_hvd.deal returned: no others are averaged.",
                 everywhere=True,
             )
         self._net, self._optimizer = net, optimizer
