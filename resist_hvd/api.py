@@ -37,6 +37,9 @@ from resist_hvd.training.journal import keep_lines_before
 from resist_hvd.training.run import Progress, Training
 from resist_hvd.units import counted
 
+_joined = False
+"""Whether `join` was called: its guards are of the whole process."""
+
 
 def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World:
     """Join all processes that the launcher started into one world of workers; call it once, first of all.
@@ -55,6 +58,10 @@ def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World
     Raises:
         UserError: the ranks do not form one world, or there is no such device.
     """
+    global _joined
+    if _joined:
+        raise UserError("This process has joined a world already", mend="Call resist_hvd.join once.", everywhere=True)
+    _joined = True
     failure.begin()
     failure.advise("Go on from what the program itself has saved.")
     leave_stalls_to_watchdog(watchdog)

@@ -334,7 +334,15 @@ def check_residual(network: Network) -> None:
             for parameter in nn.ModuleList(ends or [block]).parameters():
                 if part.branches or parameter.dim() > 1:
                     parameter.zero_()
-            one, other = (block(torch.randn(before.shape, dtype=before.dtype)) for _ in range(2))
+            inputs_of = [torch.randn(before.shape, dtype=before.dtype) for _ in range(2)]
+            kept = inputs_of[0].clone()
+            one, other = (block(x) for x in inputs_of)
+        if not part.branches and not torch.equal(inputs_of[0], kept):
+            raise UserError(
+                f"Block {part.name!r} changes its input in place",
+                mend="The global network needs the input beside the output: have it compute x + f(x), not x += f(x), "
+                "or name the layers that end its branches.",
+            )
         if torch.equal(one, other):
             raise UserError(
                 f"Block {part.name!r} is not residual: with zeros in {', '.join(part.branches) or 'its weights'} its "

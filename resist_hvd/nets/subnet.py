@@ -8,13 +8,14 @@ the same slots with other blocks, so modules, views and any compiled graph stay 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from resist_hvd.errors import UserError
-from resist_hvd.nets.parts import Deck, Network, Part
+from resist_hvd.nets.parts import Deck, Network, Part, seeded
 from resist_hvd.seeds import derive
 
 
@@ -101,6 +102,13 @@ class SubNet(nn.Module):
         """Return the same views in one list, the trunk first: the order in which a checkpoint has their numbers."""
         trunk, slots = self.cut(flat)
         return [trunk, *slots]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Refuse what would give parameters other memory: to(), double(), cuda() and the like."""
+        raise UserError(
+            "The parameters of a dealt network cannot be converted or moved: they lie in one buffer",
+            mend="Leave out to(), cuda(), double() and the like; the world's device is where the network is made.",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs for a batch of inputs."""
@@ -207,7 +215,7 @@ def fill_buffers(part: Part, module: nn.Module, device: torch.device) -> None:
     """
     if not any(buffer.is_meta for buffer in module.buffers()):
         return
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with seeded(0), torch.device("cpu"):
         contents = dict(part.make().named_buffers())
     for name, content in contents.items():
         if content.is_meta:
@@ -225,8 +233,7 @@ def initialise(part: Part, module: nn.Module, seed: int) -> None:
     if part.initialise is not None:
         part.initialise(module, seed)
         return
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
+    with seeded(seed), torch.device("cpu"):
         made = dict(part.make().named_parameters())
     for name, parameter in module.named_parameters():
         parameter.copy_(made[name])

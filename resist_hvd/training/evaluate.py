@@ -90,9 +90,13 @@ def calibration_images(source: DataSource, shard: Shard) -> Iterator[Tensor]:
 
 
 def inputs_at_once(network: Network) -> int:
-    """Return how many inputs have `ACTIVATIONS_AT_ONCE` where activations are the largest; 1 where nothing is known."""
+    """Return how many inputs have `ACTIVATIONS_AT_ONCE` where activations are the largest.
+
+    Where nothing is known of them it is a number whose activations are rarely more: with few, blocks would be lent anew
+    for each batch.
+    """
     if network.example is None:
-        return 1
+        return 256
     largest = max(output.numel() // len(output) for output in network.outputs)
     return max(1, ACTIVATIONS_AT_ONCE // (4 * largest))
 
@@ -172,11 +176,27 @@ def walk(
 
 def pooled(metric: Metric, inputs: int, world: World) -> int:
     """Have a metric know the batches of all ranks; return how many inputs they were, of this rank's number."""
-    states = world.gather_objects(metric.metric_state)
+    own = metric.metric_state
+    # What lies on one rank's GPU cannot be unpacked on another's: all travels through host memory.
+    states = world.gather_objects({name: moved(value, "cpu") for name, value in own.items()})
     metric.reset()
     for state in states:
-        metric.merge_state(state)
+        metric.merge_state({name: moved(value, device_of(own[name])) for name, value in state.items()})
     return int(world.sum(np.array([float(inputs)]))[0])
+
+
+def moved(state: Any, device: torch.device | str) -> Any:
+    """Return one of a metric's states, a tensor, a list of them or something else, with its tensors on a device."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    return [moved(part, device) for part in state] if isinstance(state, list) else state
+
+
+def device_of(state: Any) -> torch.device | str:
+    """Return the device on which one of a metric's states is, or its first tensor."""
+    if isinstance(state, list):
+        return device_of(state[0]) if state else "cpu"
+    return state.device if isinstance(state, Tensor) else "cpu"
 
 
 def share_of(method: Method, world: World) -> Shard:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -278,3 +279,21 @@ def test_seeded_draws_are_nobody_elses() -> None:
         torch.rand(1)
     assert torch.equal(drawn[0], drawn[1])
     torch.set_rng_state(state)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.linear(x)
+        return x
+
+
+@pytest.mark.parametrize("branches", [(), ("linear",)])
+def test_a_block_without_named_branches_leaves_its_input_alone(branches: tuple[str, ...]) -> None:
+    parts = tuple(Part(str(n), InPlace, deck="d", branches=branches) for n in range(2))
+    network = Network(parts, example=torch.empty(2, 4, device="meta"))
+    with nullcontext() if branches else pytest.raises(UserError, match="in place"):
+        check_residual(network)

@@ -1,6 +1,6 @@
 """A sub-network on flat storage is the network that its parameters say, and keeps all of them in two buffers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -276,3 +276,11 @@ def test_a_lent_block_computes_what_the_slot_it_is_filled_from_does() -> None:
     flat.copy_(subnet.slots[0])
     x = torch.randn(4, 16, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(block(x), module(x))
+
+
+@pytest.mark.parametrize("convert", [lambda net: net.double(), lambda net: net.to("meta"), lambda net: net.half()])
+def test_its_parameters_stay_in_their_buffer(convert: Callable[[SubNet], object]) -> None:
+    subnet = make(*CASES[0].values)
+    with pytest.raises(UserError, match="one buffer"):
+        convert(subnet)
+    assert subnet.parameters_flat.data_ptr() == next(subnet.parameters()).data_ptr()
