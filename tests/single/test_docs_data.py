@@ -30,7 +30,7 @@ def test_the_example_prepares_an_image_as_evaluation_does(tmp_path: Path, monkey
     (tmp_path / "model.json").write_text(json.dumps(about))
     taken: list[torch.Tensor] = []
     monkeypatch.setattr(
-        "resist_hvd.nets.saved.load", lambda _: lambda batch: taken.append(batch) or torch.tensor([[0.0, 1.0]])
+        "resist_hvd.nets.saved.load", lambda _, **__: lambda batch: taken.append(batch) or torch.tensor([[0.0, 1.0]])
     )
     file = min((root / "val").glob("*/*"))
     exec(text.replace('"runs/photographs"', repr(str(tmp_path))).replace('"a.jpg"', repr(str(file))), {})
