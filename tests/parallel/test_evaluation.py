@@ -196,7 +196,8 @@ def test_as_many_images_are_carried_as_their_activations_allow(monkeypatch: pyte
     assert at_once(224, name="preact_resnet50", block="bottleneck", stem="imagenet") == 2**31 // (4 * 256 * 56**2)
     monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 1000)
     assert at_once(32) == 1
-    assert inputs_at_once(Network(())) == 1
+    # Of a user's own network nothing may be known: few batches at a time would have its blocks lent many times.
+    assert inputs_at_once(Network(())) > 1
 
 
 @pytest.mark.world_size(3)
