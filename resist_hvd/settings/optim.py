@@ -25,6 +25,15 @@ Betas = Annotated[
 Milestones = Annotated[tuple[float, ...], Bound("ascending fractions between 0 and 1", ascending)]
 
 
+Warmup = Annotated[
+    float,
+    Bound(
+        "a fraction of the run, from 0 up to, but not, 1; --optim.warmup_epochs takes epochs",
+        lambda fraction: 0 <= fraction < 1,
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings(Group):
     """The optimizer and its learning rate."""
@@ -62,7 +71,7 @@ class OptimSettings(Group):
     divide_by: Positive = 10.0
     """For step: what it is divided by at each milestone."""
 
-    warmup: Fraction = 0.0
+    warmup: Warmup = 0.0
     """Fraction of the run in which the learning rate rises linearly to its peak; the first step has its share of it."""
 
     warmup_epochs: Amount = 0.0
