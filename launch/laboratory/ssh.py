@@ -26,6 +26,9 @@ Host *
     GlobalKnownHostsFile /etc/ssh/known_hosts
     UserKnownHostsFile /dev/null
     StrictHostKeyChecking yes
+    # Of a host that is cut off nothing is heard again, and ssh would wait for it for a quarter of an hour.
+    ServerAliveInterval 5
+    ServerAliveCountMax 3
     LogLevel ERROR
 """
 # PAM would look for the services of a whole system, which a host has not. By SHLVL bash reads no ~/.bashrc, which may
