@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
-from resist_hvd.guard import failure, starting
+from resist_hvd.guard import failure
 from resist_hvd.guard.judging import ENDING
-from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.methods.base import Setup
-from resist_hvd.methods.registry import METHODS
+from resist_hvd.methods.registry import method_of
 from resist_hvd.methods.state import TorchState
 from resist_hvd.nets.norms import norms_of
 from resist_hvd.nets.parts import Network, Part, check_residual
@@ -29,11 +28,12 @@ from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.settings.run import Momentum
 from resist_hvd.tasks.base import Metric
-from resist_hvd.training import rounds as counting
 from resist_hvd.training.disk import append, disk_errors
 from resist_hvd.training.evaluate import calibrate, inference, walk
 from resist_hvd.training.export import write_model, write_plain_description
+from resist_hvd.training.joining import joined
 from resist_hvd.training.journal import keep_lines_before
+from resist_hvd.training.rounds import RoundCounter
 from resist_hvd.training.run import Progress, Training
 from resist_hvd.units import counted
 
@@ -64,11 +64,7 @@ def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World
     _joined = True
     failure.begin()
     failure.advise("Go on from what the program itself has saved.")
-    leave_stalls_to_watchdog(watchdog)
-    with starting.limited(watchdog):
-        world = World.join(device)
-        failure.watch(world)
-    guard = watched(world, watchdog)
+    world, guard = joined(device, watchdog)
     guard.__enter__()
     failed: list[BaseException] = []
 
@@ -105,7 +101,7 @@ class Net(nn.Module):
         super().__init__()
         self.world, self.seed = setup.world, setup.seed
         seed = setup.world.broadcast_seed(derive(setup.seed, "round", 0))
-        self.method = METHODS[method].begin(setup, seed=seed)
+        self.method = method_of(method).begin(setup, seed=seed)
         self.subnet = self.method.subnet
 
     def forward(self, x: Tensor) -> Tensor:
@@ -232,7 +228,7 @@ class Rounds:
         self._length = local_iterations
         net.method.optimizer_state = TorchState(optimizer, net.subnet)
         self._training = Training(world=net.world, method=net.method)
-        self._rounds = counting.Rounds(
+        self._rounds = RoundCounter(
             self._training, seed=net.seed, length=lambda: local_iterations, longest=local_iterations
         )
         self.steps = 0

@@ -65,3 +65,6 @@ class DataParallel(Replicated):
 
     def synchronise(self, seed: int) -> None:
         """Do nothing: all workers hold the same parameters after every step."""
+
+
+METHOD = DataParallel

@@ -55,3 +55,6 @@ class Ensemble(Method):
     def read_by_this_worker(self) -> NamedPieces:
         """Return this worker's own network, under its rank's name."""
         return {f"member.{self.setup.world.rank}": self.subnet.pieces(self.subnet.parameters_flat)}
+
+
+METHOD = Ensemble

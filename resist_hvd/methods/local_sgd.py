@@ -49,3 +49,6 @@ class LocalSGD(Replicated):
         self.transport.finish(self.transport.start_average(self.subnet.parameters_flat, "parameters"))
         if self.setup.momentum == "restart":
             self.optimizer_state.restart()
+
+
+METHOD = LocalSGD

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from resist_hvd.methods.base import Method
-from resist_hvd.methods.data_parallel import DataParallel
-from resist_hvd.methods.ensemble import Ensemble
-from resist_hvd.methods.local_sgd import LocalSGD
-from resist_hvd.methods.resist import Resist
 from resist_hvd.settings.run import MethodName
 
-METHODS: dict[MethodName, type[Method]] = {
-    "resist": Resist,
-    "local-sgd": LocalSGD,
-    "data-parallel": DataParallel,
-    "ensemble": Ensemble,
-}
+
+def method_of(name: MethodName) -> type[Method]:
+    """Return the method of a name: `METHOD` of the module that is called so. `MethodName` lists the names."""
+    found: type[Method] = import_module(f"resist_hvd.methods.{name.replace('-', '_')}").METHOD
+    return found

@@ -110,3 +110,6 @@ class WarmUp(LocalSGD):
             if isinstance(old, FlatState) and isinstance(new, FlatState):
                 new.take_over(old, heir.blocks)
         return heir
+
+
+METHOD = Resist

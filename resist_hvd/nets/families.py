@@ -12,12 +12,11 @@ from typing import Any, get_args
 from resist_hvd.nets.architecture import Architecture
 from resist_hvd.nets.parts import Network
 from resist_hvd.nets.weights import begun_with
-from resist_hvd.settings.model import ModelSettings, Scope
+from resist_hvd.settings.model import LIBRARIES, ModelSettings, Scope
 
 SIZES = ("channels", "image_size", "classes")
 FIELDS = {
-    "torchvision": ("name", *SIZES, "options", "partition"),
-    "timm": ("name", *SIZES, "options", "partition"),
+    **dict.fromkeys(LIBRARIES, ("name", *SIZES, "options", "partition")),
     "parts": ("parts", *SIZES, "options"),
 }
 """What a description of each family has, beside the family itself; a pre-activation ResNet's has its architecture."""

@@ -18,10 +18,8 @@ from resist_hvd.nets import families
 from resist_hvd.nets.norms import norms_of, set_statistics
 from resist_hvd.nets.parts import Network
 from resist_hvd.nets.subnet import fill_buffers, scale_outputs
+from resist_hvd.settings.model import LIBRARIES
 from resist_hvd.tensor_files import read_tensors
-
-LIBRARIES = ("torchvision", "timm")
-"""Families that are another library's, whose own classes take exported models."""
 
 LONGEST_DESCRIPTION = 64 * 2**20
 """Bytes of a `model.json`; most of it are the names of classes."""

@@ -13,7 +13,8 @@ BlockKind = Literal["basic", "bottleneck"]
 StemKind = Literal["cifar", "imagenet"]
 Scope = Literal["section3", "all"]
 
-Family = Literal["preact", "torchvision", "timm", "parts"]
+LIBRARIES = ("torchvision", "timm")
+"""Libraries whose networks are known: NAME of a library is made by `nets/LIBRARY_nets.py`."""
 
 SECTIONS = {
     "preact_resnet50": (3, 4, 6, 3),
@@ -28,14 +29,12 @@ OF_PREACT = ("sections", "block", "stem", "width_factor", "final_norm")
 """Settings of the pre-activation networks alone."""
 
 
-def family_of(name: str | None, parts: str | None) -> Family:
-    """Return the family of a network by its name, or by its own parts."""
+def family_of(name: str | None, parts: str | None) -> str:
+    """Return the family of a network by its name, or by its own parts: preact, parts, or a library."""
     if parts is not None:
         return "parts"
-    match name.partition("/") if name else ():
-        case ("torchvision" | "timm" as library, "/", _):
-            return library
-    return "preact"
+    library, slash, _ = (name or "").partition("/")
+    return library if slash and library in LIBRARIES else "preact"
 
 
 Width = Annotated[float, Bound("one that leaves a channel, like 0.25", lambda factor: 0.5 / 64 < factor < math.inf)]
@@ -115,7 +114,7 @@ class ModelSettings(Group):
             raise ValueError(f"--model.name is {self.name}, and --model.parts gives another network; leave one out")
 
     @property
-    def family(self) -> Family:
+    def family(self) -> str:
         """Origin of the network."""
         return family_of(self.name, self.parts)
 

@@ -91,6 +91,7 @@ def parse_for(
     """
 
     def beneath(given: Layer) -> Layer:
+        """Return the settings to begin with: a recipe's, a run's, or those of `base`."""
         if given.get("recipe") and given.get("run"):
             raise UserError("--recipe and --run are both given", mend="Give the one whose settings to begin with.")
         if given.get("run"):

@@ -13,14 +13,13 @@ from resist_hvd.comm.world import World
 from resist_hvd.data import test_sets
 from resist_hvd.data.source import Batch, ExtraTest, Shard
 from resist_hvd.errors import UserError
-from resist_hvd.guard import failure, starting
-from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
 from resist_hvd.records import Evaluation
 from resist_hvd.settings.tools import EvaluateSettings
 from resist_hvd.tasks.classification import Classification
 from resist_hvd.trained.model import Trained, load
-from resist_hvd.training.arithmetic import autocast, compute_deterministically, compute_fast, with_precision
+from resist_hvd.training.arithmetic import autocast, choose_algorithms, with_precision
 from resist_hvd.training.evaluate import pooled, result
+from resist_hvd.training.joining import joined
 from resist_hvd.units import counted
 
 
@@ -30,16 +29,10 @@ def run(folder: Path, settings: EvaluateSettings) -> None:
     Raises:
         UserError: something that the user can mend is in the way.
     """
-    leave_stalls_to_watchdog(settings.watchdog)
-    with starting.limited(settings.watchdog):
-        world = World.join(settings.device)
-        failure.watch(world)
-        settings = with_precision(world.broadcast_object(settings), world)
-        watchdog = watched(world, settings.watchdog)
-    if world.device.type == "cpu":
-        compute_deterministically(compiled=False)
-    compute_fast(world.device)
+    world, watchdog = joined(settings.device, settings.watchdog)
     with watchdog:
+        settings = with_precision(world.broadcast_object(settings), world)
+        choose_algorithms(world.device, compiled=False)
         with world.agree("loading the model and the data"), world.activity.long_limit_for("reading the model"):
             trained = load(folder, parts=settings.parts)
             sets = test_sets.load(

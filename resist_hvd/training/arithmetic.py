@@ -66,6 +66,13 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
+def choose_algorithms(device: torch.device, *, compiled: bool) -> None:
+    """Have PyTorch compute the same every time on a CPU, and fast on a GPU."""
+    if device.type == "cpu":
+        compute_deterministically(compiled=compiled)
+    compute_fast(device)
+
+
 def compute_deterministically(*, compiled: bool) -> None:
     """Have PyTorch take only algorithms that give the same result every time.
 

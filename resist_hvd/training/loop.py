@@ -14,7 +14,7 @@ from resist_hvd.training.checkpoint import folder_of, save
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.journal import Journal
 from resist_hvd.training.optim import learning_rate
-from resist_hvd.training.rounds import Rounds
+from resist_hvd.training.rounds import RoundCounter
 from resist_hvd.training.run import Run
 from resist_hvd.training.step import make_step, prepare
 
@@ -106,7 +106,7 @@ class LocalTraining:
         self._batches = run.source.train(run.progress.samples)
         self._step = make_step(run)
         seed, longest = run.settings.seed, run.settings.local_iterations
-        self.rounds = Rounds(run, seed=seed, length=run.iterations_of_round, longest=longest)
+        self.rounds = RoundCounter(run, seed=seed, length=run.iterations_of_round, longest=longest)
 
     def step(self) -> tuple[Tensor, float]:
         """Make one local iteration: a batch, forward, backward, an update. Return its loss and its learning rate."""

@@ -12,13 +12,12 @@ from resist_hvd import console
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.errors import UserError
-from resist_hvd.guard import failure, stacks, starting
-from resist_hvd.guard.watchdog import leave_stalls_to_watchdog, watched
+from resist_hvd.guard import failure, stacks
 from resist_hvd.records import Evaluation, Summary
 from resist_hvd.settings import flags
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.account import extra_test, summary_of
-from resist_hvd.training.arithmetic import compute_deterministically, compute_fast, with_precision
+from resist_hvd.training.arithmetic import choose_algorithms, with_precision
 from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
 from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.claim import Claim, claimed
@@ -27,6 +26,7 @@ from resist_hvd.training.disk import disk_errors
 from resist_hvd.training.evaluate import evaluate_on
 from resist_hvd.training.export import export
 from resist_hvd.training.folder import make_folder, set_aside
+from resist_hvd.training.joining import joined
 from resist_hvd.training.journal import Journal, keep_lines_before
 from resist_hvd.training.loop import train
 from resist_hvd.training.run import Progress, Run, begin, load_source
@@ -41,21 +41,15 @@ def run_training(settings: Settings) -> None:
         UserError: something that the user can mend is in the way.
         Stopped: on every rank, where any was told to stop.
     """
-    leave_stalls_to_watchdog(settings.watchdog)
-    with starting.limited(settings.watchdog):
-        world = World.join(settings.device)
-        failure.watch(world)
+    world, watchdog = joined(settings.device, settings.watchdog)
+    with watchdog:
         # Each rank has read the files; a host may have seen an older state of a folder on a file server.
         settings = with_precision(world.broadcast_object(settings), world)
-        watchdog = watched(world, settings.watchdog)
-    refuse_graphs_without_gpu(settings, world.device)
-    if settings.compile:
-        with world.agree("looking for a compiler"):
-            check_compiler(world.device)
-    if world.device.type == "cpu":
-        compute_deterministically(compiled=settings.compile)
-    compute_fast(world.device)
-    with watchdog:
+        refuse_graphs_without_gpu(settings, world.device)
+        if settings.compile:
+            with world.agree("looking for a compiler"):
+                check_compiler(world.device)
+        choose_algorithms(world.device, compiled=settings.compile)
         folder = make_folder(settings.output, f"{settings.data.name}-{settings.method}", world)
         with claimed(folder, world) as claim:
             stacks.go_to(folder)

@@ -29,8 +29,8 @@ class Clock:
         return self._last - last
 
 
-class Rounds:
-    """Ends each round of local iterations by a synchronisation; all ranks count alike.
+class RoundCounter:
+    """Counts local iterations, and ends each round of them by a synchronisation; all ranks count alike.
 
     Args:
         training: the method, and how far it has come.

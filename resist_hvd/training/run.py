@@ -14,7 +14,7 @@ from resist_hvd import data
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource, Shard
 from resist_hvd.methods.base import Method, Setup
-from resist_hvd.methods.registry import METHODS
+from resist_hvd.methods.registry import method_of
 from resist_hvd.nets import families
 from resist_hvd.seeds import derive
 from resist_hvd.settings.run import Settings
@@ -184,7 +184,7 @@ def begin(
     with world.agree("making the network"):
         setup = method_setup(settings, source, world, begins=progress.round == 0)
     seed = world.broadcast_seed(derive(settings.seed, "round", progress.round))
-    method = METHODS[settings.method].begin(setup, seed=seed, samples=progress.samples)
+    method = method_of(settings.method).begin(setup, seed=seed, samples=progress.samples)
     return Run(
         settings=settings,
         world=world,

@@ -12,7 +12,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.data.memory.images import LabelledImages
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.source import Batch, DataSource, Shard
-from resist_hvd.methods.registry import METHODS
+from resist_hvd.methods.registry import method_of
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import CompareSettings
@@ -122,7 +122,7 @@ def make_run(
     data = data or source(settings, rank=world.rank, size=world.size)
     setup = replace(method_setup(settings, data, world), dtype=dtype)
     seed = world.broadcast_seed(derive(settings.seed, "round", 0))
-    method = METHODS[settings.method].begin(setup, seed=seed)
+    method = method_of(settings.method).begin(setup, seed=seed)
     return Run(settings=settings, world=world, source=data, method=method, folder=folder)
 
 
