@@ -21,7 +21,7 @@ from resist_hvd.guard import failure
 from resist_hvd.guard.judging import ENDING
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.registry import method_of
-from resist_hvd.methods.state import TorchState
+from resist_hvd.methods.state import FlatState, TorchState
 from resist_hvd.nets.norms import norms_of
 from resist_hvd.nets.parts import Network, Part, check_residual
 from resist_hvd.records import RoundRecord
@@ -172,7 +172,14 @@ def deal(
             two = inputs[:2]
             network = replace(network, example=torch.empty(two.shape, dtype=two.dtype, device="meta"))
         check_residual(network)
-        setup = Setup(network=network, world=world, seed=seed, min_blocks=min_blocks, momentum=momentum)
+        setup = Setup(
+            network=network,
+            world=world,
+            seed=seed,
+            min_blocks=min_blocks,
+            momentum=momentum,
+            optimizer_state=lambda subnet: FlatState(subnet, ()),  # the caller's optimizer keeps its own
+        )
     shape = [
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
     ]

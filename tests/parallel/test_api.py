@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import resist_hvd as resist
 from resist_hvd.comm.world import World
+from resist_hvd.methods.state import FlatState
 from resist_hvd.nets.norms import Norm
 from resist_hvd.records import RoundRecord
 from resist_hvd.settings.optim import OptimSettings
@@ -218,6 +219,11 @@ def test_an_evaluation_leaves_nothing_behind(world: World) -> None:
     with pytest.raises(resist.UserError, match="no inputs to evaluate on") as caught:
         resist.evaluate(loop.net, [], AccuracyAndLoss())
     assert caught.value.everywhere
+
+
+def test_nothing_is_kept_for_an_optimizer_that_keeps_its_own(world: World) -> None:
+    net = resist.deal(parts(), world)
+    assert not cast(FlatState, net.method.optimizer_state).buffers
 
 
 def test_rounds_are_not_written_behind_others(world: World, folder: Path) -> None:
