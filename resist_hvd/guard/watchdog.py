@@ -265,8 +265,8 @@ class Watchdog:
         if self._over.is_set() or not endings.ending.begin(LOST):
             return
         here = f"rank {self.world.rank} of {self.world.size} on {self.world.host}"
-        # Rank 0 speaks for all that it reaches; without it, the lowest.
-        patience = 0.2 if self.world.is_first else 0.2 + 0.15 * min(self.world.rank, 8)
+        # Rank 0 speaks for all that it reaches; without it, the lowest, which may see it a heartbeat after the others.
+        patience = 0.2 + 1.5 * HEARTBEAT * min(max(self.world.rank - 1, 0), 3)
         for peer in self._peers.values():
             peer.channel.send({"lost": stalled})
         reaper.start()

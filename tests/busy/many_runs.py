@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from resist_hvd.comm.activity import Activity
+from resist_hvd.guard import failure, starting
+from resist_hvd.guard.watchdog import watched
 from resist_hvd.settings import reading
+from resist_hvd.training import joining
 from resist_hvd.training import program as train
 
 STALLED = 120.0
@@ -83,10 +86,8 @@ def make_runs() -> None:
     count, root, images, results = int(sys.argv[1]), *map(Path, sys.argv[2:5])
     sys.modules["tensorboard"] = None  # type: ignore[assignment]  # its import takes longer than all that is tested here
     waits = Waits()
-    world = train.World.join("cpu")
-    train.failure.watch(world)
-    train.World.join = lambda *_, **__: world  # type: ignore[method-assign, assignment]
-    train.failure.watch = lambda *_, **__: None
+    world, _ = joining.joined("cpu", watchdog=0)
+    train.joined = lambda _, watchdog: (world, watched(world, watchdog))  # type: ignore[attr-defined]
     expected: dict[str, dict[str, str]] = {}
     for number in range(count):
         name = list(METHODS)[(number // 2 + world.size) % len(METHODS)]
@@ -114,5 +115,5 @@ def make_runs() -> None:
 
 
 if __name__ == "__main__":
-    train.run_from_flags = make_runs
-    train.main()
+    starting.begin()
+    failure.run(make_runs)

@@ -27,7 +27,11 @@ def test_ranks_on_all_hosts_have_the_caller_s_environment_and_folder(
     lab_of_two: labs.Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OF_THE_CALLER", "two\nlines; $HOME")
-    tell = 'import os, socket; print(socket.gethostname(), os.getcwd(), repr(os.environ["OF_THE_CALLER"]))'
+    # One write for each line, also where the caller's Python does not buffer: lines of different ranks must not mix.
+    tell = (
+        "import os, socket; here = socket.gethostname(), os.getcwd(); "
+        "os.write(1, f'{here[0]} {here[1]} {os.environ[\"OF_THE_CALLER\"]!r}\\n'.encode())"
+    )
     ended = lab_of_two.do("run", "-np", "2", "python", "-c", tell)
     expected = [f"{host} {lab_of_two.folder} 'two\\nlines; $HOME'" for host in ("n1", "n2")]
     assert sorted(ended.stdout.splitlines()) == expected, ended
