@@ -1,4 +1,4 @@
-"""`python -m resist_hvd.bench sync|step|compare|loader`: measure what this costs, beside other ways."""
+"""`python -m resist_hvd.bench sync|step|compare|loader|codec`: measure what this costs, beside other ways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resist_hvd import console
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
 from resist_hvd.settings import flags
-from resist_hvd.settings.bench import CompareSettings, LoaderSettings, StepSettings, SyncSettings
+from resist_hvd.settings.bench import CodecSettings, CompareSettings, LoaderSettings, StepSettings, SyncSettings
 from resist_hvd.settings.reading import parse_for
 
 
@@ -38,6 +38,7 @@ BENCHMARKS = {
         CompareSettings, "seconds of a step by ResIST (without it, by the first), over those of the fastest other"
     ),
     "loader": Benchmark(LoaderSettings, "images a second by this loader, over those by bare DALI"),
+    "codec": Benchmark(CodecSettings, "GB/s of the slowest of int8's encoding and decoding, over those of a copy"),
 }
 
 

@@ -39,9 +39,11 @@ def show(title: str, seconds: Mapping[str, Sequence[float]], note: str = "", *, 
     _show_figures(title, milliseconds, unit="ms", decimals=2, note=note, more=rate if images else [])
 
 
-def show_rates(title: str, rates: Mapping[str, Sequence[float]], unit: str, note: str = "") -> None:
+def show_rates(
+    title: str, rates: Mapping[str, Sequence[float]], unit: str, note: str = "", *, decimals: int = 0
+) -> None:
     """Print a table of what is the better the more it is, the first row being what the others are compared with."""
-    _show_figures(title, rates, unit=unit, decimals=0, note=note)
+    _show_figures(title, rates, unit=unit, decimals=decimals, note=note)
 
 
 def _show_figures(

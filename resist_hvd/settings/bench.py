@@ -155,6 +155,23 @@ class LoaderSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodecSettings(Settings):
+    """Time each codec's encoding and decoding beside a copy in memory.
+
+    On one thread of each rank.
+    """
+
+    TAKES: ClassVar = ("seed", "device")
+    BASE: ClassVar[dict[str, Any]] = {}
+
+    numbers: Count = 2**24
+    """Numbers that are encoded in one measurement."""
+
+    repeats: Count = 10
+    """Number of times that each is measured, in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareSettings(Settings):
     """Train by ResIST and by what one would use instead, in turn.
 

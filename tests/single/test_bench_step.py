@@ -48,7 +48,7 @@ def test_a_network_that_is_named_is_meant_whole() -> None:
     assert (thin.counts, thin.width_factor) == ((1, 1, 2), 0.5)
 
 
-@pytest.mark.parametrize("name", ["sync", "step", "compare", "loader"])
+@pytest.mark.parametrize("name", ["sync", "step", "compare", "loader", "codec"])
 def test_every_benchmark_takes_a_device(name: str) -> None:
     root = ["--data.root=imagenet"] if name == "loader" else []
     for device in ("auto", "cpu", "cuda"):
