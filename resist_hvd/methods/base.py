@@ -176,12 +176,21 @@ class Method(ABC):
         """Act between a local step's backward pass and its update."""
 
     @abstractmethod
-    def synchronise(self, seed: int) -> None:
-        """End a round: aggregate, and hold what the next round trains.
+    def depart(self, seed: int) -> None:
+        """Have all that is aggregated or moves leave this worker: the first act of a synchronisation.
 
         Args:
             seed: of the next round's partition, the same on every rank.
         """
+
+    @abstractmethod
+    def arrive(self) -> None:
+        """Wait for what is under way, and hold what the next round trains: the second act."""
+
+    def synchronise(self, seed: int) -> None:
+        """Make both acts at once, as where nothing is trained between them."""
+        self.depart(seed)
+        self.arrive()
 
     def successor(self, samples: int) -> Method | None:
         """Return the method that goes on from here once `samples` have been trained, None to stay."""

@@ -63,8 +63,11 @@ class DataParallel(Replicated):
             self.transport.finish(pending)
         self._pending.clear()
 
-    def synchronise(self, seed: int) -> None:
+    def depart(self, seed: int) -> None:
         """Do nothing: all workers hold the same parameters after every step."""
+
+    def arrive(self) -> None:
+        """Do nothing."""
 
 
 METHOD = DataParallel

@@ -35,8 +35,11 @@ class Ensemble(Method):
         """The network of a member."""
         return self._network
 
-    def synchronise(self, seed: int) -> None:
+    def depart(self, seed: int) -> None:
         """Do nothing: the networks stay apart."""
+
+    def arrive(self) -> None:
+        """Do nothing."""
 
     def pool(self, votes: Tensor) -> Tensor:
         """Return the votes averaged over all members."""

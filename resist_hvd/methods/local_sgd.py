@@ -44,9 +44,13 @@ class Replicated(Method):
 class LocalSGD(Replicated):
     """Train the whole network for l local iterations, then average all of it in one collective."""
 
-    def synchronise(self, seed: int) -> None:
-        """Average all parameters among all workers; the partition is ever the same, so `seed` does not matter."""
-        self.transport.finish(self.transport.start_average(self.subnet.parameters_flat, "parameters"))
+    def depart(self, seed: int) -> None:
+        """Begin to average all parameters among all workers; the partition is ever the same, whatever the seed."""
+        self._averaging = self.transport.start_average(self.subnet.parameters_flat, "parameters")
+
+    def arrive(self) -> None:
+        """Go on from the average."""
+        self.transport.finish(self._averaging)
         if self.setup.momentum == "restart":
             self.optimizer_state.restart()
 

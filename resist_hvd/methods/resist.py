@@ -34,14 +34,18 @@ class Resist(Method):
         """Return ResIST, or the warm-up that precedes it."""
         return cls(setup, seed) if samples >= setup.warmup_samples else WarmUp(setup, seed=seed)
 
-    def synchronise(self, seed: int) -> None:
-        """Average the trunk among all and shared blocks among their holders; send every block to its next holders.
+    def depart(self, seed: int) -> None:
+        """Begin to average the trunk among all, and deal anew."""
+        self._next = self.rule.deal(seed)
+        self._averaging = self.transport.start_average(self.subnet.trunk, "trunk")
+
+    def arrive(self) -> None:
+        """Average shared blocks among their holders; send every block to its next holders; wait for the trunk.
 
         Blocks arrive in the gradients' buffer, which no one needs between rounds, so that an exchange takes no memory
         of its own.
         """
-        before, after = self.partition, self.rule.deal(seed)
-        averaging = self.transport.start_average(self.subnet.trunk, "trunk")
+        before, after = self.partition, self._next
         held = self.slots
         old_slot = {block: slot for slot, block in enumerate(held)}
         moves = [old_slot.get(block) for block in after.held[self.setup.world.rank]]
@@ -60,7 +64,7 @@ class Resist(Method):
             self.optimizer_state.carry(moves)
         else:
             self.optimizer_state.restart()
-        self.transport.finish(averaging)
+        self.transport.finish(self._averaging)
 
     def lent(self) -> Iterator[nn.Module]:
         """Yield the blocks of the scaled global network, each sent to all by its first holder."""
@@ -88,12 +92,12 @@ class WarmUp(LocalSGD):
         super().__init__(setup, scales=setup.scales)
         self._seed = seed
 
-    def synchronise(self, seed: int) -> None:
-        """Average all parameters among all workers; should ResIST take over now, it begins with the seed's partition.
+    def depart(self, seed: int) -> None:
+        """Begin to average all parameters; should ResIST take over then, it begins with the seed's partition.
 
         So each round has its own partition, whether the run goes on from a checkpoint or never stopped.
         """
-        super().synchronise(seed)
+        super().depart(seed)
         self._seed = seed
 
     def successor(self, samples: int) -> Method | None:
