@@ -72,11 +72,14 @@ def draw(theme: tuple[str, str, str]) -> plt.Figure:
         worker_row(axes, y, rank, before, theme)
 
     axes.text(0.05, 5.12, "Synchronise", color=ink, fontsize=13, weight="bold")
-    shared = ", ".join(f"{a.block} ({'+'.join(map(str, a.holders))})" for a in plan.averages)
+    several = [(block, ranks) for block, ranks in enumerate(plan.holders) if len(ranks) > 1]
+    shared = ", ".join(f"{block} ({'+'.join(map(str, ranks))})" for block, ranks in several)
+    arrivals = [fetch for fetch in plan.fetches if fetch.block not in before.held[fetch.destination]]
+    moved = len({(fetch.block, fetch.destination) for fetch in arrivals})
     lines = (
         "trunk: averaged among all workers by Horovod, one flat buffer",
         f"blocks with several holders, averaged among them: {shared}",
-        f"{len(plan.transfers)} blocks go straight to next holders that lack them (arrows in their senders' colours)",
+        f"{moved} times a block, or its parts, go straight to a next holder that lacks it (arrows in senders' colours)",
     )
     for place, line in enumerate(lines):
         ground = {"facecolor": paper, "edgecolor": "none", "pad": 2.0, "alpha": 0.9}
@@ -84,7 +87,7 @@ def draw(theme: tuple[str, str, str]) -> plt.Figure:
     axes.text(0.05, 3.22, "Round t + 1: dealt anew", color=ink, fontsize=13, weight="bold")
     for rank, y in enumerate(later):
         worker_row(axes, y, rank, after, theme)
-    for transfer in plan.transfers:
+    for transfer in arrivals:
         x = column(transfer.block)
         bend = 0.12 * (transfer.destination - transfer.source)
         arrow = FancyArrowPatch(

@@ -1,7 +1,8 @@
 """The one module that sends parameters, by collectives and by messages; it counts what it sends.
 
-What all workers share is averaged by Horovod. Blocks that some workers share are averaged in MPI subcommunicators, made
-once; then blocks travel between ranks by non-blocking messages, all at once.
+What all workers share is averaged by Horovod. Parts of blocks that some workers share are averaged by their owners, to
+which copies come in MPI subcommunicators, made once; then blocks and parts travel between ranks, all by non-blocking
+messages.
 
 MPI and Horovod are imported by the functions that use them: importing mpi4py starts MPI, unless `World.join` came
 first.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.world import World
-from resist_hvd.protocol.exchange import Exchange, ring_bytes
+from resist_hvd.protocol.exchange import Exchange, Fetch, Share, ring_bytes
 
 PIECE_BYTES = 4 * 2**20
 """A buffer in host memory is averaged in pieces of this size, in bytes, all handed over at once: what a rank reduces
@@ -31,7 +32,7 @@ class BytesSent:
 
     Attributes:
         trunk: by collectives among all workers.
-        blocks: for single blocks, by averages among their holders and by transfers.
+        blocks: for single blocks, by shares and fetches.
     """
 
     trunk: int = 0
@@ -140,50 +141,91 @@ class Transport:
 
     # -- blocks --------------------------------------------------------------------------------------------------
 
-    def exchange(self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor]) -> None:
+    def exchange(
+        self,
+        plan: Exchange,
+        held: Mapping[int, Tensor],
+        arriving: Mapping[int, Tensor],
+        scratch: Sequence[Tensor] = (),
+    ) -> None:
         """Average the blocks that several hold, and move every block to its next holders.
 
-        Blocks with one holder leave at once, the others as soon as their average is there.
+        Blocks with one holder leave at once, parts of the others as soon as they are averaged: copies are summed in
+        ascending order of ranks, so that the bits do not depend on who sums them.
 
         Args:
             plan: the exchange, the same on every rank.
-            held: by block number, the buffers of the blocks this rank holds; averages arrive in them.
+            held: by block number, the buffers of the blocks this rank holds; averages of blocks that stay arrive in
+                them, and what is in those of others is of no use afterwards.
             arriving: by block number, the buffers for the blocks this rank receives.
+            scratch: flat buffers that nobody needs meanwhile, of the blocks' type and device, for copies that are to be
+                averaged; those for which there is no room take memory of their own, once.
         """
         with self.world.stopwatch.measure("blocks"):
-            self._exchange(plan, held, arriving)
+            self._exchange(plan, held, arriving, scratch)
 
-    def _exchange(self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor]) -> None:
-        from mpi4py import MPI
-
-        rank = self.world.rank
-        averages = [average for average in plan.averages if rank in average.holders]
-        outgoing = [transfer for transfer in plan.transfers if transfer.source == rank]
-        incoming = [transfer.block for transfer in plan.transfers if transfer.destination == rank]
-        sources = {transfer.block: transfer.source for transfer in plan.transfers if transfer.destination == rank}
-
-        used = {average.block for average in averages} | {transfer.block for transfer in outgoing}
-        out = {block: held[block] for block in used}
-        into = {block: arriving[block] for block in incoming}
+    def _exchange(
+        self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor], scratch: Sequence[Tensor]
+    ) -> None:
+        rank, room = self.world.rank, [] if self._stages_messages else list(scratch)
+        shares = [share for share in plan.shares if rank in (share.source, share.destination)]
+        fetches = [fetch for fetch in plan.fetches if rank in (fetch.source, fetch.destination)]
+        messages: list[Share | Fetch] = [*shares, *fetches]
+        used = dict.fromkeys(message.block for message in messages)
+        targets = {block: held[block] if block in held else arriving[block] for block in used}
+        buffers = dict(targets)
         if self._stages_messages:
-            out = {block: self._outgoing("held", n, out[block]) for n, block in enumerate(sorted(used))}
-            into = {block: self._host_copy(("arriving", n), into[block]) for n, block in enumerate(incoming)}
+            for number, (block, buffer) in enumerate(targets.items()):
+                buffers[block] = self._host_copy(("exchange", number), buffer)
+                if block in held:
+                    buffers[block].copy_(buffer)
 
-        receives = [self._messages.Irecv(into[b].numpy(), source=sources[b], tag=b) for b in incoming]
-        averaging = [self._groups[a.holders].Iallreduce(MPI.IN_PLACE, out[a.block].numpy()) for a in averages]
-        shared = {average.block for average in averages}
-        sends = [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block not in shared]
-        self._wait_for(averaging)
-        for average in averages:
-            out[average.block].mul_(1.0 / len(average.holders))
-            self.sent += BytesSent(blocks=ring_bytes(out[average.block].nbytes, len(average.holders)))
-            if self._stages_messages:
-                held[average.block].copy_(out[average.block])
-        sends += [self._send(out[t.block], t.destination, t.block) for t in outgoing if t.block in shared]
-        self._wait_for(receives + sends)
+        def part(message: Share | Fetch) -> Tensor:
+            buffer: Tensor = buffers[message.block]
+            return buffer[plan.part(message.block, message.part, buffer.numel())]
+
+        def receive(fetch: Fetch) -> Any:
+            return self._messages.Irecv(part(fetch).numpy(), source=fetch.source, tag=fetch.block)
+
+        # What comes to a holder that keeps the block lands where its copy is, which must have left first.
+        lands_at_once = [fetch for fetch in fetches if fetch.destination == rank and fetch.block in arriving]
+        lands_later = [fetch for fetch in fetches if fetch.destination == rank and fetch.block not in arriving]
+        later = [receive(fetch) for fetch in lands_at_once]
+        copies: dict[int, list[tuple[int, Tensor]]] = {}
+        requests = []
+        for number, share in enumerate(shares):
+            group, holders = self._groups[plan.holders[share.block]], plan.holders[share.block]
+            if share.destination == rank:
+                copy = cut_off(room, part(share).numel())
+                if copy is None:
+                    copy = self._host_copy(("share", number), part(share))
+                copies.setdefault(share.block, []).append((share.source, copy))
+                requests.append(group.Irecv(copy.numpy(), source=holders.index(share.source), tag=share.block))
+        for share in shares:
+            if share.source == rank:
+                group, holders = self._groups[plan.holders[share.block]], plan.holders[share.block]
+                requests.append(self._send(group, part(share), holders.index(share.destination), share.block))
+        departures = [fetch for fetch in fetches if fetch.source == rank]
+        later += [
+            self._send(self._messages, part(fetch), fetch.destination, fetch.block)
+            for fetch in departures
+            if len(plan.holders[fetch.block]) == 1
+        ]
+        self._wait_for(requests)
+        later += [receive(fetch) for fetch in lands_later]
+        for block, received in copies.items():
+            own = plan.part(block, plan.owners[block].index(rank), buffers[block].numel())
+            average(buffers[block][own], rank, received)
+        later += [
+            self._send(self._messages, part(fetch), fetch.destination, fetch.block)
+            for fetch in departures
+            if len(plan.holders[fetch.block]) > 1
+        ]
+        self._wait_for(later)
         if self._stages_messages:
-            for block in incoming:
-                arriving[block].copy_(into[block])
+            for block, target in targets.items():
+                if rank in plan.next_holders[block]:
+                    target.copy_(buffers[block])
 
     def _wait_for(self, requests: list[Any]) -> None:
         """Wait until all have ended; each one that does is progress, as a slow link shows no other."""
@@ -193,9 +235,9 @@ class Transport:
             while MPI.Request.Waitsome(requests) is not None:  # none is left to wait for
                 self.world.activity.progress()
 
-    def _send(self, buffer: Tensor, destination: int, block: int) -> Any:
+    def _send(self, comm: Any, buffer: Tensor, destination: int, block: int) -> Any:
         self.sent += BytesSent(blocks=buffer.nbytes)
-        return self._messages.Isend(buffer.numpy(), dest=destination, tag=block)
+        return comm.Isend(buffer.numpy(), dest=destination, tag=block)
 
     # -- host memory that stands in for a GPU's -------------------------------------------------------------------
 
@@ -210,3 +252,26 @@ class Transport:
             copy = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._host_copies[key] = copy
         return copy[: tensor.numel()]
+
+
+def average(own: Tensor, rank: int, received: Sequence[tuple[int, Tensor]]) -> None:
+    """Replace `own`, the copy of `rank`, by the average of all copies, summed in ascending order of their ranks.
+
+    Args:
+        own: flat.
+        rank: of this worker.
+        received: the ranks that sent the other copies, and those copies, which do not outlive this.
+    """
+    first, *others = (copy for _, copy in sorted([*received, (rank, own)], key=lambda copy: copy[0]))
+    for copy in others:
+        first.add_(copy)
+    torch.mul(first, 1.0 / (1 + len(others)), out=own)
+
+
+def cut_off(room: list[Tensor], numbers: int) -> Tensor | None:
+    """Take a piece of so many numbers off the first flat buffer that is large enough, None if none is."""
+    for place, buffer in enumerate(room):
+        if buffer.numel() >= numbers:
+            room[place] = buffer[numbers:]
+            return buffer[:numbers]
+    return None

@@ -42,8 +42,8 @@ class Resist(Method):
     def arrive(self) -> None:
         """Average shared blocks among their holders; send every block to its next holders; wait for the trunk.
 
-        Blocks arrive in the gradients' buffer, which no one needs between rounds, so that an exchange takes no memory
-        of its own.
+        Blocks, and copies that are to be averaged, arrive in the gradients' buffer, which no one needs between rounds,
+        so that an exchange takes no memory of its own.
         """
         before, after = self.partition, self._next
         held = self.slots
@@ -52,7 +52,8 @@ class Resist(Method):
         self.partition = after
         landing = list(zip(self.blocks, moves, self.subnet.slots, self.subnet.slot_gradients, strict=True))
         arriving = {block: gradients for block, old, _, gradients in landing if old is None}
-        self.transport.exchange(exchange(before, after), held, arriving)
+        free = [gradients for _, old, _, gradients in landing if old is not None]
+        self.transport.exchange(exchange(before, after), held, arriving, [*free, self.subnet.trunk_gradients])
         # A block that stays in another slot goes by the gradients' buffer too, since its place may still be another's.
         for slot, (_, old, _, gradients) in enumerate(landing):
             if old is not None and old != slot:

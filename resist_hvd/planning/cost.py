@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from resist_hvd.protocol.exchange import BUCKET_BYTES
 from resist_hvd.protocol.rule import depth
 
@@ -223,9 +225,9 @@ def resist(network: Network, work: Work, machine: Machine) -> Cost:
     """Return the cost of a round of ResIST (Algorithm 1 and section 2.5 of the paper).
 
     The trunk of T bytes is averaged among all workers: 2 (S - 1) T in all. For a deck of N blocks of B bytes and depth
-    k, a block with c holders is averaged among them, 2 (c - 1) B; over all blocks, which have S k holders together,
-    2 B (S k - N). Then each worker lacks a block that it is dealt with probability 1 - k / N, since deals are
-    independent: S k (1 - k / N) blocks travel, in expectation.
+    k, a block with c holders and d next holders takes (c + d - 1) B, or B less where one of them keeps it
+    (`protocol.exchange`); over all blocks, which have S k holders together, (2 S k - N - N P) B, P being the share of
+    blocks that are kept, since deals are independent (`kept`).
 
     In the paper's convention: 8 (S T + sum over workers of the parameters of their blocks).
 
@@ -239,9 +241,12 @@ def resist(network: Network, work: Work, machine: Machine) -> Cost:
     for deck in filter(None, network.decks):
         size, blocks = FLOAT * network.block(deck).parameters, len(deck)
         k = depth(blocks, workers, work.min_blocks)
-        averaged = 2.0 * size * (workers * k - blocks)
-        sent += averaged + size * workers * k * (1 - k / blocks)
-        busiest += (averaged / workers + size * most_received(blocks, k, workers)) * _leaving(workers, machine)
+        travelling = size * (2.0 * workers * k - blocks - blocks * kept(blocks, k, workers))
+        moved = size * k * (1 - k / blocks)
+        sent += travelling
+        busiest += (travelling / workers - moved + size * most_received(blocks, k, workers)) * _leaving(
+            workers, machine
+        )
     return _local("resist", load, work, machine, sent=sent, paper=8.0 * workers * load.parameters, busiest=busiest)
 
 
@@ -346,6 +351,19 @@ def federated_dropout(thinned: Network, work: Work, machine: Machine) -> Cost:
     cost = _local("federated-dropout", load, work, machine, sent=busiest, paper=busiest, busiest=busiest)
     messages = 2 * machine.latency + machine.overhead
     return Cost(**{**cost.__dict__, "seconds_latency": messages})
+
+
+def kept(blocks: int, k: int, workers: int) -> float:
+    """Return the share of a deck's blocks that some holder keeps from one deal to the next, in expectation.
+
+    Each deal gives a block one of the rule's N runs of consecutive ranks, all alike likely. Two runs meet where neither
+    begins behind the other's end.
+    """
+    copies, extra = divmod(workers * k, blocks)
+    lengths = np.full(blocks, copies) + (np.arange(blocks) < extra)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) % workers
+    ahead = (starts[None, :] - starts[:, None]) % workers
+    return float(((ahead < lengths[:, None]) | (-ahead % workers < lengths[None, :])).mean())
 
 
 def most_received(blocks: int, k: int, workers: int) -> float:

@@ -1,13 +1,15 @@
-"""From one deal to the next: who averages, sends and receives, and how many bytes that is."""
+"""From one deal to the next: who averages which part, who sends it to whom, and how many bytes that is."""
 
 from collections import Counter
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.protocol.exchange import exchange, ring_bytes
+from resist_hvd.protocol.exchange import exchange, part_edges, ring_bytes
+from resist_hvd.protocol.partition import Partition
 from resist_hvd.protocol.rule import Rule
 
 numbers = st.integers(1, 24)
@@ -16,70 +18,124 @@ least = st.integers(0, 26)
 seeds = st.integers(0, 2**62)
 
 
-@given(numbers, workers, least, seeds, seeds)
-def test_each_next_holder_gets_what_it_lacks_once_and_from_a_holder(n: int, s: int, m: int, a: int, b: int) -> None:
-    before, after = Rule((n,), s, m).deal(a), Rule((n,), s, m).deal(b)
+@st.composite
+def rounds(draw: st.DrawFn) -> tuple[Partition, Partition]:
+    """Two partitions, each dealt by the same rule."""
+    rule = Rule((draw(numbers),), draw(workers), draw(least))
+    return rule.deal(draw(seeds)), rule.deal(draw(seeds))
+
+
+def blocks_sizes(blocks: int) -> tuple[int, ...]:
+    """Bytes of blocks that no number of owners divides evenly."""
+    return tuple(4 * (97 + 3 * block) for block in range(blocks))
+
+
+def pieces(before: tuple[int, ...], after: tuple[int, ...]) -> Fraction:
+    """The fewest blocks that must be sent to average a block and hand it on, by counting who has what.
+
+    Each of c holders' values must meet in one place, and the average must reach d ranks. A part whose meeting place is
+    a holder spares a message inwards, one at a next holder spares a message outwards.
+    """
+    spared = max((rank in before) + (rank in after) for rank in {*before, *after})
+    return Fraction(len(before) + len(after) - spared)
+
+
+@given(rounds())
+def test_owners_get_each_copy_of_their_part_and_next_holders_get_every_part(pair: tuple[Partition, Partition]) -> None:
+    before, after = pair
     plan = exchange(before, after)
-    arrivals = Counter((t.block, t.destination) for t in plan.transfers)
-    lacking = {
-        (block, rank) for rank, held in enumerate(after.held) for block in held if block not in before.held[rank]
-    }
-    assert set(arrivals) == lacking
-    assert all(count == 1 for count in arrivals.values())
-    assert all(t.source in before.holders[t.block] for t in plan.transfers)
-    assert {(a.block, a.holders) for a in plan.averages} == {
-        (block, holders) for block, holders in enumerate(before.holders) if len(holders) > 1
-    }
+    for block, (holders, following) in enumerate(zip(before.holders, after.holders, strict=True)):
+        owners = plan.owners[block]
+        assert set(owners) <= set(holders)
+        assert set(owners) == set(holders) & set(following) or (owners == holders and not set(holders) & set(following))
+        assert Counter((s.part, s.source, s.destination) for s in plan.shares if s.block == block) == {
+            (part, holder, owner): 1 for part, owner in enumerate(owners) for holder in holders if holder != owner
+        }
+        assert Counter((f.part, f.source, f.destination) for f in plan.fetches if f.block == block) == {
+            (part, owner, rank): 1 for part, owner in enumerate(owners) for rank in following if rank != owner
+        }
 
 
-@given(numbers, workers, least, seeds, seeds)
-def test_bytes_are_those_of_what_is_sent(n: int, s: int, m: int, a: int, b: int) -> None:
-    before, after = Rule((n,), s, m).deal(a), Rule((n,), s, m).deal(b)
-    plan = exchange(before, after)
-    sizes = tuple(12 * (block + 1) for block in range(n))
-    moved = sum(sizes[t.block] for t in plan.transfers)
-    averaged = sum(
-        ring_bytes(sizes[average.block], len(average.holders)) * len(average.holders) for average in plan.averages
-    )
-    assert sum(plan.bytes_sent(rank, sizes) for rank in range(s)) == moved + averaged
+@given(rounds())
+def test_act_block_and_ranks_name_a_message(pair: tuple[Partition, Partition]) -> None:
+    plan = exchange(*pair)
+    for messages in (plan.shares, plan.fetches):
+        assert len({(m.block, m.source, m.destination) for m in messages}) == len(messages)
+        assert all(m.source != m.destination for m in messages)
+        assert list(messages) == sorted(messages, key=lambda m: (m.block, m.part))
 
 
-@given(numbers, workers, least, seeds, seeds)
-def test_sends_are_spread_among_the_holders(n: int, s: int, m: int, a: int, b: int) -> None:
-    before, after = Rule((n,), s, m).deal(a), Rule((n,), s, m).deal(b)
-    sends = [0] * s
-    for transfer in exchange(before, after).transfers:
-        fewest = min(sends[rank] for rank in before.holders[transfer.block])
-        assert sends[transfer.source] == fewest
-        sends[transfer.source] += 1
-    # Nobody sends more than each of its blocks to all others.
-    assert max(sends) <= len(before.held[0]) * (s - 1)
+@given(rounds())
+def test_bytes_are_those_of_what_is_sent_and_no_plan_could_send_fewer(pair: tuple[Partition, Partition]) -> None:
+    before, after = pair
+    plan, sizes = exchange(before, after), blocks_sizes(before.blocks)
+    sent, received = [0] * before.workers, [0] * before.workers
+    for message in (*plan.shares, *plan.fetches):
+        numbers = sizes[message.block] // 4
+        parts = len(plan.owners[message.block])
+        first, end = numbers * message.part // parts, numbers * (message.part + 1) // parts
+        sent[message.source] += 4 * (end - first)
+        received[message.destination] += 4 * (end - first)
+    ranks = range(before.workers)
+    assert [plan.bytes_sent(rank, sizes) for rank in ranks] == sent
+    assert [plan.bytes_received(rank, sizes) for rank in ranks] == received
+    assert plan.busiest(sizes) == max(*sent, *received)
+    fewest = sum(size * pieces(*both) for size, *both in zip(sizes, before.holders, after.holders, strict=True))
+    assert sum(sent) == sum(received) == fewest
 
 
 @given(numbers, workers, least, st.lists(seeds, min_size=2, max_size=5))
-def test_nothing_is_lost_over_several_rounds(n: int, s: int, m: int, rounds: list[int]) -> None:
-    partitions = [Rule((n,), s, m).deal(seed) for seed in rounds]
-    stores = [{block: {rank} for block in held} for rank, held in enumerate(partitions[0].held)]
+def test_nothing_is_lost_over_several_rounds(n: int, s: int, m: int, deals: list[int]) -> None:
+    partitions = [Rule((n,), s, m).deal(seed) for seed in deals]
+    # Of each of a block's numbers, the ranks of the first round whose copies are in it.
+    size = 12
+    stores = [{block: [{rank} for _ in range(size)] for block in held} for rank, held in enumerate(partitions[0].held)]
     for before, after in pairwise(partitions):
         plan = exchange(before, after)
-        for average in plan.averages:
-            joint = set[int]().union(*(stores[rank][average.block] for rank in average.holders))
-            for rank in average.holders:
-                stores[rank][average.block] = joint
-        arriving = [(t.destination, t.block, stores[t.source][t.block]) for t in plan.transfers]
-        for destination, block, value in arriving:
-            assert block not in stores[destination]
-            stores[destination][block] = value
+        copies = [
+            (share, stores[share.source][share.block][plan.part(share.block, share.part, size)])
+            for share in plan.shares
+        ]
+        for share, copy in copies:
+            where = plan.part(share.block, share.part, size)
+            mine = stores[share.destination][share.block]
+            mine[where] = [one | other for one, other in zip(mine[where], copy, strict=True)]
+        for fetch in plan.fetches:
+            where = plan.part(fetch.block, fetch.part, size)
+            arrived = stores[fetch.destination].setdefault(fetch.block, [set() for _ in range(size)])
+            arrived[where] = stores[fetch.source][fetch.block][where]
         stores = [{block: store[block] for block in held} for store, held in zip(stores, after.held, strict=True)]
-    # In every copy of a block is what each of its first holders made of it, and nothing else.
+    # In every number of every copy of a block is what each of its first holders made of it, and nothing else.
     for store in stores:
         for block, makers in store.items():
-            assert makers == set(partitions[0].holders[block])
+            assert makers == [set(partitions[0].holders[block])] * size
 
 
-def test_the_same_deal_again_moves_nothing() -> None:
-    partition = Rule((22,), 4, 5).deal(1)
-    assert exchange(partition, partition).transfers == ()
+def test_the_same_deal_again_moves_nothing_where_nothing_is_shared() -> None:
+    partition = Rule((22,), 2).deal(1)
+    plan = exchange(partition, partition)
+    assert plan.shares == plan.fetches == ()
+    assert plan.busiest(blocks_sizes(22)) == 0
+
+
+def test_a_pair_that_keeps_a_block_sends_half_of_it_twice() -> None:
+    plan = exchange(Partition(((0,), (0,), ()), 1), Partition(((0,), (0,), ()), 1))
+    assert [plan.bytes_sent(rank, (1200,)) for rank in range(3)] == [1200, 1200, 0]
+    assert plan.busiest((1200,)) == 1200
+
+
+def test_a_holder_that_gives_a_block_away_gets_nothing_of_it() -> None:
+    plan = exchange(Partition(((0,), (0,), ()), 1), Partition(((), (0,), (0,)), 1))
+    assert plan.owners == ((1,),)
+    assert [plan.bytes_received(rank, (1200,)) for rank in range(3)] == [0, 1200, 1200]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 64))
+def test_parts_are_near_equal_and_cover_a_block(size: int, parts: int) -> None:
+    edges = part_edges(size, parts)
+    assert (edges[0], edges[-1], len(edges)) == (0, size, parts + 1)
+    lengths = [end - first for first, end in pairwise(edges)]
+    assert 0 <= max(lengths) - min(lengths) <= 1
 
 
 def test_a_ring_all_reduce_sends_the_buffer_nearly_twice() -> None:
