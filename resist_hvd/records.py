@@ -143,7 +143,8 @@ class RoundRecord(Record):
         lr: the last iteration's.
         seconds_compute: of local training but for waiting for batches; like all seconds here the mean over workers.
         seconds_data: of waiting for batches.
-        seconds_sync: of the synchronisation at its end.
+        seconds_sync: of the synchronisation at its end, as far as training waited for it.
+        seconds_hidden: in which it went on beside steps; of no other account. None where none did.
         bytes_sent: payload of that synchronisation, like all bytes here summed over workers.
         bytes_trunk: of these, by collectives among all workers.
         bytes_blocks: of these, for single blocks.
@@ -160,6 +161,7 @@ class RoundRecord(Record):
     seconds_compute: float
     seconds_data: float
     seconds_sync: float
+    seconds_hidden: float | None = None
     bytes_sent: int
     bytes_trunk: int
     bytes_blocks: int
@@ -287,6 +289,7 @@ class Summary(Record):
         accuracy: of the last evaluation, in percent; None where there was none.
         best_accuracy: of any evaluation.
         seconds: of training, the mean over workers, as those of its parts are.
+        seconds_hidden: of synchronising beside steps; of no other account. None where there was none.
         bytes_sent: payload of training, summed over workers.
         parameters_global: of the whole network.
         parameters_worker: of one worker's.
@@ -305,6 +308,7 @@ class Summary(Record):
     seconds_compute: float
     seconds_data: float
     seconds_sync: float
+    seconds_hidden: float | None = None
     bytes_sent: int
     parameters_global: int
     parameters_worker: int

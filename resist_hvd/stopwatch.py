@@ -83,6 +83,11 @@ class Stopwatch:
             if len(self._unread) >= MOST_UNREAD:
                 self._read(MOST_UNREAD // 2)  # the device has passed these long ago
 
+    def beside(self, phase: str, name: str, began: float, ended: float) -> None:
+        """Count the seconds of something that went on beside what this process did; a trace shows it there."""
+        self._seconds[phase] += ended - began
+        self.keep(name, "averages", began, ended)
+
     def keep(self, name: str, track: str, began: float, ended: float) -> None:
         """Keep a span, if spans are kept; it counts towards no phase."""
         if self.spans is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.shift import Shift
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, ring_bytes
 
@@ -127,6 +128,16 @@ class Transport:
             if pending.buffer is not pending.flat:
                 pending.flat.copy_(pending.buffer)
         watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
+
+    def make_shift(self, flat: Tensor, name: str) -> Shift:
+        """Return what replaces a buffer by its average over all workers minus itself, beside steps; see `Shift`."""
+        return Shift(self.world, flat, name, staged=self._stages_collectives)
+
+    def begin_shift(self, shift: Shift) -> None:
+        """Begin with the present content of the shift's buffer."""
+        if self.world.size > 1:
+            self.sent += BytesSent(trunk=ring_bytes(shift.nbytes, self.world.size))
+        shift.begin()
 
     def broadcast(self, flat: Tensor, root: int) -> None:
         """Fill `flat` on every rank with that of rank `root`."""

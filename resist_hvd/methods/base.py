@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class Setup:
         fill: puts weights from elsewhere in place of a part's initial ones; called for each part that a worker begins
             with.
         warmup_samples: for how many samples, summed over workers, local SGD precedes ResIST.
+        overlap: whether steps come between a synchronisation's departure and its arrival.
         dtype: of parameters; float32 but in tests.
     """
 
@@ -46,6 +48,7 @@ class Setup:
     optimizer_state: Callable[[SubNet], OptimizerState] = lambda subnet: FlatState(subnet, ("momentum",))
     fill: Callable[[Part, nn.Module], None] | None = None
     warmup_samples: int = 0
+    overlap: bool = False
     dtype: torch.dtype = torch.float32
 
     @property
@@ -78,6 +81,10 @@ class Setup:
         return subnet
 
 
+OWN = "own."
+"""Begins the names of a worker's own numbers in a checkpoint that are not its optimizer's."""
+
+
 class Stage(NamedTuple):
     """A part of the network that is evaluated: its name and the like, and its module, until the next is asked for."""
 
@@ -94,6 +101,7 @@ class Method(ABC):
         partition: who holds which block this round.
         transport: what moves parameters; its counters are this method's.
         scales: for each deck, by what the network that is evaluated scales its blocks.
+        overlaps: whether steps may come between a synchronisation's departure and its arrival.
     """
 
     subnet: SubNet
@@ -101,6 +109,7 @@ class Method(ABC):
     partition: Partition
     transport: Transport
     scales: Sequence[float]
+    overlaps: bool = False
 
     trains_scaled = False
     """True where those scales are not in the evaluated network alone, but in that which is trained."""
@@ -176,11 +185,12 @@ class Method(ABC):
         """Act between a local step's backward pass and its update."""
 
     @abstractmethod
-    def depart(self, seed: int) -> None:
+    def depart(self, seed: int, *, early: bool = False) -> None:
         """Have all that is aggregated or moves leave this worker: the first act of a synchronisation.
 
         Args:
             seed: of the next round's partition, the same on every rank.
+            early: whether steps follow before the second act, as a method that `overlaps` has them.
         """
 
     @abstractmethod
@@ -188,9 +198,17 @@ class Method(ABC):
         """Wait for what is under way, and hold what the next round trains: the second act."""
 
     def synchronise(self, seed: int) -> None:
-        """Make both acts at once, as where nothing is trained between them."""
+        """Make both acts at once, with no step between them."""
         self.depart(seed)
         self.arrive()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have what all workers share be alike on all of them; all ranks must call it together, between rounds.
+
+        Where steps come between departure and arrival each worker has an own trunk, of which this puts the average in
+        its place for the time being.
+        """
+        return nullcontext()
 
     def successor(self, samples: int) -> Method | None:
         """Return the method that goes on from here once `samples` have been trained, None to stay."""
@@ -248,6 +266,10 @@ class Method(ABC):
         if first_held:
             files[f"blocks-{rank:04d}"] = first_held
         return files
+
+    def own_by_this_worker(self) -> NamedPieces:
+        """Return what this worker alone has of what all share, by names that begin with `OWN`; a checkpoint has it."""
+        return {}
 
     def read_by_this_worker(self) -> NamedPieces:
         """Return the named flat tensors that this worker fills from a checkpoint's shared files."""

@@ -63,7 +63,7 @@ class DataParallel(Replicated):
             self.transport.finish(pending)
         self._pending.clear()
 
-    def depart(self, seed: int) -> None:
+    def depart(self, seed: int, *, early: bool = False) -> None:
         """Do nothing: all workers hold the same parameters after every step."""
 
     def arrive(self) -> None:

@@ -35,7 +35,7 @@ class Ensemble(Method):
         """The network of a member."""
         return self._network
 
-    def depart(self, seed: int) -> None:
+    def depart(self, seed: int, *, early: bool = False) -> None:
         """Do nothing: the networks stay apart."""
 
     def arrive(self) -> None:

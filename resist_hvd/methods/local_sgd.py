@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 
-from resist_hvd.comm.transport import Transport
-from resist_hvd.methods.base import Method, Setup
+from resist_hvd.comm.courier import Courier
+from resist_hvd.comm.transport import PendingAverage, Transport
+from resist_hvd.methods.base import OWN, Method, Setup
+from resist_hvd.methods.drift import Drift
+from resist_hvd.methods.state import NamedPieces
 
 
 class Replicated(Method):
@@ -42,17 +47,44 @@ class Replicated(Method):
 
 
 class LocalSGD(Replicated):
-    """Train the whole network for l local iterations, then average all of it in one collective."""
+    """Train the whole network for l local iterations, then average all of it in one collective.
 
-    def depart(self, seed: int) -> None:
+    Where steps come between departure and arrival, it takes the memory of one more network.
+    """
+
+    def __init__(self, setup: Setup, *, scales: Sequence[float] = ()) -> None:
+        super().__init__(setup, scales=scales)
+        flat = self.subnet.parameters_flat
+        self._drift = Drift(flat, torch.zeros_like(flat), self.transport, "parameters") if setup.overlap else None
+        self.overlaps = setup.overlap
+        self._averaging: PendingAverage | None = None
+        self._courier: Courier | None = None
+
+    def depart(self, seed: int, *, early: bool = False) -> None:
         """Begin to average all parameters among all workers; the partition is ever the same, whatever the seed."""
-        self._averaging = self.transport.start_average(self.subnet.parameters_flat, "parameters")
+        if early and self._drift is not None:
+            self._courier = Courier(self.setup.world, {"trunk": self._drift.depart()})
+        else:
+            self._averaging = self.transport.start_average(self.subnet.parameters_flat, "parameters")
 
     def arrive(self) -> None:
         """Go on from the average."""
-        self.transport.finish(self._averaging)
+        if self._courier is not None and self._drift is not None:
+            self._courier.finish()
+            self._courier = None
+            self._drift.arrive()
+        else:
+            self.transport.finish(self._averaging)
         if self.setup.momentum == "restart":
             self.optimizer_state.restart()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have the average of all workers' networks be in the place of this one's."""
+        return super().averaged() if self._drift is None else self._drift.averaged()
+
+    def own_by_this_worker(self) -> NamedPieces:
+        """Return all of this worker's parameters, where they are not those of all."""
+        return {} if self._drift is None else {f"{OWN}parameters": [self._drift.own]}
 
 
 METHOD = LocalSGD

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from resist_hvd.comm.transport import Transport
-from resist_hvd.methods.base import Method, Setup
+from resist_hvd.comm.courier import Courier
+from resist_hvd.comm.transport import PendingAverage, Transport
+from resist_hvd.methods.base import OWN, Method, Setup
+from resist_hvd.methods.drift import Drift
 from resist_hvd.methods.local_sgd import LocalSGD
-from resist_hvd.methods.state import FlatState, copy_share
+from resist_hvd.methods.state import FlatState, NamedPieces, copy_share
 from resist_hvd.protocol.exchange import exchange
 
 
@@ -28,16 +33,31 @@ class Resist(Method):
         self.transport = Transport(setup.world, self.rule.groups)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
+        trunk = self.subnet.trunk
+        self._drift = Drift(trunk, torch.zeros_like(trunk), self.transport, "trunk") if setup.overlap else None
+        self.overlaps = setup.overlap
+        self._next = self.partition
+        self._averaging: PendingAverage | None = None
+        self._courier: Courier | None = None
 
     @classmethod
     def begin(cls, setup: Setup, *, seed: int, samples: int = 0) -> Method:
         """Return ResIST, or the warm-up that precedes it."""
         return cls(setup, seed) if samples >= setup.warmup_samples else WarmUp(setup, seed=seed)
 
-    def depart(self, seed: int) -> None:
-        """Begin to average the trunk among all, and deal anew."""
+    def depart(self, seed: int, *, early: bool = False) -> None:
+        """Begin to average the trunk among all, and deal anew.
+
+        If steps follow, the trunk goes on, and gains the average minus what it is now. Blocks that are averaged or move
+        stand still, so that their holders' copies stay alike, and the next holders get what the last ones had.
+        """
         self._next = self.rule.deal(seed)
-        self._averaging = self.transport.start_average(self.subnet.trunk, "trunk")
+        if early and self._drift is not None:
+            leaving = self.partition.leaving(self._next)
+            self.subnet.freeze(slot for slot, block in enumerate(self.blocks) if block in leaving)
+            self._courier = Courier(self.setup.world, {"trunk": self._drift.depart()})
+        else:
+            self._averaging = self.transport.start_average(self.subnet.trunk, "trunk")
 
     def arrive(self) -> None:
         """Average shared blocks among their holders; send every block to its next holders; wait for the trunk.
@@ -50,6 +70,7 @@ class Resist(Method):
         old_slot = {block: slot for slot, block in enumerate(held)}
         moves = [old_slot.get(block) for block in after.held[self.setup.world.rank]]
         self.partition = after
+        self.subnet.freeze(())
         landing = list(zip(self.blocks, moves, self.subnet.slots, self.subnet.slot_gradients, strict=True))
         arriving = {block: gradients for block, old, _, gradients in landing if old is None}
         free = [gradients for _, old, _, gradients in landing if old is not None]
@@ -65,7 +86,20 @@ class Resist(Method):
             self.optimizer_state.carry(moves)
         else:
             self.optimizer_state.restart()
-        self.transport.finish(self._averaging)
+        if self._courier is not None and self._drift is not None:
+            self._courier.finish()
+            self._courier = None
+            self._drift.arrive()
+        else:
+            self.transport.finish(self._averaging)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have the average of all workers' trunks be in the place of this one's."""
+        return super().averaged() if self._drift is None else self._drift.averaged()
+
+    def own_by_this_worker(self) -> NamedPieces:
+        """Return this worker's trunk, where it is not that of all."""
+        return {} if self._drift is None else {f"{OWN}trunk": [self._drift.own]}
 
     def lent(self) -> Iterator[nn.Module]:
         """Yield the blocks of the scaled global network, each sent to all by its first holder."""
@@ -90,15 +124,17 @@ class WarmUp(LocalSGD):
     trains_scaled = True
 
     def __init__(self, setup: Setup, *, seed: int) -> None:
-        super().__init__(setup, scales=setup.scales)
+        # Steps that hide its averages would take the memory of one more whole network.
+        super().__init__(replace(setup, overlap=False), scales=setup.scales)
+        self._setup_of_heir = setup
         self._seed = seed
 
-    def depart(self, seed: int) -> None:
+    def depart(self, seed: int, *, early: bool = False) -> None:
         """Begin to average all parameters; should ResIST take over then, it begins with the seed's partition.
 
         So each round has its own partition, whether the run goes on from a checkpoint or never stopped.
         """
-        super().depart(seed)
+        super().depart(seed, early=early)
         self._seed = seed
 
     def successor(self, samples: int) -> Method | None:
@@ -108,7 +144,7 @@ class WarmUp(LocalSGD):
         """
         if samples < self.setup.warmup_samples:
             return None
-        heir = Resist(self.setup, self._seed)
+        heir = Resist(self._setup_of_heir, self._seed)
         copy_share(heir.subnet, heir.subnet.parameters_flat, self.subnet, self.subnet.parameters_flat, heir.blocks)
         if self.setup.momentum == "keep":
             old, new = self.optimizer_state, heir.optimizer_state

@@ -9,6 +9,7 @@ the same slots with other blocks, so modules, views and any compiled graph stay 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, groupby
 from typing import Any, Self
 
 import torch
@@ -37,6 +38,7 @@ class SubNet(nn.Module):
         trunk: [T], the view of what all workers share.
         slots: a view for each slot, in depth order.
         trunk_gradients, slot_gradients: the same of the gradients.
+        frozen: the slots that stand still, ascending: backward passes leave their gradients alone.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SubNet(nn.Module):
         self.parameters_flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
         self.gradients_flat = torch.zeros_like(self.parameters_flat)
         self._sizes = sizes
+        self.frozen: tuple[int, ...] = ()
         self.trunk, self.slots = self.cut(self.parameters_flat)
         self.trunk_gradients, self.slot_gradients = self.cut(self.gradients_flat)
         bind(self.layers, trunk, self.trunk, self.trunk_gradients)
@@ -102,6 +105,25 @@ class SubNet(nn.Module):
         """Return the same views in one list, the trunk first: the order in which a checkpoint has their numbers."""
         trunk, slots = self.cut(flat)
         return [trunk, *slots]
+
+    def freeze(self, slots: Iterable[int]) -> None:
+        """Have these slots stand still, and all others be trained."""
+        before, self.frozen = self.frozen, tuple(sorted(slots))
+        modules = self.slot_modules
+        for slot in {*before} ^ {*self.frozen}:
+            modules[slot].requires_grad_(slot not in self.frozen)
+
+    def trained(self, flat: Tensor) -> list[Tensor]:
+        """Return the views of what is trained in a buffer [P] laid out like the parameters, as few as can be."""
+        if not self.frozen:
+            return [flat]
+        kept = [True] * len(self._sizes)
+        for slot in self.frozen:
+            kept[slot + (slot >= self._trunk_place)] = False
+        edges = list(accumulate(self._sizes, initial=0))
+        runs = groupby(range(len(kept)), key=kept.__getitem__)
+        pieces = [list(run) for is_kept, run in runs if is_kept]
+        return [flat[edges[piece[0]] : edges[piece[-1] + 1]] for piece in pieces]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Refuse what would give parameters other memory: to(), double(), cuda() and the like."""

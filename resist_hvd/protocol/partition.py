@@ -31,3 +31,8 @@ class Partition:
             for block in held:
                 ranks[block].append(rank)
         return tuple(map(tuple, ranks))
+
+    def leaving(self, after: Partition) -> frozenset[int]:
+        """Return the blocks that are averaged or sent on the way to the partition `after`: all but those that stay."""
+        holders = zip(self.holders, after.holders, strict=True)
+        return frozenset(block for block, (now, then) in enumerate(holders) if len(now) > 1 or now != then)

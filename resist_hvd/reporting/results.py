@@ -59,6 +59,7 @@ def _ours(run: RunRecord) -> tuple[str, ...]:
     accuracies = [line.accuracy for line in run.evaluations]
     seconds = run.seconds
     sync = sum(line.seconds_sync for line in run.rounds)
+    hidden = sum(line.seconds_hidden or 0.0 for line in run.rounds)
     memory = run.peak_memory_bytes
     parameters, whole = (run.summary.parameters_worker, run.summary.parameters_global) if run.summary else (0, 0)
     share = f" ({parameters / whole:.0%})" if parameters and whole else ""
@@ -71,7 +72,7 @@ def _ours(run: RunRecord) -> tuple[str, ...]:
         f"{accuracies[-1]:.2f} %" if accuracies else UNKNOWN,
         f"{max(accuracies):.2f} %" if accuracies else UNKNOWN,
         duration(seconds) if count else UNKNOWN,
-        f"{sync / seconds:.0%}" if seconds else UNKNOWN,
+        f"{sync / seconds:.0%}{f', {hidden / seconds:.0%} hidden' if hidden else ''}" if seconds else UNKNOWN,
         scaled(run.bytes_sent, "B") if count else UNKNOWN,
         scaled(run.bytes_sent / count, "B") if count else UNKNOWN,
         f"{parameters:,}{share}" if parameters else UNKNOWN,

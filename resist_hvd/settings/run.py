@@ -32,6 +32,11 @@ class Settings(Group):
     local_iterations: Count = 50
     """l, the local iterations of a round: training steps between two synchronisations."""
 
+    overlap: Natural = 0
+    """T, the local iterations that are made while a synchronisation is under way: it departs T before a round's end,
+    and what was trained since is added to the average. Blocks that move or are shared stand still meanwhile. Hides the
+    network's time, at some accuracy where rounds are short; 0 waits for it."""
+
     min_blocks: Natural = 5
     """m, the fewest partitionable blocks a sub-network has; blocks are shared among workers where that needs it."""
 
@@ -122,5 +127,23 @@ class Settings(Group):
             raise ValueError(
                 "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out"
             )
+        self._check_overlap()
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
+
+    def _check_overlap(self) -> None:
+        """Refuse steps beside a synchronisation where there can be none."""
+        if not self.overlap:
+            return
+        if self.overlap >= self.local_iterations:
+            raise ValueError(
+                f"--overlap is {self.overlap}, but a round has --local_iterations {self.local_iterations}; give fewer"
+            )
+        if self.method not in ("resist", "local-sgd"):
+            raise ValueError(f"--overlap hides what ends a round, and --method {self.method} has none; leave one out")
+        for flag in ("compile", "cuda_graphs"):
+            if getattr(self, flag):
+                raise ValueError(
+                    f"--overlap has blocks that are under way stand still, and --{flag} records steps that train all "
+                    "of them; leave one out"
+                )

@@ -29,8 +29,9 @@ class Round:
     """One rank's account of a round: seconds, and bytes of payload it sent in the synchronisation at its end.
 
     Of the synchronisation's seconds some are the exchange of blocks, and some the wait for the trunk's average after
-    it. Data-parallel training waits for averages in its steps: its `seconds_trunk` are of `seconds_compute`. What the
-    first step of a network takes to be compiled (`seconds_prepare`) is none of these.
+    it. Seconds in which it went on beside steps are hidden, and none of these. Data-parallel training waits for
+    averages in its steps: its `seconds_trunk` are of `seconds_compute`. What the first step of a network takes to be
+    compiled (`seconds_prepare`) is none of these.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Round:
     seconds_data: float
     seconds_compute: float
     seconds_sync: float
+    seconds_hidden: float
     seconds_prepare: float
     seconds_trunk: float
     seconds_blocks: float
@@ -58,6 +60,7 @@ class Message(NamedTuple, Generic[T]):
     seconds_compute: T
     seconds_data: T
     seconds_sync: T
+    seconds_hidden: T
     seconds_prepare: T
     seconds_trunk: T
     seconds_blocks: T
@@ -87,6 +90,7 @@ def add_round(run: Training, done: Round) -> RoundRecord:
         seconds_compute=mean.seconds_compute,
         seconds_data=mean.seconds_data,
         seconds_sync=mean.seconds_sync,
+        seconds_hidden=mean.seconds_hidden or None,
         bytes_sent=trunk + blocks,
         bytes_trunk=trunk,
         bytes_blocks=blocks,
@@ -102,6 +106,7 @@ def add_round(run: Training, done: Round) -> RoundRecord:
     progress.seconds_compute += record.seconds_compute
     progress.seconds_data += record.seconds_data
     progress.seconds_sync += record.seconds_sync
+    progress.seconds_hidden += record.seconds_hidden or 0.0
     progress.bytes_sent += record.bytes_sent
     return record
 
@@ -115,6 +120,7 @@ def message_of(run: Training, done: Round) -> Message[float]:
         seconds_compute=done.seconds_compute,
         seconds_data=done.seconds_data,
         seconds_sync=done.seconds_sync,
+        seconds_hidden=done.seconds_hidden,
         seconds_prepare=done.seconds_prepare,
         seconds_trunk=done.seconds_trunk,
         seconds_blocks=done.seconds_blocks,
@@ -212,6 +218,7 @@ def summary_of(
         seconds_compute=progress.seconds_compute,
         seconds_data=progress.seconds_data,
         seconds_sync=progress.seconds_sync,
+        seconds_hidden=progress.seconds_hidden or None,
         bytes_sent=progress.bytes_sent,
         parameters_global=run.method.setup.network.parameters,
         parameters_worker=run.method.subnet.parameters_flat.numel(),

@@ -3,7 +3,8 @@
 A checkpoint is a folder `checkpoints/round-NNNNNN`:
 
 * `trunk.safetensors`, `blocks-RANK.safetensors`: what is shared, and each block, written by its first holder;
-* `worker-RANK.safetensors`: a worker's own state, its momentum;
+* `worker-RANK.safetensors`: a worker's own state: its momentum, and where steps are made beside synchronisations its
+  own copy of what is shared, of which the average is in `trunk`;
 * `manifest.json`, written last: where the run stands, its settings, where each tensor is, every file's checksum, and
   its own.
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
+from resist_hvd.methods.base import OWN
 from resist_hvd.methods.state import NamedPieces
 from resist_hvd.settings.reading import plain
 from resist_hvd.tensor_files import each_tensor
@@ -73,9 +75,9 @@ def save(run: Run) -> None:
                     clear(partial)
                     partial.mkdir()
             written: dict[str, dict[str, Any]] = {}
-            with world.agree(what), disk_errors(partial):
+            with run.method.averaged(), world.agree(what), disk_errors(partial):
                 files = run.method.written_by_this_worker()
-                files[f"worker-{world.rank:04d}"] = flat_state(run).pieces()
+                files[f"worker-{world.rank:04d}"] = flat_state(run).pieces() | run.method.own_by_this_worker()
                 for stem, tensors in files.items():
                     path = partial / f"{stem}.safetensors"
                     write_tensors(path, tensors)
@@ -358,12 +360,14 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         sentence += ", and momentum restarts"
     elif exact:
         own = f"worker-{world.rank:04d}"
-        state, found = flat_state(run), manifest["files"][f"{own}.safetensors"]["tensors"]
+        state, tensors = flat_state(run), manifest["files"][f"{own}.safetensors"]["tensors"]
+        found = [name for name in tensors if not name.startswith(OWN)]
         state.fresh = not found
         if found and set(found) != set(state.pieces()):
             state.fresh = True
             sentence += f"; the optimizer restarts: {' and '.join(found)} are not what {run.settings.optim.name} keeps"
-        checkpoint.read(state.pieces(), files=own)
+        copies = {name: pieces for name, pieces in run.method.own_by_this_worker().items() if name in tensors}
+        checkpoint.read(state.pieces() | copies, files=own)
         if run.method.partition != dealt and not run.method.members_apart:
             sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"
     else:

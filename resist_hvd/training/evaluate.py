@@ -272,11 +272,12 @@ def apply_statistics(stage: nn.Module, found: Statistics) -> None:
 
 @contextmanager
 def inference(method: Method) -> Iterator[None]:
-    """Have the method's stages evaluate, not train, and leave nothing of it behind."""
+    """Have the method's stages evaluate, not train, and leave nothing of it behind; all ranks call it together."""
     trained = [(module, module.training) for module in method.subnet.modules()]
     method.subnet.eval()
     try:
-        yield
+        with method.averaged():
+            yield
     finally:
         for module, training in trained:
             module.training = training

@@ -139,10 +139,11 @@ class Journal:
 
 def line_of(record: RoundRecord, rounds: int) -> str:
     """Return a round's line on the console, of a run of so many rounds."""
+    hidden = f"hidden {record.seconds_hidden:6.3f} s  " if record.seconds_hidden else ""
     return (
         f"round {record.round + 1:>{len(str(rounds))}}/{rounds}  loss {figure(record.loss)}  "
         f"lr {figure(record.lr)}  compute {record.seconds_compute:7.3f} s  "
-        f"data {record.seconds_data:6.3f} s  sync {record.seconds_sync:6.3f} s  "
+        f"data {record.seconds_data:6.3f} s  sync {record.seconds_sync:6.3f} s  {hidden}"
         f"sent {record.bytes_sent / 1e6:8.2f} MB"
     )
 

@@ -106,7 +106,9 @@ class LocalTraining:
         self._batches = run.source.train(run.progress.samples)
         self._step = make_step(run)
         seed, longest = run.settings.seed, run.settings.local_iterations
-        self.rounds = RoundCounter(run, seed=seed, length=run.iterations_of_round, longest=longest)
+        self.rounds = RoundCounter(
+            run, seed=seed, length=run.iterations_of_round, longest=longest, overlap=run.settings.overlap
+        )
 
     def step(self) -> tuple[Tensor, float]:
         """Make one local iteration: a batch, forward, backward, an update. Return its loss and its learning rate."""

@@ -43,6 +43,8 @@ def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0
 class FlatOptimizer(ABC):
     """An optimizer that updates a sub-network's flat parameters in fused passes, and leaves the gradients as they are.
 
+    Slots that stand still are left alone, and so is what is kept of their gradients.
+
     It calls what PyTorch's optimizers call with `fused=True`, and not these classes: constructing one loads PyTorch's
     compiler, nearly half of what a start takes, and they make new buffers wherever their state restarts. Here these
     stay where their owner has them, and SGD restarts at no cost.
@@ -54,10 +56,19 @@ class FlatOptimizer(ABC):
     """
 
     def __init__(self, subnet: SubNet, state: FlatState, settings: OptimSettings) -> None:
+        self._subnet = subnet
         self._state = state
         self._settings = settings
-        self._flat = nn.Parameter(subnet.parameters_flat)
-        self._flat.grad = self._gradients = subnet.gradients_flat
+        self._cut()
+
+    def _cut(self) -> None:
+        """Find the memory of what is trained: one piece each, but where slots stand still."""
+        subnet = self._subnet
+        self._frozen = subnet.frozen
+        self._flats = [nn.Parameter(piece) for piece in subnet.trained(subnet.parameters_flat)]
+        self._gradients = subnet.trained(subnet.gradients_flat)
+        for flat, gradients in zip(self._flats, self._gradients, strict=True):
+            flat.grad = gradients
 
     @torch.no_grad()
     def step(self, rate: float | Tensor) -> None:
@@ -65,8 +76,10 @@ class FlatOptimizer(ABC):
 
         There it is of float32, and on a CPU of float64, as Python's own numbers are: AdamW divides it.
         """
+        if self._subnet.frozen != self._frozen:
+            self._cut()
         if self._settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_([self._flat], self._settings.clip_norm)
+            nn.utils.clip_grad_norm_(self._flats, self._settings.clip_norm)
         self._update(cast(Any, rate))  # PyTorch's functions have a form for either
         self._state.fresh = False
 
@@ -78,12 +91,16 @@ class FlatOptimizer(ABC):
 class FlatSGD(FlatOptimizer):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`."""
 
+    def _cut(self) -> None:
+        super()._cut()
+        self._momenta = self._subnet.trained(self._state.buffers["momentum"]) if self._settings.momentum else []
+
     def _update(self, rate: Any) -> None:
         settings = self._settings
         torch._fused_sgd_(
-            [self._flat],
-            [self._gradients],
-            [self._state.buffers["momentum"]] if settings.momentum else [],
+            cast(list[Tensor], self._flats),
+            self._gradients,
+            self._momenta,
             lr=rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -100,16 +117,22 @@ class FlatAdamW(FlatOptimizer):
     The trunk and each slot count their own updates: a block that arrives in a slot begins anew.
     """
 
-    def __init__(self, subnet: SubNet, state: FlatState, settings: OptimSettings) -> None:
-        super().__init__(subnet, state, settings)
+    def _cut(self) -> None:
+        super()._cut()
+        subnet, state = self._subnet, self._state
         flats = subnet.parameters_flat, subnet.gradients_flat, state.buffers["exp_avg"], state.buffers["exp_avg_sq"]
-        self._pieces = [subnet.pieces(flat) for flat in flats]
-        self._steps = list(state.steps)
+        still = {1 + slot for slot in subnet.frozen}
+        trained = [place for place in range(1 + len(subnet.slots)) if place not in still]
+        self._pieces = [[pieces[place] for place in trained] for pieces in map(subnet.pieces, flats)]
+        self._steps = [state.steps[place] for place in trained]
+        self._made = torch.ones_like(state.steps)
+        for place in still:
+            self._made[place] = 0
 
     def _update(self, rate: Any) -> None:
         self._state.clear()
         parameters, gradients, averages, squares = self._pieces
-        self._state.steps += 1
+        self._state.steps += self._made
         beta1, beta2 = self._settings.betas
         torch._fused_adamw_(
             parameters,

@@ -37,14 +37,19 @@ class RoundCounter:
         seed: the run's; each round's partition comes from it.
         length: returns how many local iterations the round has that begins now.
         longest: the most that a round can have.
+        overlap: T, how many local iterations come between a synchronisation's departure and its arrival, where the
+            method has it so. A round that has no more than T departs after its first one: it must have trained.
 
     Attributes:
         made: local iterations of the present round so far.
         losses: each one's loss [longest].
     """
 
-    def __init__(self, training: Training, *, seed: int, length: Callable[[], int], longest: int) -> None:
+    def __init__(
+        self, training: Training, *, seed: int, length: Callable[[], int], longest: int, overlap: int = 0
+    ) -> None:
         self.training = training
+        self._overlap = overlap if training.method.overlaps else 0
         self.made = 0
         self._seed = seed
         self._length = length
@@ -56,6 +61,7 @@ class RoundCounter:
         """Begin a round: what lay between it and the one before, as an evaluation, is no round's time."""
         training = self.training
         self._iterations = self._length()
+        self._departs_after = max(1, self._iterations - self._overlap)
         self._sent = training.method.transport.sent
         self._seconds = training.world.stopwatch.seconds.copy()
         self._clock.lap()
@@ -76,20 +82,37 @@ class RoundCounter:
         """
         self.losses[self.made] = loss.detach()
         self.made += 1
-        if self.made < self._iterations:
-            return None
-        return self._end(rate)
+        if self.made == self._iterations:
+            return self._end(rate)
+        if self.made == self._departs_after:
+            self._depart(early=True)
+        return None
+
+    def _depart(self, *, early: bool) -> None:
+        """Begin the synchronisation; `early` where steps follow before its end."""
+        world, number = self.training.world, self.training.progress.round
+        position, world.position = world.position, f"round {number + 1}, synchronising"
+        seed = world.broadcast_seed(derive(self._seed, "round", number + 1))
+        if not early:
+            self.training.method.depart(seed)
+            return
+        with world.stopwatch.measure("depart"):
+            self.training.method.depart(seed, early=True)
+        world.position = position
 
     def _end(self, rate: float) -> RoundRecord:
         training, before, clock = self.training, self._seconds, self._clock
         world, method, number = training.world, training.method, training.progress.round
         partition, watch = method.partition, world.stopwatch
+        departed = watch.seconds["depart"] - before["depart"]
         aside = sum(watch.seconds[phase] - before[phase] for phase in ("prepare", "evaluate", "checkpoint"))
-        trained = clock.lap() - aside
+        trained = clock.lap() - aside - departed
         world.position = f"round {number + 1}, synchronising"
         with watch.measure("synchronise"):
-            method.synchronise(world.broadcast_seed(derive(self._seed, "round", number + 1)))
-        synchronised = clock.lap()
+            if self._departs_after == self._iterations:
+                self._depart(early=False)
+            method.arrive()
+        synchronised = clock.lap() + departed
         world.activity.round_took(trained + synchronised)
         made = Round(
             number=number,
@@ -99,6 +122,7 @@ class RoundCounter:
             seconds_data=(data := watch.seconds["data"] - before["data"]),
             seconds_compute=trained - data,
             seconds_sync=synchronised,
+            seconds_hidden=watch.seconds["hidden"] - before["hidden"],
             seconds_prepare=watch.seconds["prepare"] - before["prepare"],
             seconds_trunk=watch.seconds["trunk"] - before["trunk"],
             seconds_blocks=watch.seconds["blocks"] - before["blocks"],

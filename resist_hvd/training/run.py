@@ -39,6 +39,7 @@ class Progress:
     seconds_compute: float = 0.0
     seconds_data: float = 0.0
     seconds_sync: float = 0.0
+    seconds_hidden: float = 0.0
     bytes_sent: int = 0
     accuracy: float | None = None
     best_accuracy: float | None = None
@@ -144,6 +145,7 @@ def method_setup(settings: Settings, source: DataSource, world: World, *, begins
         min_blocks=settings.min_blocks,
         momentum=settings.momentum,
         scale_activations=settings.scale_activations,
+        overlap=settings.overlap > 0,
         optimizer_state=partial(make_state, settings=settings.optim),
         warmup_samples=round(settings.warmup_epochs * spec.train_size),
     )

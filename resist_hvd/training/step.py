@@ -62,7 +62,8 @@ class Step:
         return loss
 
     def _differentiate(self, images: Tensor, labels: Tensor) -> Tensor:
-        self._subnet.gradients_flat.zero_()
+        for gradients in self._subnet.trained(self._subnet.gradients_flat):
+            gradients.zero_()
         loss = self._forward(images, labels)
         torch.autograd.backward(loss)
         return loss.detach()

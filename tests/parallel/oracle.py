@@ -6,7 +6,7 @@ parameter becomes its average over the sub-networks that had it.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -149,6 +149,8 @@ class Oracle:
         rates: the learning rate of each local iteration of the run.
         keep_momentum: whether a worker's momentum outlives a round, where it keeps the parameter.
         scale: what partitioned blocks' outputs are multiplied by while they are trained.
+        overlap: how many local iterations before a round's end its averages are of.
+        own: each worker's own values of what all share, where it has any.
     """
 
     network: Network
@@ -160,27 +162,83 @@ class Oracle:
     scale: float = 1.0
     iterations: int = 0
     velocities: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    overlap: int = 0
+    own: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
 
-    def round(self, partition: Partition, local_iterations: int) -> None:
-        """Train every worker's sub-network, then average each parameter over those that trained it."""
-        trained: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
+    def round(self, partition: Partition, local_iterations: int, following: Partition = ()) -> None:
+        """Train every worker's sub-network, then average each parameter over those that trained it.
+
+        With overlap the averages are of what was there some iterations earlier. Blocks that are averaged or move stand
+        still from then on; what all share goes on, and gains the average minus what it was then.
+
+        Args:
+            partition: for each worker the blocks that it has.
+            local_iterations: of the round.
+            following: the next round's partition; none where everything is everyone's.
+        """
+        departure = max(1, local_iterations - self.overlap)
+        early = departure < local_iterations
+        still = self._names(moving(partition, following)) if early else set()
+        departed: dict[str, list[Tensor]] = {name: [] for name in self.parameters}
+        ends = []
         rates = self.rates[self.iterations : self.iterations + local_iterations]
         for worker, blocks in enumerate(partition):
-            for name, value in self._train_worker(worker, blocks, rates).items():
-                trained[name].append(value)
-        self.parameters = {name: torch.stack(values).mean(dim=0) for name, values in trained.items()}
+            then, now = self._train_worker(worker, blocks, rates, departure, still)
+            ends.append((then, now))
+            for name, value in then.items():
+                departed[name].append(value)
+        self.parameters = {name: torch.stack(values).mean(dim=0) for name, values in departed.items()}
         self.iterations += local_iterations
+        self.own.clear()
+        if early:
+            self._go_on(ends, self._names(range(len(self.network.blocks))) if following else set())
 
-    def _train_worker(self, worker: int, blocks: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:
-        network = PlainNetwork(self.network, self.parameters, blocks, self.scale)
+    def _go_on(self, ends: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], dealt: set[str]) -> None:
+        """Add to what was averaged what each worker has trained since it departed."""
+        for worker, (then, now) in enumerate(ends):
+            for name, value in now.items():
+                gone_on = self.parameters[name] + (value - then[name])
+                if name not in dealt:
+                    self.own[worker][name] = gone_on
+                else:  # it stood still, or this is its only holder, with whom it stays
+                    self.parameters[name] = gone_on
+        for name in self.own[0]:
+            self.parameters[name] = torch.stack([own[name] for own in self.own.values()]).mean(dim=0)
+
+    def _names(self, blocks: Iterable[int]) -> set[str]:
+        """The names of these blocks' parameters."""
+        prefixes = tuple(self.network.blocks[block].prefixed("") for block in blocks)
+        return {name for name in self.parameters if name.startswith(prefixes)}
+
+    def _train_worker(
+        self, worker: int, blocks: Sequence[int], rates: Sequence[float], departure: int, still: set[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Train a worker's sub-network; return its parameters as they were at the departure, and at the end."""
+        network = PlainNetwork(self.network, {**self.parameters, **self.own[worker]}, blocks, self.scale)
         names = network.names
         parameters = {names[name]: parameter for name, parameter in network.named_parameters()}
         kept = self.velocities[worker] if self.keep_momentum else {}
         velocities = {name: kept[name] for name in parameters if name in kept}
-        for rate in rates:
-            gradients = gradients_of(network, next(self.streams[worker]))
-            update(
-                parameters, {names[name]: g for name, g in gradients.items()}, velocities, rate=rate, optim=self.optim
-            )
+        trained, then = parameters, {}
+        for number, rate in enumerate(rates):
+            gradients = {
+                names[name]: gradient
+                for name, gradient in gradients_of(network, next(self.streams[worker])).items()
+                if names[name] in trained
+            }
+            update(trained, gradients, velocities, rate=rate, optim=self.optim)
+            if number + 1 == departure:
+                then = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+                trained = {name: parameter for name, parameter in parameters.items() if name not in still}
         self.velocities[worker] = velocities
-        return {name: parameter.detach() for name, parameter in parameters.items()}
+        return then, {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def moving(partition: Partition, following: Partition) -> set[int]:
+    """The blocks that several workers have, or that others have next."""
+
+    def holders(block: int, of: Partition) -> list[int]:
+        return [worker for worker, blocks in enumerate(of) if block in blocks]
+
+    every = {block for blocks in following for block in blocks}
+    return {b for b in every if len(holders(b, partition)) > 1 or holders(b, partition) != holders(b, following)}

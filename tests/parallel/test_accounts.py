@@ -38,6 +38,29 @@ def test_every_ranks_seconds(method: Any, world: World, folder: Path) -> None:
             assert trunk + blocks <= whole + 3e-6
 
 
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("method", ["resist", "local-sgd"])
+def test_seconds_that_steps_hide(method: Any, world: World, folder: Path) -> None:
+    settings = tiny.settings(world, method=method, overlap=1, min_blocks=3, iterations=5, trace=True)
+    run = tiny.make_run(settings, world, folder)
+    with tiny.Watching(run) as journal:
+        train(run, journal)
+    if not world.is_first:
+        return
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    # The last round is of one iteration, with nothing to hide behind.
+    assert ["seconds_hidden" in line for line in lines] == [True, True, False]
+    assert all(line["seconds_hidden"] > 0 for line in lines[:2])
+    assert sum(line.get("seconds_hidden", 0.0) for line in lines) == pytest.approx(run.progress.seconds_hidden)
+    assert run.progress.seconds == pytest.approx(
+        sum(line[name] for line in lines for name in ("seconds_compute", "seconds_data", "seconds_sync"))
+    )
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    for rank in range(world.size):
+        names = [event["name"] for event in events if event["pid"] == rank and event["ph"] == "b"]
+        assert names.count("hidden") == 2
+
+
 def test_clocks_that_differ(world: World) -> None:
     ahead = 1000.0 * world.rank
     offsets = clock_offsets(world, lambda: time.perf_counter() + ahead)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from resist_hvd.training.loop import train
 from resist_hvd.training.run import Run
 
 from . import tiny
-from .assembly import assemble
+from .assembly import assemble, named_parameters
 from .oracle import Oracle, cosine, initial_parameters
 
 TOLERANCE = 1e-12
@@ -30,17 +30,28 @@ BOTTLENECK = ModelSettings(
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1)
 SLOW = OptimSettings(lr=0.01)
 
-Snapshot = tuple[tuple[tuple[int, ...], ...], dict[str, Tensor]]
+Partition = tuple[tuple[int, ...], ...]
+
+
+class Snapshot(NamedTuple):
+    """The end of a round: its partition, the global network, and each worker's own."""
+
+    partition: Partition
+    parameters: dict[str, Tensor]
+    own: list[dict[str, Tensor]]
 
 
 def distributed(settings: Settings, world: World, folder: Path) -> tuple[Run, list[Snapshot]]:
-    """Train; return each round's partition, and the global network that it ended with."""
+    """Train; return how each round ended."""
     data = tiny.doubled(tiny.source(settings, rank=world.rank, size=world.size), enlarge=enlarged(settings))
     run = tiny.make_run(settings, world, folder, data=data, dtype=torch.float64)
     snapshots: list[Snapshot] = []
 
     def look(done: RoundRecord) -> None:
-        snapshots.append((done.partition, assemble(run.method, world)))
+        everyone = world.gather_objects({name: value.numpy() for name, value in named_parameters(run.method).items()})
+        own = [{name: torch.from_numpy(array) for name, array in theirs.items()} for theirs in everyone]
+        with run.method.averaged():
+            snapshots.append(Snapshot(done.partition, assemble(run.method, world), own))
 
     train(run, tiny.Watching(run, look))
     return run, snapshots
@@ -65,6 +76,7 @@ def make_oracle(settings: Settings, run: Run, *, keep_momentum: bool, scale: flo
         rates=cosine(settings.optim.lr, iterations),
         keep_momentum=keep_momentum,
         scale=scale,
+        overlap=settings.overlap,
     )
 
 
@@ -73,6 +85,15 @@ def assert_equal(ours: dict[str, Tensor], oracles: dict[str, Tensor], when: str,
     for name, value in ours.items():
         difference = (value - oracles[name]).abs().max().item()
         assert difference <= tolerance, f"{name} differs by {difference:.2e} of {value.abs().max():.1e} {when}"
+
+
+def assert_own(snapshot: Snapshot, oracle: Oracle, number: int, tolerance: float = TOLERANCE) -> None:
+    """Compare each worker's own network with the oracle's, and see that they differ where it has any."""
+    for worker, own in enumerate(snapshot.own):
+        expected = {**{name: oracle.parameters[name] for name in own}, **oracle.own.get(worker, {})}
+        assert_equal(own, expected, f"on rank {worker} after round {number}", tolerance)
+    if len(oracle.own) > 1:
+        assert any(not torch.equal(snapshot.own[0][name], snapshot.own[1][name]) for name in oracle.own[0])
 
 
 @pytest.mark.parametrize(
@@ -104,9 +125,54 @@ def test_resist(changes: dict[str, Any], world: World, folder: Path) -> None:
         return
     oracle = make_oracle(settings, run, keep_momentum=settings.momentum == "keep")
     tolerance = TOLERANCE if settings.model.family == "preact" else OF_OTHERS
-    for number, (partition, parameters) in enumerate(snapshots):
-        oracle.round(partition, min(settings.local_iterations, 6 - oracle.iterations))
-        assert_equal(parameters, oracle.parameters, f"after round {number}", tolerance)
+    nexts = [*(snapshot.partition for snapshot in snapshots[1:]), run.method.partition.held]
+    for number, (snapshot, following) in enumerate(zip(snapshots, nexts, strict=True)):
+        oracle.round(snapshot.partition, min(settings.local_iterations, 6 - oracle.iterations), following)
+        assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}", tolerance)
+        assert_own(snapshot, oracle, number, tolerance)
+
+
+OVERLAP = [
+    pytest.param({"local_iterations": 3, "overlap": 1}, id="by-1-of-3"),
+    pytest.param({"local_iterations": 3, "overlap": 2, "momentum": "keep"}, id="by-2-of-3-and-momentum-kept"),
+    pytest.param({"local_iterations": 4, "overlap": 3}, id="by-3-of-4-and-a-shorter-last-round"),
+    pytest.param({"local_iterations": 5, "overlap": 2, "momentum": "keep"}, id="by-2-of-5-and-a-last-round-of-1"),
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *OVERLAP,
+        pytest.param({"local_iterations": 3, "overlap": 1, "min_blocks": 4}, id="shared-blocks"),
+        pytest.param({"local_iterations": 3, "overlap": 2, "min_blocks": 3, "momentum": "keep"}, id="shared-and-kept"),
+        pytest.param({"local_iterations": 3, "overlap": 2, "min_blocks": 6}, id="every-block-shared-by-all"),
+        pytest.param(
+            {"local_iterations": 3, "overlap": 2, "model": ALL, "min_blocks": 2, "momentum": "keep"},
+            id="all-sections-shared-and-kept",
+        ),
+        pytest.param(
+            {"local_iterations": 3, "overlap": 1, "model": tiny.VIT, "optim": ADAMW, "momentum": "keep"},
+            id="vit-by-adamw-and-kept",
+        ),
+    ],
+)
+def test_resist_that_overlaps(changes: dict[str, Any], world: World, folder: Path) -> None:
+    test_resist(changes, world, folder)
+
+
+@pytest.mark.parametrize("changes", OVERLAP)
+def test_local_sgd_that_overlaps(changes: dict[str, Any], world: World, folder: Path) -> None:
+    settings = tiny.settings(world, method="local-sgd", **changes)
+    run, snapshots = distributed(settings, world, folder)
+    if not world.is_first:
+        return
+    everything = [range(run.method.rule.blocks)] * world.size
+    oracle = make_oracle(settings, run, keep_momentum=settings.momentum == "keep")
+    for number, snapshot in enumerate(snapshots):
+        oracle.round(everything, min(settings.local_iterations, 6 - oracle.iterations))
+        assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}")
+        assert_own(snapshot, oracle, number)
 
 
 @pytest.mark.parametrize("momentum", ["restart", "keep"])
@@ -117,9 +183,9 @@ def test_local_sgd(momentum: str, world: World, folder: Path) -> None:
         return
     everything = [range(run.method.rule.blocks)] * world.size
     oracle = make_oracle(settings, run, keep_momentum=momentum == "keep")
-    for number, (_, parameters) in enumerate(snapshots):
+    for number, snapshot in enumerate(snapshots):
         oracle.round(everything, settings.local_iterations)
-        assert_equal(parameters, oracle.parameters, f"after round {number}")
+        assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}")
 
 
 @pytest.mark.parametrize("momentum", ["restart", "keep"])
@@ -131,9 +197,9 @@ def test_resist_after_a_warm_up(momentum: str, world: World, folder: Path) -> No
         return
     depth, blocks = len(run.method.blocks), run.method.rule.blocks
     oracle = make_oracle(settings, run, keep_momentum=momentum == "keep", scale=depth / blocks)
-    for number, (partition, parameters) in enumerate(snapshots):
+    for number, snapshot in enumerate(snapshots):
         if number == 3:
-            assert len(partition[0]) == depth
+            assert len(snapshot.partition[0]) == depth
             oracle.scale = 1.0
-        oracle.round(partition, settings.local_iterations)
-        assert_equal(parameters, oracle.parameters, f"after round {number}")
+        oracle.round(snapshot.partition, settings.local_iterations)
+        assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}")

@@ -101,6 +101,9 @@ CASES = [
     pytest.param({"method": "data-parallel", "optim": ADAMW}, id="adamw-data-parallel"),
     pytest.param({"model": RANDOM_VIT, "optim": ADAMW}, id="vit-with-stochastic-depth"),
     pytest.param({"model": tiny.POST_ACTIVATION, "momentum": "keep"}, id="post-activation"),
+    pytest.param({"min_blocks": 3, "momentum": "keep", "overlap": 1}, id="resist-that-overlaps"),
+    pytest.param({"method": "local-sgd", "momentum": "keep", "overlap": 1}, id="local-sgd-that-overlaps"),
+    pytest.param({"min_blocks": 3, "overlap": 1, "warmup": 4}, id="as-the-warm-up-ends-and-then-overlaps"),
 ]
 
 
@@ -124,6 +127,19 @@ def test_resuming_is_exact(changes: dict[str, Any], world: World, folder: Path) 
     resumed = finished(replace(settings, output=folder / "cut", resume=True), world)
     assert resumed.progress.round == 4
     assert_same_run(whole, resumed, world)
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("method", ["resist", "local-sgd"])
+def test_trunks_of_ones_own_are_averaged_where_steps_overlap_no_more(method: Any, world: World, folder: Path) -> None:
+    settings = settings_of({"method": method, "overlap": 1}, world, output=folder, max_rounds=2)
+    run = finished(settings, world)
+    with run.method.averaged():
+        average = run.method.subnet.trunk.clone()
+    assert not torch.equal(average, run.method.subnet.trunk)
+    resumed = run_of(replace(settings, resume=True, overlap=0), world)
+    assert torch.equal(resumed.method.subnet.trunk, average)
+    assert torch.equal(run_of(replace(settings, resume=True), world).method.subnet.trunk, run.method.subnet.trunk)
 
 
 def test_two_runs_of_one_seed_are_the_same(world: World, folder: Path) -> None:

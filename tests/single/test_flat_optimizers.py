@@ -107,8 +107,8 @@ class Both:
 
     def step(self, seed: int, rate: float) -> None:
         self.gradients.copy_(draw(seed, self.gradients))
-        for parameter, gradient in zip(self.theirs, self.subnet.pieces(self.gradients), strict=True):
-            parameter.grad = gradient.clone()
+        for place, gradient in enumerate(self.subnet.pieces(self.gradients)):
+            self.theirs[place].grad = None if place - 1 in self.subnet.frozen else gradient.clone()
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.theirs, self.settings.clip_norm)
         self.optimizer.param_groups[0]["lr"] = rate
@@ -123,6 +123,25 @@ def test_step_by_step(changes: dict[str, Any]) -> None:
     both = Both(**changes)
     for step, rate in enumerate(rates()):
         both.step(1 + step, rate)
+
+
+@pytest.mark.parametrize("changes", [*SGD, *ADAMW])
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_slots_that_stand_still_are_left_alone(frozen: tuple[int, ...], changes: dict[str, Any]) -> None:
+    both = Both(**changes)
+    both.step(1, 0.1)
+    state = [both.subnet.pieces(buffer) for buffer in (both.flat, *both.state.buffers.values())]
+    before = [[piece.clone() for piece in pieces] for pieces in state]
+    both.subnet.freeze(frozen)
+    for step in (2, 3):
+        both.step(step, 0.1)
+    assert [p.requires_grad for p in both.subnet.slot_modules[frozen[0]].parameters()] == [False, False]
+    for pieces, earlier in zip(state, before, strict=True):
+        for slot in frozen:
+            assert pieces[1 + slot].numpy().tobytes() == earlier[1 + slot].numpy().tobytes()
+    both.subnet.freeze(())
+    both.step(4, 0.1)
+    assert all(parameter.requires_grad for parameter in both.subnet.parameters())
 
 
 @pytest.mark.parametrize("changes", [*SGD, *ADAMW])

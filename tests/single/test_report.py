@@ -48,6 +48,15 @@ def test_a_whole_run_lacks_nothing(tmp_path: Path) -> None:
     assert run.seconds == pytest.approx(8 * (2.5 + 1.0 + 2.75))
 
 
+def test_what_is_hidden_stands_beside_what_is_waited_for(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (plain,) = results.rows([read_run(folder)])
+    rewrite(folder / "rounds.jsonl", lambda line: {**line, "seconds_hidden": 1.25})
+    (row,) = results.rows([read_run(folder)])
+    place = results.COLUMNS.index("synchronising")
+    assert (plain.cells[place], row.cells[place]) == ("44%", "44%, 20% hidden")
+
+
 def test_an_unfinished_run_is_reported_as_far_as_it_goes(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "summary.json").unlink()

@@ -53,6 +53,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"cuda_graphs": True, "method": "data-parallel"},
         "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out",
     ),
+    (
+        {"overlap": 5, "local_iterations": 5},
+        "--overlap is 5, but a round has --local_iterations 5; give fewer",
+    ),
+    ({"overlap": -1}, "--overlap is -1; give 0 or more"),
+    *(
+        ({"overlap": 1, "method": method}, f"--overlap hides what ends a round, and --method {method} has none")
+        for method in ("data-parallel", "ensemble")
+    ),
+    *(
+        ({"overlap": 1, flag: True}, f"--overlap has blocks that are under way stand still, and --{flag} records")
+        for flag in ("compile", "cuda_graphs")
+    ),
 ]
 
 
@@ -65,6 +78,7 @@ def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> No
 def test_the_lowest_that_is_right() -> None:
     least = Settings(
         local_iterations=1,
+        overlap=0,
         min_blocks=0,
         warmup_epochs=0,
         max_rounds=1,

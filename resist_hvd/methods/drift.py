@@ -1,0 +1,68 @@
+"""Parameters that all workers share, where each goes on while they are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from resist_hvd.comm.shift import Shift
+from resist_hvd.comm.transport import Transport
+
+AT_ONCE = 2**20
+"""Numbers that are swapped at a time."""
+
+
+class Drift:
+    """This worker's copy of what all share: the last average, and what it has trained since that departed.
+
+    Args:
+        flat: the copy.
+        spare: a buffer like it.
+        transport: averages it.
+        name: of the average, the same on all ranks.
+
+    Attributes:
+        own: where the copy is at present.
+    """
+
+    def __init__(self, flat: Tensor, spare: Tensor, transport: Transport, name: str) -> None:
+        self._flat, self._spare = flat, spare
+        self._transport = transport
+        self._name = name
+        self._shift = transport.make_shift(spare, f"{name}.early")
+        self.own = flat
+
+    def depart(self) -> Shift:
+        """Have a snapshot of the copy averaged beside the steps that follow; return what has to be advanced."""
+        self._spare.copy_(self._flat)
+        self._transport.begin_shift(self._shift)
+        return self._shift
+
+    def arrive(self) -> None:
+        """Go on from the average and what was trained since, once the shift is done."""
+        self._shift.finish()
+        self._flat.add_(self._spare)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the parameters be the average of all workers' copies; all ranks call it together, between rounds."""
+        self._spare.copy_(self._flat)
+        self._transport.finish(self._transport.start_average(self._spare, self._name))
+        swap(self._flat, self._spare)
+        self.own = self._spare
+        try:
+            yield
+        finally:
+            swap(self._flat, self._spare)
+            self.own = self._flat
+
+
+def swap(one: Tensor, other: Tensor) -> None:
+    """Exchange the content of two flat buffers, in the memory of a part of one."""
+    for mine, theirs in zip(torch.split(one, AT_ONCE), torch.split(other, AT_ONCE), strict=True):
+        kept = mine.clone()
+        mine.copy_(theirs)
+        theirs.copy_(kept)
