@@ -205,6 +205,8 @@ class Rounds:
         net: as `deal` returned it.
         optimizer: any of PyTorch's, of the net's parameters.
         local_iterations: l, local iterations of a round.
+        overlap: T, how many of them are made while a synchronisation is under way: see docs/runs.md. Blocks that move
+            stand still meanwhile: their parameters have no gradients.
         folder: where `rounds.jsonl` is written, a line a round, for `resist_hvd.report`; None for nowhere.
 
     Attributes:
@@ -218,10 +220,17 @@ class Rounds:
         optimizer: torch.optim.Optimizer,
         *,
         local_iterations: int = 50,
+        overlap: int = 0,
         folder: str | Path | None = None,
     ) -> None:
         if local_iterations < 1:
             raise UserError(f"local_iterations is {local_iterations}", mend="Give 1 or more.", everywhere=True)
+        if not 0 <= overlap < local_iterations:
+            raise UserError(
+                f"overlap is {overlap}, and a round has {local_iterations} local iterations",
+                mend="Give 0 or more, and fewer than local_iterations.",
+                everywhere=True,
+            )
         ours = set(map(id, net.parameters()))
         others = sum(id(parameter) not in ours for group in optimizer.param_groups for parameter in group["params"])
         if others:
@@ -232,11 +241,13 @@ class Rounds:
             )
         self._net, self._optimizer = net, optimizer
         self._folder = Path(folder) if folder is not None else None
-        self._length = local_iterations
+        self._length, self._overlap = local_iterations, overlap
         net.method.optimizer_state = TorchState(optimizer, net.subnet)
         self._training = Training(world=net.world, method=net.method)
+        if overlap:
+            net.method.make_room()
         self._rounds = RoundCounter(
-            self._training, seed=net.seed, length=lambda: local_iterations, longest=local_iterations
+            self._training, seed=net.seed, length=lambda: local_iterations, longest=local_iterations, overlap=overlap
         )
         self.steps = 0
         net.world.stop.heeded = True
@@ -298,7 +309,11 @@ class Rounds:
         """Return all that this worker goes on from, between two steps; for `torch.save`, a file for each rank.
 
         Its tensors are copies. The position in the data is the caller's: `steps` says how many were made.
+
+        Raises:
+            UserError: on every rank, where a synchronisation is under way.
         """
+        self._refuse_under_way()
         device, method = self._net.world.device, self._net.method
         return {
             "rank": self._net.world.rank,
@@ -307,6 +322,7 @@ class Rounds:
             "steps": self.steps,
             "made": self._rounds.made,
             "losses": self._rounds.losses.clone(),
+            "overlap": self._overlap,
             "held": [list(own) for own in method.partition.held],
             "progress": asdict(self._training.progress),
             "parameters": self._net.subnet.parameters_flat.clone(),
@@ -314,14 +330,24 @@ class Rounds:
             "random": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
         }
 
+    def _refuse_under_way(self) -> None:
+        if self._rounds.under_way:
+            raise UserError(
+                f"A synchronisation is under way beside these steps, after {self._rounds.made} of {self._length}",
+                mend="Save and load states where Rounds.step returns a record, or before the first step.",
+                everywhere=True,
+            )
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that this rank has saved, exactly; all ranks must call it together.
 
         Read it with `torch.load(path, weights_only=True)`.
 
         Raises:
-            UserError: on every rank, where it is of another network, seed or number of workers.
+            UserError: on every rank, where it is of another network, seed or number of workers, or a synchronisation is
+                under way.
         """
+        self._refuse_under_way()
         net, world = self._net, self._net.world
         everyone = world.gather_objects([state[name] for name in ("rank", "steps", "held")])
         with world.agree("loading the state"):
@@ -335,9 +361,8 @@ class Rounds:
             flat = net.subnet.parameters_flat
             was = state["workers"], state["seed"], state["parameters"].numel(), len(state["losses"])
             now = world.size, net.seed, flat.numel(), self._length
-            for what, old, new in zip(
-                ("workers", "as a seed", "parameters", "local iterations"), was, now, strict=True
-            ):
+            names = "workers", "the seed", "parameters", "local iterations", "overlap"
+            for what, old, new in zip(names, (*was, state.get("overlap", 0)), (*now, self._overlap), strict=True):
                 if old != new:
                     raise UserError(
                         f"The state has {old} for {what}, where it is {new} now",

@@ -15,7 +15,7 @@ from resist_hvd.comm.world import World
 PIECE_BYTES = 4 * 2**20
 """Most bytes of a piece. Two are under way: Horovod averages one, and the next waits for it."""
 
-PIECES = 16
+PIECES = 32
 """A small buffer is cut into so many pieces, so that two are little of it; but none is smaller than `LEAST_BYTES`."""
 
 LEAST_BYTES = 64 * 2**10

@@ -101,7 +101,7 @@ class Method(ABC):
         partition: who holds which block this round.
         transport: what moves parameters; its counters are this method's.
         scales: for each deck, by what the network that is evaluated scales its blocks.
-        overlaps: whether steps may come between a synchronisation's departure and its arrival.
+        overlaps: whether it has room for steps between a synchronisation's departure and its arrival.
     """
 
     subnet: SubNet
@@ -201,6 +201,9 @@ class Method(ABC):
         """Make both acts at once, with no step between them."""
         self.depart(seed)
         self.arrive()
+
+    def make_room(self) -> None:
+        """Take the memory that steps between departure and arrival need, where the method can have such steps."""
 
     def averaged(self) -> AbstractContextManager[None]:
         """Have what all workers share be alike on all of them; all ranks must call it together, between rounds.

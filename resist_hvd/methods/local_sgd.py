@@ -54,11 +54,17 @@ class LocalSGD(Replicated):
 
     def __init__(self, setup: Setup, *, scales: Sequence[float] = ()) -> None:
         super().__init__(setup, scales=scales)
-        flat = self.subnet.parameters_flat
-        self._drift = Drift(flat, torch.zeros_like(flat), self.transport, "parameters") if setup.overlap else None
-        self.overlaps = setup.overlap
+        self._drift: Drift | None = None
         self._averaging: PendingAverage | None = None
         self._courier: Courier | None = None
+        if setup.overlap:
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Take the memory of one more network."""
+        flat = self.subnet.parameters_flat
+        self._drift = Drift(flat, torch.zeros_like(flat), self.transport, "parameters")
+        self.overlaps = True
 
     def depart(self, seed: int, *, early: bool = False) -> None:
         """Begin to average all parameters among all workers; the partition is ever the same, whatever the seed."""

@@ -33,17 +33,23 @@ class Resist(Method):
         self.transport = Transport(setup.world, self.rule.groups)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
-        trunk = self.subnet.trunk
-        self._drift = Drift(trunk, torch.zeros_like(trunk), self.transport, "trunk") if setup.overlap else None
-        self.overlaps = setup.overlap
+        self._drift: Drift | None = None
         self._next = self.partition
         self._averaging: PendingAverage | None = None
         self._courier: Courier | None = None
+        if setup.overlap:
+            self.make_room()
 
     @classmethod
     def begin(cls, setup: Setup, *, seed: int, samples: int = 0) -> Method:
         """Return ResIST, or the warm-up that precedes it."""
         return cls(setup, seed) if samples >= setup.warmup_samples else WarmUp(setup, seed=seed)
+
+    def make_room(self) -> None:
+        """Take the memory of one more trunk."""
+        trunk = self.subnet.trunk
+        self._drift = Drift(trunk, torch.zeros_like(trunk), self.transport, "trunk")
+        self.overlaps = True
 
     def depart(self, seed: int, *, early: bool = False) -> None:
         """Begin to average the trunk among all, and deal anew.

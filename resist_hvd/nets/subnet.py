@@ -72,6 +72,7 @@ class SubNet(nn.Module):
         bind(self.layers, trunk, self.trunk, self.trunk_gradients)
         for module, slot, gradients in zip(slot_modules, self.slots, self.slot_gradients, strict=True):
             bind(module, list(module.parameters()), slot, gradients)
+        self._slot_parameters = [[(p, p.grad) for p in module.parameters()] for module in slot_modules]
         for part, module in zip(self.parts, self.layers, strict=True):
             fill_buffers(part, module, device)
         for part, module, scale in zip(self.slot_parts, slot_modules, self.of_slots(scales), strict=True):
@@ -107,11 +108,16 @@ class SubNet(nn.Module):
         return [trunk, *slots]
 
     def freeze(self, slots: Iterable[int]) -> None:
-        """Have these slots stand still, and all others be trained."""
+        """Have these slots stand still, and train all others.
+
+        Their parameters have no gradients meanwhile, so that any optimizer of PyTorch's leaves them alone.
+        """
         before, self.frozen = self.frozen, tuple(sorted(slots))
-        modules = self.slot_modules
         for slot in {*before} ^ {*self.frozen}:
-            modules[slot].requires_grad_(slot not in self.frozen)
+            stands_still = slot in self.frozen
+            for parameter, gradient in self._slot_parameters[slot]:
+                parameter.requires_grad_(not stands_still)
+                parameter.grad = None if stands_still else gradient
 
     def trained(self, flat: Tensor) -> list[Tensor]:
         """Return the views of what is trained in a buffer [P] laid out like the parameters, as few as can be."""

@@ -57,6 +57,11 @@ class RoundCounter:
         self._clock = Clock(training.world.device)
         self.begin()
 
+    @property
+    def under_way(self) -> bool:
+        """True between a synchronisation's departure and its arrival."""
+        return self._departs_after <= self.made
+
     def begin(self) -> None:
         """Begin a round: what lay between it and the one before, as an evaluation, is no round's time."""
         training = self.training

@@ -64,12 +64,15 @@ class Loop:
         *,
         network: Any = None,
         folder: Path | None = None,
+        overlap: int = 0,
         **options: Any,
     ) -> None:
         self.world = world
         self.net = resist.deal(network or parts(), world, **{"min_blocks": 3, **options})
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-2)
-        self.rounds = resist.Rounds(self.net, self.optimizer, local_iterations=ITERATIONS, folder=folder)
+        self.rounds = resist.Rounds(
+            self.net, self.optimizer, local_iterations=ITERATIONS, overlap=overlap, folder=folder
+        )
 
     def step(self) -> RoundRecord | None:
         inputs, targets = batch(self.rounds.steps * self.world.size + self.world.rank)
@@ -89,9 +92,16 @@ def _signals_end_tests(world: World) -> Iterator[None]:
     world.stop.heeded = False
 
 
-@pytest.mark.parametrize("momentum", ["restart", "keep"])
-def test_it_is_what_our_loop_computes(momentum: str, world: World, folder: Path) -> None:
-    settings = tiny.settings(world, min_blocks=3, momentum=momentum, optim=OptimSettings(schedule="constant"))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"momentum": "restart"}, id="restart"),
+        pytest.param({"momentum": "keep"}, id="keep"),
+        pytest.param({"momentum": "keep", "local_iterations": 3, "overlap": 2}, id="overlap"),
+    ],
+)
+def test_it_is_what_our_loop_computes(changes: dict[str, Any], world: World, folder: Path) -> None:
+    settings = tiny.settings(world, min_blocks=3, optim=OptimSettings(schedule="constant"), **changes)
     run = tiny.make_run(settings, world, folder)
     train(run, tiny.Watching(run))
 
@@ -99,7 +109,7 @@ def test_it_is_what_our_loop_computes(momentum: str, world: World, folder: Path)
     net = resist.deal(network, world, min_blocks=3, seed=settings.seed, momentum=settings.momentum)
     optim = settings.optim
     optimizer = torch.optim.SGD(net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    rounds = resist.Rounds(net, optimizer, local_iterations=settings.local_iterations)
+    rounds = resist.Rounds(net, optimizer, local_iterations=settings.local_iterations, overlap=settings.overlap)
     batches = tiny.source(settings, rank=world.rank, size=world.size).train()
     records = []
     for _ in range(6):
@@ -118,12 +128,14 @@ def test_it_is_what_our_loop_computes(momentum: str, world: World, folder: Path)
         assert line["partition"] == [list(held) for held in record.partition]
         assert line["loss"] == pytest.approx(record.loss, rel=1e-4)
     # What all have of a parameter is the same, whatever optimizer has moved it.
-    assemble(net.method, world)
+    with net.method.averaged():
+        assemble(net.method, world)
 
 
+@pytest.mark.parametrize("overlap", [0, 2])
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_gradients_are_nothing_after_a_round(set_to_none: bool, world: World) -> None:
-    loop = Loop(world)
+def test_gradients_are_nothing_after_a_round(set_to_none: bool, overlap: int, world: World) -> None:
+    loop = Loop(world, overlap=overlap)
     for _ in range(2 * ITERATIONS):
         inputs, targets = batch(loop.rounds.steps)
         loss = functional.cross_entropy(loop.net(inputs), targets)
@@ -151,9 +163,9 @@ def test_an_optimizers_state_follows_its_block(momentum: Any, world: World) -> N
 
 
 @pytest.mark.parametrize("steps", [2 * ITERATIONS, 2 * ITERATIONS + 1])
-@pytest.mark.parametrize("momentum", ["restart", "keep"])
-def test_it_resumes_exactly(steps: int, momentum: Any, world: World, folder: Path) -> None:
-    options: dict[str, Any] = {"network": parts(dropout=0.5), "momentum": momentum}
+@pytest.mark.parametrize(("momentum", "overlap"), [("restart", 0), ("keep", 0), ("keep", 1)])
+def test_it_resumes_exactly(steps: int, momentum: Any, overlap: int, world: World, folder: Path) -> None:
+    options: dict[str, Any] = {"network": parts(dropout=0.5), "momentum": momentum, "overlap": overlap}
     torch.manual_seed(world.rank)
     whole = Loop(world, folder=folder / "whole", **options)
     expected = whole.steps(4 * ITERATIONS)
@@ -190,6 +202,29 @@ def test_another_networks_state_is_refused(changes: dict[str, Any], says: str, w
     with pytest.raises(resist.UserError, match=says) as caught:
         Loop(world, **changes).rounds.load(state)
     assert caught.value.everywhere
+
+
+def test_what_lies_between_rounds_is_refused_while_a_synchronisation_is_under_way(world: World, folder: Path) -> None:
+    loop = Loop(world, overlap=1)
+    state = loop.rounds.state()
+    loop.steps(ITERATIONS - 1)
+    inputs = batch(1)
+    for act in (
+        loop.rounds.state,
+        lambda: loop.rounds.load(state),
+        lambda: resist.evaluate(loop.net, [inputs], AccuracyAndLoss()),
+        lambda: loop.net.save(folder / "model.safetensors"),
+    ):
+        with pytest.raises(resist.UserError, match=r"under way.*Rounds\.step returns a record") as caught:
+            act()
+        assert caught.value.everywhere
+    loop.steps(1)
+    found = resist.evaluate(loop.net, [inputs], AccuracyAndLoss())
+    loop.rounds.load(state)
+    loop.steps(ITERATIONS)
+    assert resist.evaluate(loop.net, [inputs], AccuracyAndLoss()) == found
+    with pytest.raises(resist.UserError, match="0 for overlap, where it is 1"):
+        loop.rounds.load({**state, "overlap": 0})
 
 
 @pytest.mark.world_size(2)
@@ -302,6 +337,13 @@ def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any]
     others = {name: value for name, value in changes.items() if name != "network" and world.rank == 1}
     with pytest.raises(resist.UserError, match="Rank 1") as caught:
         resist.deal(network, world, **others)
+    assert caught.value.everywhere
+
+
+@pytest.mark.parametrize("overlap", [-1, ITERATIONS])
+def test_an_overlap_that_cannot_be_is_refused(overlap: int, world: World) -> None:
+    with pytest.raises(resist.UserError, match=f"overlap is {overlap}.*{ITERATIONS} local iterations") as caught:
+        Loop(world, overlap=overlap)
     assert caught.value.everywhere
 
 
