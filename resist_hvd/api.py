@@ -26,6 +26,7 @@ from resist_hvd.nets.norms import norms_of
 from resist_hvd.nets.parts import Network, Part, check_residual
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
+from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.run import Momentum
 from resist_hvd.tasks.base import Metric
 from resist_hvd.training.disk import append, disk_errors
@@ -146,6 +147,7 @@ def deal(
     seed: int = 1,
     method: Literal["resist", "local-sgd"] = "resist",
     momentum: Momentum = "restart",
+    exchange: Mapping[str, str] | None = None,
     inputs: Tensor | None = None,
 ) -> Net:
     """Deal a network out to all workers, and return this worker's share of it with its initial weights.
@@ -160,6 +162,8 @@ def deal(
         method: local-sgd gives every worker the whole network, to compare with.
         momentum: what becomes of the optimizer's state when a round ends: it restarts, or is kept for the trunk and for
             blocks that stay with their worker.
+        exchange: codecs of what workers send: `{"trunk": "int8"}`, as `--exchange.trunk` has them for our loop; fp32 by
+            default. The last average of a run is no exception here, since nobody knows which it is.
         inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
             and blocks that are not residual.
 
@@ -179,19 +183,31 @@ def deal(
             min_blocks=min_blocks,
             momentum=momentum,
             optimizer_state=lambda subnet: FlatState(subnet, ()),  # the caller's optimizer keeps its own
+            exchange=_codecs(exchange or {}),
         )
     shape = [
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
     ]
-    everyone = world.gather_objects((shape, seed, min_blocks, method, momentum))
+    everyone = world.gather_objects((shape, seed, min_blocks, method, momentum, asdict(setup.exchange)))
     for rank, theirs in enumerate(everyone):
         if theirs != everyone[0]:
             raise UserError(
                 f"Rank {rank} deals out another network than rank 0, or by other settings",
-                mend="Have all ranks call deal with the same parts, seed, min_blocks, method and momentum.",
+                mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum and exchange.",
                 everywhere=True,
             )
     return Net(setup, method)
+
+
+def _codecs(chosen: Mapping[str, str]) -> ExchangeSettings:
+    try:
+        return ExchangeSettings(**chosen)  # type: ignore[arg-type]  # it checks them
+    except TypeError:
+        known = ", ".join(asdict(ExchangeSettings()))
+        raise UserError(f"exchange has {', '.join(chosen)}", mend=f"Give codecs for some of {known}.") from None
+    except ValueError as error:
+        seen, _, mend = str(error).partition("; ")
+        raise UserError(seen.removeprefix("--"), mend=f"{mend.capitalize()}.") from None
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
@@ -326,6 +342,8 @@ class Rounds:
             "held": [list(own) for own in method.partition.held],
             "progress": asdict(self._training.progress),
             "parameters": self._net.subnet.parameters_flat.clone(),
+            "exchange": asdict(method.setup.exchange),
+            "own": _copied(method.own_by_this_worker()),
             "optimizer": _copied(self._optimizer.state_dict()),
             "random": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
         }
@@ -359,10 +377,16 @@ class Rounds:
                         mend="Have each rank load its own file, all of one time.",
                     )
             flat = net.subnet.parameters_flat
-            was = state["workers"], state["seed"], state["parameters"].numel(), len(state["losses"])
-            now = world.size, net.seed, flat.numel(), self._length
-            names = "workers", "the seed", "parameters", "local iterations", "overlap"
-            for what, old, new in zip(names, (*was, state.get("overlap", 0)), (*now, self._overlap), strict=True):
+            codecs = asdict(net.method.setup.exchange)
+            encoded = state.get("exchange", dict.fromkeys(codecs, "fp32"))
+            for what, old, new in (
+                ("workers", state["workers"], world.size),
+                ("the seed", state["seed"], net.seed),
+                ("parameters", state["parameters"].numel(), flat.numel()),
+                ("local iterations", len(state["losses"]), self._length),
+                ("overlap", state.get("overlap", 0), self._overlap),
+                ("exchange", encoded, codecs),
+            ):
                 if old != new:
                     raise UserError(
                         f"The state has {old} for {what}, where it is {new} now",
@@ -371,6 +395,9 @@ class Rounds:
             if not net.method.hold(state["held"]):
                 raise UserError("The state's blocks were dealt by another min_blocks", mend="Give the one it had.")
         flat.copy_(state["parameters"])
+        for name, pieces in net.method.own_by_this_worker().items():
+            for piece, saved in zip(pieces, state.get("own", {}).get(name, ()), strict=False):
+                piece.copy_(saved)
         net.subnet.gradients_flat.zero_()
         self._optimizer.load_state_dict(state["optimizer"])
         self._training.progress = Progress(**state["progress"])

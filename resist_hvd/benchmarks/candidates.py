@@ -17,7 +17,8 @@ from resist_hvd.methods.base import Method
 from resist_hvd.nets.saved import Whole
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import OURS, THEIRS, CompareSettings
-from resist_hvd.settings.run import MethodName, Settings
+from resist_hvd.settings.exchange import ExchangeSettings
+from resist_hvd.settings.run import AVERAGING, MethodName, Settings
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import learning_rate
 from resist_hvd.training.run import Run, begin
@@ -157,6 +158,7 @@ def make_run(name: MethodName, settings: CompareSettings, world: World, source: 
         model=settings.model,
         data=settings.data,
         optim=settings.optim,
+        exchange=settings.exchange if name in AVERAGING else ExchangeSettings(),
     )
     return begin(training, world, source)
 

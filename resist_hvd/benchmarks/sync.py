@@ -22,7 +22,13 @@ from resist_hvd.units import counted
 def run(settings: SyncSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return the ratio; all ranks call it together."""
     network = families.chosen(settings.model, channels=3, image_size=32, classes=100)
-    setup = Setup(network=network, world=world, seed=settings.seed, min_blocks=settings.min_blocks)
+    setup = Setup(
+        network=network,
+        world=world,
+        seed=settings.seed,
+        min_blocks=settings.min_blocks,
+        exchange=settings.exchange,
+    )
     method = Resist(setup, derive(settings.seed, "round", 0))
     # A copy, since a sum over ranks grows in each repeat.
     trunk = torch.zeros_like(method.subnet.trunk, device="cpu")

@@ -22,9 +22,10 @@ from resist_hvd.settings.exchange import CodecName
 GROUP = 256
 """Numbers that share a scale."""
 
-PIECE_BYTES = {"cpu": 2**18, "cuda": 2**25}
-"""Numbers that are encoded at a time, in bytes of float32: on a CPU they stay in its cache from one operation to the
-next, on a GPU they are many, as each operation has to be launched."""
+PIECE_NUMBERS = {"cpu": 127 * GROUP, "cuda": 2**23}
+"""Numbers that are encoded at a time. They stay in a CPU's cache from one operation to the next, and are fewer
+than the 32,768 from which on PyTorch calls other threads: each thread that encodes would get its own. On a GPU they
+are many, as each operation has to be launched."""
 
 SCALE_BYTES = 4
 SMALLEST_SCALE = 2.0**-126
@@ -53,7 +54,7 @@ class Codec(ABC):
     record: int
 
     def __init__(self, device: torch.device) -> None:
-        self.piece = max(1, PIECE_BYTES["cuda" if device.type == "cuda" else "cpu"] // 4 // self.group) * self.group
+        self.piece = PIECE_NUMBERS["cuda" if device.type == "cuda" else "cpu"]
         self._work = torch.empty(self.piece, device=device)
 
     def bytes_of(self, numbers: int) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.world import World
+from resist_hvd.protocol.exchange import ring_bytes
 
 PIECE_BYTES = 4 * 2**20
 """Most bytes of a piece. Two are under way: Horovod averages one, and the next waits for it."""
@@ -38,11 +39,11 @@ class Shift:
         staged: whether pieces of a GPU's buffer pass through pinned host memory.
 
     Attributes:
-        nbytes: of the buffer.
+        bytes_sent: payload of one average.
     """
 
     def __init__(self, world: World, flat: Tensor, name: str, *, staged: bool) -> None:
-        self.nbytes = flat.nbytes
+        self.bytes_sent = ring_bytes(flat.nbytes, world.size)
         self._world = world
         self._name = name
         self._flat = flat

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.changes import ChangesAverage, EncodedShift
+from resist_hvd.comm.codec import CODECS
 from resist_hvd.comm.shift import Shift
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, ring_bytes
+from resist_hvd.settings.exchange import CodecName
 
 PIECE_BYTES = 4 * 2**20
 """A buffer in host memory is averaged in pieces of this size, in bytes, all handed over at once: what a rank reduces
@@ -48,13 +51,21 @@ class BytesSent:
 
 @dataclass
 class PendingAverage:
-    """An all-reduce under way: of `flat` itself, or of the copy in host memory that stands in for it."""
+    """An average under way.
+
+    Attributes:
+        handles: of the all-reduce, none where changes are averaged.
+        flat: what is replaced by the average.
+        buffer: what is reduced: `flat` itself, or the copy in host memory that stands in for it.
+        changes: by what this buffer's changes are averaged.
+    """
 
     name: str
     began: float
     handles: list[int]
     flat: Tensor
     buffer: Tensor
+    changes: ChangesAverage | None
 
 
 class Transport:
@@ -93,50 +104,86 @@ class Transport:
 
     # -- among all workers ---------------------------------------------------------------------------------------
 
-    def start_average(self, flat: Tensor, name: str) -> PendingAverage | None:
+    def count_changes(self, flat: Tensor, name: str, codec: CodecName) -> ChangesAverage | None:
+        """Return what averages a buffer by encoding how it changes from what it is now; None where codes say it all.
+
+        Args:
+            flat: the buffer, equal on all ranks.
+            name: of the average, the same on all ranks.
+            codec: what encodes its changes.
+        """
+        if codec == "fp32" or self.world.size == 1:
+            return None
+        return ChangesAverage(self.world, name, flat, CODECS[codec](flat.device), staged=self._stages_collectives)
+
+    def start_average(
+        self, flat: Tensor, name: str, changes: ChangesAverage | None = None, *, exact: bool = False
+    ) -> PendingAverage | None:
         """Begin to replace `flat` by its average over all workers; `finish` ends it.
 
         Args:
             flat: a contiguous buffer, laid out alike on all ranks.
             name: the same for the same buffer every time, so that Horovod negotiates it once.
+            changes: by what its changes are encoded, if they are.
+            exact: send all numbers as they are, with all that encoding has left out so far.
         """
         if self.world.size == 1:
             return None
+        began = perf_counter()
+        if changes is not None and not exact:
+            self.sent += BytesSent(trunk=changes.bytes_sent)
+            changes.begin(flat)
+            return PendingAverage(name, began, [], flat, flat, changes)
         import horovod.torch as hvd
 
-        began = perf_counter()
+        if changes is not None:
+            changes.add_what_is_left(flat)
         self.sent += BytesSent(trunk=ring_bytes(flat.nbytes, self.world.size))
         buffer = self._outgoing(name, 0, flat) if self._stages_collectives else flat
         pieces = [buffer] if buffer.is_cuda else torch.split(buffer, PIECE_BYTES // buffer.itemsize)
         handles = [
             hvd.allreduce_async_(piece, name=f"{name}.{number}", op=hvd.Average) for number, piece in enumerate(pieces)
         ]
-        return PendingAverage(name, began, handles, flat, buffer)
+        return PendingAverage(name, began, handles, flat, buffer, changes)
 
     def finish(self, pending: PendingAverage | None) -> None:
         """Wait until an average has arrived in its buffer."""
         if pending is None:
             return
-        import horovod.torch as hvd
-
-        watch = self.world.stopwatch
+        watch, flat, changes = self.world.stopwatch, pending.flat, pending.changes
         with watch.measure("trunk", f"wait for {pending.name}"):
-            with self.world.activity.waiting():
-                for handle in pending.handles:
-                    hvd.synchronize(handle)
-                    self.world.activity.progress()
-            if pending.buffer is not pending.flat:
-                pending.flat.copy_(pending.buffer)
+            for handle in pending.handles:
+                self._await(handle)
+            if pending.buffer is not flat:
+                flat.copy_(pending.buffer)
+            if changes is not None and pending.handles:
+                changes.restart()
+            elif changes is not None:
+                changes.end(flat, self._await)
         watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
 
-    def make_shift(self, flat: Tensor, name: str) -> Shift:
-        """Return what replaces a buffer by its average over all workers minus itself, beside steps; see `Shift`."""
+    def _await(self, handle: Any) -> Any:
+        """Wait for one of Horovod's handles; return what it has brought."""
+        import horovod.torch as hvd
+
+        with self.world.activity.waiting():
+            return hvd.synchronize(handle)
+
+    def make_shift(self, flat: Tensor, name: str, changes: ChangesAverage | None = None) -> Shift | EncodedShift:
+        """Return what replaces a buffer by its average over all workers minus itself, beside steps; see `Shift`.
+
+        Args:
+            flat: the buffer.
+            name: of the average, the same on all ranks.
+            changes: by what its changes are encoded, if they are.
+        """
+        if changes is not None:
+            return EncodedShift(changes, flat)
         return Shift(self.world, flat, name, staged=self._stages_collectives)
 
-    def begin_shift(self, shift: Shift) -> None:
+    def begin_shift(self, shift: Shift | EncodedShift) -> None:
         """Begin with the present content of the shift's buffer."""
-        if self.world.size > 1:
-            self.sent += BytesSent(trunk=ring_bytes(shift.nbytes, self.world.size))
+        self.sent += BytesSent(trunk=shift.bytes_sent)
         shift.begin()
 
     def broadcast(self, flat: Tensor, root: int) -> None:

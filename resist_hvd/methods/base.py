@@ -5,19 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from resist_hvd.comm.changes import ChangesAverage
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
+from resist_hvd.errors import UserError
 from resist_hvd.methods.state import FlatState, NamedPieces, OptimizerState
 from resist_hvd.nets.parts import Network, Part
 from resist_hvd.nets.subnet import SubNet, make_block, scale_outputs, scale_weights
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.protocol.rule import Rule
+from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.run import Momentum
 
 
@@ -36,7 +39,11 @@ class Setup:
             with.
         warmup_samples: for how many samples, summed over workers, local SGD precedes ResIST.
         overlap: whether steps come between a synchronisation's departure and its arrival.
+        exchange: the codecs of what workers send.
         dtype: of parameters; float32 but in tests.
+
+    Raises:
+        UserError: parameters are of a type that a codec does not take.
     """
 
     network: Network
@@ -49,7 +56,17 @@ class Setup:
     fill: Callable[[Part, nn.Module], None] | None = None
     warmup_samples: int = 0
     overlap: bool = False
+    exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name, codec in asdict(self.exchange).items():
+            if codec != "fp32" and self.dtype != torch.float32:
+                raise UserError(
+                    f"--exchange.{name} is {codec}, which encodes float32, and parameters are {self.dtype}",
+                    mend="Leave it out.",
+                    everywhere=True,
+                )
 
     @property
     def rule(self) -> Rule:
@@ -102,7 +119,11 @@ class Method(ABC):
         transport: what moves parameters; its counters are this method's.
         scales: for each deck, by what the network that is evaluated scales its blocks.
         overlaps: whether it has room for steps between a synchronisation's departure and its arrival.
+        changes: by what changes of what all workers share are encoded, if they are.
+        exact: whether the next average is sent as it is, whatever the codec, with all that encoding has left out.
     """
+
+    changes: ChangesAverage | None = None
 
     subnet: SubNet
     optimizer_state: OptimizerState
@@ -120,6 +141,7 @@ class Method(ABC):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.rule = setup.rule
+        self.exact = False
 
     @classmethod
     def begin(cls, setup: Setup, *, seed: int, samples: int = 0) -> Method:
@@ -213,6 +235,15 @@ class Method(ABC):
         """
         return nullcontext()
 
+    def count_changes(self) -> None:
+        """Count changes of what all workers share from what it is now, equal on all; nothing is left to be sent."""
+        if self.changes is not None:
+            self.changes.restart()
+
+    def hands_over(self, samples: int) -> bool:
+        """Return whether another method goes on from here once `samples` have been trained."""
+        return False
+
     def successor(self, samples: int) -> Method | None:
         """Return the method that goes on from here once `samples` have been trained, None to stay."""
         return None
@@ -271,8 +302,11 @@ class Method(ABC):
         return files
 
     def own_by_this_worker(self) -> NamedPieces:
-        """Return what this worker alone has of what all share, by names that begin with `OWN`; a checkpoint has it."""
-        return {}
+        """Return what this worker alone has beside what all share, by names that begin with `OWN`.
+
+        A checkpoint has it. Pieces are views.
+        """
+        return {f"{OWN}{name}": [tensor] for name, tensor in self.changes.tensors.items()} if self.changes else {}
 
     def read_by_this_worker(self) -> NamedPieces:
         """Return the named flat tensors that this worker fills from a checkpoint's shared files."""

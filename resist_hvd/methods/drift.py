@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.changes import ChangesAverage, EncodedShift
 from resist_hvd.comm.shift import Shift
 from resist_hvd.comm.transport import Transport
 from resist_hvd.errors import UserError
@@ -24,21 +25,24 @@ class Drift:
         spare: a buffer like it.
         transport: averages it.
         name: of the average, the same on all ranks.
+        changes: by what its changes are encoded, if they are.
 
     Attributes:
         own: where the copy is at present.
         under_way: whether an average has departed and not arrived.
     """
 
-    def __init__(self, flat: Tensor, spare: Tensor, transport: Transport, name: str) -> None:
+    def __init__(
+        self, flat: Tensor, spare: Tensor, transport: Transport, name: str, changes: ChangesAverage | None
+    ) -> None:
         self._flat, self._spare = flat, spare
         self._transport = transport
         self._name = name
-        self._shift = transport.make_shift(spare, f"{name}.early")
+        self._shift = transport.make_shift(spare, f"{name}.early", changes)
         self.own = flat
         self.under_way = False
 
-    def depart(self) -> Shift:
+    def depart(self) -> Shift | EncodedShift:
         """Have a snapshot of the copy averaged beside the steps that follow; return what has to be advanced."""
         self._spare.copy_(self._flat)
         self._transport.begin_shift(self._shift)

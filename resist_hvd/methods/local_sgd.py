@@ -54,6 +54,8 @@ class LocalSGD(Replicated):
 
     def __init__(self, setup: Setup, *, scales: Sequence[float] = ()) -> None:
         super().__init__(setup, scales=scales)
+        flat = self.subnet.parameters_flat
+        self.changes = self.transport.count_changes(flat, "parameters", setup.exchange.trunk)
         self._drift: Drift | None = None
         self._averaging: PendingAverage | None = None
         self._courier: Courier | None = None
@@ -63,7 +65,7 @@ class LocalSGD(Replicated):
     def make_room(self) -> None:
         """Take the memory of one more network."""
         flat = self.subnet.parameters_flat
-        self._drift = Drift(flat, torch.zeros_like(flat), self.transport, "parameters")
+        self._drift = Drift(flat, torch.zeros_like(flat), self.transport, "parameters", self.changes)
         self.overlaps = True
 
     def depart(self, seed: int, *, early: bool = False) -> None:
@@ -71,7 +73,8 @@ class LocalSGD(Replicated):
         if early and self._drift is not None:
             self._courier = Courier(self.setup.world, {"trunk": self._drift.depart()})
         else:
-            self._averaging = self.transport.start_average(self.subnet.parameters_flat, "parameters")
+            flat = self.subnet.parameters_flat
+            self._averaging = self.transport.start_average(flat, "parameters", self.changes, exact=self.exact)
 
     def arrive(self) -> None:
         """Go on from the average."""
@@ -89,8 +92,9 @@ class LocalSGD(Replicated):
         return super().averaged() if self._drift is None else self._drift.averaged()
 
     def own_by_this_worker(self) -> NamedPieces:
-        """Return all of this worker's parameters, where they are not those of all."""
-        return {} if self._drift is None else {f"{OWN}parameters": [self._drift.own]}
+        """Return all of this worker's parameters, where they are not those of all, and what encoded averages keep."""
+        own = {} if self._drift is None else {f"{OWN}parameters": [self._drift.own]}
+        return super().own_by_this_worker() | own
 
 
 METHOD = LocalSGD

@@ -33,6 +33,7 @@ class Resist(Method):
         self.transport = Transport(setup.world, self.rule.groups)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
+        self.changes = self.transport.count_changes(self.subnet.trunk, "trunk", setup.exchange.trunk)
         self._drift: Drift | None = None
         self._next = self.partition
         self._averaging: PendingAverage | None = None
@@ -48,7 +49,7 @@ class Resist(Method):
     def make_room(self) -> None:
         """Take the memory of one more trunk."""
         trunk = self.subnet.trunk
-        self._drift = Drift(trunk, torch.zeros_like(trunk), self.transport, "trunk")
+        self._drift = Drift(trunk, torch.zeros_like(trunk), self.transport, "trunk", self.changes)
         self.overlaps = True
 
     def depart(self, seed: int, *, early: bool = False) -> None:
@@ -63,7 +64,7 @@ class Resist(Method):
             self.subnet.freeze(slot for slot, block in enumerate(self.blocks) if block in leaving)
             self._courier = Courier(self.setup.world, {"trunk": self._drift.depart()})
         else:
-            self._averaging = self.transport.start_average(self.subnet.trunk, "trunk")
+            self._averaging = self.transport.start_average(self.subnet.trunk, "trunk", self.changes, exact=self.exact)
 
     def arrive(self) -> None:
         """Average shared blocks among their holders; send every block to its next holders; wait for the trunk.
@@ -104,8 +105,9 @@ class Resist(Method):
         return super().averaged() if self._drift is None else self._drift.averaged()
 
     def own_by_this_worker(self) -> NamedPieces:
-        """Return this worker's trunk, where it is not that of all."""
-        return {} if self._drift is None else {f"{OWN}trunk": [self._drift.own]}
+        """Return this worker's trunk, where it is not that of all, and what encoded averages keep."""
+        own = {} if self._drift is None else {f"{OWN}trunk": [self._drift.own]}
+        return super().own_by_this_worker() | own
 
     def lent(self) -> Iterator[nn.Module]:
         """Yield the blocks of the scaled global network, each sent to all by its first holder."""
@@ -143,15 +145,20 @@ class WarmUp(LocalSGD):
         super().depart(seed, early=early)
         self._seed = seed
 
+    def hands_over(self, samples: int) -> bool:
+        """Return whether the warm-up is over."""
+        return samples >= self.setup.warmup_samples
+
     def successor(self, samples: int) -> Method | None:
         """Return ResIST on the averaged network once the warm-up is over: every worker keeps the blocks dealt to it.
 
         Nothing is sent: all workers hold the whole network, averaged, at the end of a round.
         """
-        if samples < self.setup.warmup_samples:
+        if not self.hands_over(samples):
             return None
         heir = Resist(self._setup_of_heir, self._seed)
         copy_share(heir.subnet, heir.subnet.parameters_flat, self.subnet, self.subnet.parameters_flat, heir.blocks)
+        heir.count_changes()
         if self.setup.momentum == "keep":
             old, new = self.optimizer_state, heir.optimizer_state
             if isinstance(old, FlatState) and isinstance(new, FlatState):

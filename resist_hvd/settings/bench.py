@@ -28,7 +28,7 @@ Loads = Annotated[tuple[float, ...], Bound("shares from 0 to 1", lambda shares: 
 class SyncSettings(Settings):
     """Time ResIST's synchronisation: trunk average, block averages and moves."""
 
-    TAKES: ClassVar = ("min_blocks", "seed", "device", "model")
+    TAKES: ClassVar = ("min_blocks", "seed", "device", "model", "exchange")
     BASE: ClassVar[dict[str, Any]] = {"model.final_norm": False}
 
     repeats: Count = 20
@@ -178,7 +178,7 @@ class CompareSettings(Settings):
     Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel and its PostLocalSGDOptimizer.
     """
 
-    TAKES: ClassVar = ("local_iterations", "min_blocks", "seed", "device", "model", "data", "optim")
+    TAKES: ClassVar = ("local_iterations", "min_blocks", "seed", "device", "model", "data", "optim", "exchange")
     BASE: ClassVar[dict[str, Any]] = {"local_iterations": 10, "model.sections": "1,1,13,1", "model.width_factor": 0.25}
 
     candidates: str = ",".join((*OURS, *THEIRS))

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.group import Amount, Count, Group, Natural, Positive
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 
 MethodName = Literal["resist", "local-sgd", "data-parallel", "ensemble"]
+AVERAGING: tuple[MethodName, ...] = ("resist", "local-sgd")
+"""Methods that average parameters at the end of a round."""
+
 Momentum = Literal["restart", "keep"]
 Precision = Literal["auto", "fp32", "bf16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -103,6 +107,7 @@ class Settings(Group):
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
 
     @property
     def reads_images(self) -> bool:
@@ -128,6 +133,12 @@ class Settings(Group):
                 "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out"
             )
         self._check_overlap()
+        if self.exchange.trunk != "fp32" and self.method not in AVERAGING:
+            averaged = "gradients" if self.method == "data-parallel" else "nothing"
+            raise ValueError(
+                f"--exchange.trunk is {self.exchange.trunk}, which encodes averages of parameters, and --method "
+                f"{self.method} averages {averaged}; leave it out"
+            )
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
 
@@ -139,7 +150,7 @@ class Settings(Group):
             raise ValueError(
                 f"--overlap is {self.overlap}, but a round has --local_iterations {self.local_iterations}; give fewer"
             )
-        if self.method not in ("resist", "local-sgd"):
+        if self.method not in AVERAGING:
             raise ValueError(f"--overlap hides what ends a round, and --method {self.method} has none; leave one out")
         for flag in ("compile", "cuda_graphs"):
             if getattr(self, flag):

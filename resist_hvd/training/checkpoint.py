@@ -3,8 +3,8 @@
 A checkpoint is a folder `checkpoints/round-NNNNNN`:
 
 * `trunk.safetensors`, `blocks-RANK.safetensors`: what is shared, and each block, written by its first holder;
-* `worker-RANK.safetensors`: a worker's own state: its momentum, and where steps are made beside synchronisations its
-  own copy of what is shared, of which the average is in `trunk`;
+* `worker-RANK.safetensors`: a worker's own state: its momentum; what encoded averages depend on; and where steps are
+  made beside synchronisations its own copy of what is shared, of which the average is in `trunk`;
 * `manifest.json`, written last: where the run stands, its settings, where each tensor is, every file's checksum, and
   its own.
 
@@ -351,6 +351,7 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
             mend=f"Leave out what differs: --resume --output {run.folder} goes on with the run's own settings.",
         )
     checkpoint.read(run.method.read_by_this_worker())
+    run.method.count_changes()
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
     scales = manifest.get("scales")
     if rescaled := scales is not None and run.method.rescale(scales):

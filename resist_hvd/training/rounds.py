@@ -67,6 +67,7 @@ class RoundCounter:
         training = self.training
         self._iterations = self._length()
         self._departs_after = max(1, self._iterations - self._overlap)
+        training.method.exact = training.ends_with(self._iterations)
         self._sent = training.method.transport.sent
         self._seconds = training.world.stopwatch.seconds.copy()
         self._clock.lap()

@@ -60,6 +60,10 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     stop_signal: int = 0
 
+    def ends_with(self, iterations: int) -> bool:
+        """Return whether these local iterations are the last that this method makes, as far as anyone knows."""
+        return False
+
 
 @dataclass(kw_only=True)
 class Run(Training):
@@ -113,6 +117,14 @@ class Run(Training):
         """Return how many local iterations the round that begins now has: l, or what is left."""
         return min(self.settings.local_iterations, self.iterations_left)
 
+    def ends_with(self, iterations: int) -> bool:
+        """Return whether these local iterations are the last of all epochs, or of a warm-up.
+
+        `max_rounds` does not count: whoever goes on from there goes on as if there had been no end.
+        """
+        after = self.progress.samples + iterations * self.batch
+        return after >= self.target or self.method.hands_over(after)
+
     def rounds(self) -> int:
         """Return how many rounds the whole run will have had at its end."""
         left = -(-self.iterations_left // self.settings.local_iterations)
@@ -147,6 +159,7 @@ def method_setup(settings: Settings, source: DataSource, world: World, *, begins
         scale_activations=settings.scale_activations,
         overlap=settings.overlap > 0,
         optimizer_state=partial(make_state, settings=settings.optim),
+        exchange=settings.exchange,
         warmup_samples=round(settings.warmup_epochs * spec.train_size),
     )
 

@@ -163,9 +163,19 @@ def test_an_optimizers_state_follows_its_block(momentum: Any, world: World) -> N
 
 
 @pytest.mark.parametrize("steps", [2 * ITERATIONS, 2 * ITERATIONS + 1])
-@pytest.mark.parametrize(("momentum", "overlap"), [("restart", 0), ("keep", 0), ("keep", 1)])
-def test_it_resumes_exactly(steps: int, momentum: Any, overlap: int, world: World, folder: Path) -> None:
-    options: dict[str, Any] = {"network": parts(dropout=0.5), "momentum": momentum, "overlap": overlap}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"momentum": "keep"},
+        {"momentum": "keep", "overlap": 1},
+        {"exchange": {"trunk": "int4"}},
+        {"exchange": {"trunk": "int4"}, "overlap": 1},
+        {"exchange": {"trunk": "int4"}, "method": "local-sgd"},
+    ],
+)
+def test_it_resumes_exactly(steps: int, changes: dict[str, Any], world: World, folder: Path) -> None:
+    options: dict[str, Any] = {"network": parts(dropout=0.5), **changes}
     torch.manual_seed(world.rank)
     whole = Loop(world, folder=folder / "whole", **options)
     expected = whole.steps(4 * ITERATIONS)
@@ -193,6 +203,7 @@ def test_it_resumes_exactly(steps: int, momentum: Any, overlap: int, world: Worl
     [
         ({"seed": 2}, "2 .*1|1 .*2"),
         ({"min_blocks": 5}, "parameters"),
+        ({"exchange": {"trunk": "int8"}}, "fp32.*int8"),
     ],
 )
 def test_another_networks_state_is_refused(changes: dict[str, Any], says: str, world: World) -> None:
@@ -331,7 +342,9 @@ def test_batch_norms_need_inputs_to_calibrate_on(world: World, folder: Path) -> 
 
 
 @pytest.mark.world_size(2)
-@pytest.mark.parametrize("changes", [{"network": parts(branches=())[:-2]}, {"seed": 3}, {"min_blocks": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"network": parts(branches=())[:-2]}, {"seed": 3}, {"min_blocks": 4}, {"exchange": {"trunk": "int8"}}]
+)
 def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any], world: World) -> None:
     network = changes.get("network", parts()) if world.rank == 1 else parts()
     others = {name: value for name, value in changes.items() if name != "network" and world.rank == 1}
@@ -345,6 +358,20 @@ def test_an_overlap_that_cannot_be_is_refused(overlap: int, world: World) -> Non
     with pytest.raises(resist.UserError, match=f"overlap is {overlap}.*{ITERATIONS} local iterations") as caught:
         Loop(world, overlap=overlap)
     assert caught.value.everywhere
+
+
+@pytest.mark.parametrize(
+    ("exchange", "facts"),
+    [
+        ({"trunk": "int3"}, ("exchange.trunk", "int3", "fp32, fp16, int8, int6, int4")),
+        ({"trunks": "int8"}, ("trunks", "trunk")),
+    ],
+)
+def test_codecs_that_there_are_not_are_refused(exchange: dict[str, str], facts: tuple[str, ...], world: World) -> None:
+    with pytest.raises(resist.UserError) as caught:
+        resist.deal(parts(), world, exchange=exchange)
+    assert caught.value.everywhere
+    assert all(fact in str(caught.value) for fact in facts)
 
 
 def test_what_cannot_be_trained_with_is_refused(world: World) -> None:

@@ -17,6 +17,7 @@ from resist_hvd.methods.state import FlatState
 from resist_hvd.nets import subnet
 from resist_hvd.protocol.rule import Rule
 from resist_hvd.records import StartRecord
+from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.checkpoint import find_newest
@@ -89,6 +90,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1)
 RANDOM_VIT = replace(tiny.VIT, options={**tiny.VIT.options, "drop_path_rate": 0.5, "proj_drop_rate": 0.2})
+INT4 = ExchangeSettings(trunk="int4")
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
@@ -104,6 +106,12 @@ CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep", "overlap": 1}, id="resist-that-overlaps"),
     pytest.param({"method": "local-sgd", "momentum": "keep", "overlap": 1}, id="local-sgd-that-overlaps"),
     pytest.param({"min_blocks": 3, "overlap": 1, "warmup": 4}, id="as-the-warm-up-ends-and-then-overlaps"),
+    pytest.param({"min_blocks": 3, "momentum": "keep", "exchange": INT4}, id="encoded"),
+    pytest.param({"method": "local-sgd", "exchange": INT4}, id="local-sgd-encoded"),
+    pytest.param({"exchange": INT4, "warmup": 6}, id="encoded-in-mid-warm-up"),
+    pytest.param({"exchange": INT4, "warmup": 4}, id="encoded-as-the-warm-up-ends"),
+    pytest.param({"min_blocks": 3, "exchange": INT4, "overlap": 1}, id="encoded-that-overlaps"),
+    pytest.param({"method": "local-sgd", "exchange": INT4, "overlap": 1}, id="local-sgd-encoded-that-overlaps"),
 ]
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataName, DataSettings
+from resist_hvd.settings.exchange import CodecName, ExchangeSettings
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.settings.reading import parse, recipe_names, to_yaml
@@ -66,6 +67,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         ({"overlap": 1, flag: True}, f"--overlap has blocks that are under way stand still, and --{flag} records")
         for flag in ("compile", "cuda_graphs")
     ),
+    *(
+        (
+            {"exchange": ExchangeSettings(trunk="int8"), "method": method},
+            f"--exchange.trunk is int8, which encodes averages of parameters, and --method {method} averages {what}; "
+            "leave it out",
+        )
+        for method, what in (("data-parallel", "gradients"), ("ensemble", "nothing"))
+    ),
 ]
 
 
@@ -73,6 +82,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         Settings(**changes)
+
+
+def test_codecs_that_there_are_not_are_refused() -> None:
+    for codec in ("int3", "8", "none"):
+        with pytest.raises(UserError) as caught:
+            parse([f"--exchange.trunk={codec}"])
+        assert "--exchange.trunk" in caught.value.seen
+        assert codec in caught.value.seen
+        assert all(name in caught.value.mend for name in get_args(CodecName))
+    assert parse(["--exchange.trunk=int4", "--method=local-sgd"]).exchange.trunk == "int4"
 
 
 def test_the_lowest_that_is_right() -> None:

@@ -1,0 +1,191 @@
+"""Averages by encoded changes: equal bits on all ranks, no change lost, bytes as counted."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from resist_hvd.comm import changes
+from resist_hvd.comm.codec import CODECS
+from resist_hvd.comm.transport import Transport
+from resist_hvd.comm.world import World
+from resist_hvd.protocol.exchange import ring_bytes
+from resist_hvd.settings.exchange import CodecName
+
+ENCODED: tuple[CodecName, ...] = ("fp16", "int8", "int6", "int4")
+CPU = torch.device("cpu")
+LENGTHS = (1, 255, 1500, 70_000)
+
+
+@pytest.fixture(params=[2**22, 2**16], ids=["one-piece", "pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "PIECE_NUMBERS", request.param)
+
+
+def begin(length: int) -> Tensor:
+    return torch.randn(length, generator=torch.Generator().manual_seed(length))
+
+
+def step(flat: Tensor, rank: int, number: int) -> Tensor:
+    """Return a rank's change in a round."""
+    generator = torch.Generator().manual_seed(1000 * number + rank)
+    return torch.randn(len(flat), generator=generator) * 0.01 * (1 + number)
+
+
+class Averaged:
+    """A buffer that is averaged by its changes."""
+
+    def __init__(self, world: World, length: int, codec: CodecName, *, staged: bool | None = None) -> None:
+        self.transport = Transport(world, staged=staged)
+        self.flat = begin(length)
+        self.changes = self.transport.count_changes(self.flat, f"changes.{length}", codec)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        return self.changes.tensors if self.changes else {}
+
+    def average(self, *, exact: bool = False) -> None:
+        name = f"changes.{len(self.flat)}"
+        self.transport.finish(self.transport.start_average(self.flat, name, self.changes, exact=exact))
+
+
+def everywhere(world: World, flat: Tensor) -> list[bytes]:
+    return world.gather_objects(flat.numpy().tobytes())
+
+
+def unsent(averaged: Averaged, codec: CodecName, world: World) -> Tensor:
+    """Return what is still to come of all ranks' changes, divided by their number, in double precision."""
+    kept = averaged.kept
+    left = kept["left"].double()
+    for piece in changes.cut(len(left), CODECS[codec](left.device), world):
+        left[piece.own] += kept["left_of_means"][piece.kept].double() * world.size
+    return torch.stack(world.gather_objects(left)).mean(0)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+@pytest.mark.parametrize("codec", ENCODED)
+@pytest.mark.usefixtures("pieces")
+def test_all_ranks_have_the_same_bits_and_nothing_is_lost(codec: CodecName, staged: bool, world: World) -> None:
+    for length in LENGTHS:
+        averaged = Averaged(world, length, codec, staged=staged)
+        flat, exact = averaged.flat, averaged.flat.double()
+        for number in range(3):
+            flat += step(flat, world.rank, number)
+            exact += torch.stack([step(flat, rank, number) for rank in range(world.size)]).double().mean(0)
+            averaged.average()
+            assert len(set(everywhere(world, flat))) == 1
+            if world.size > 1:
+                assert torch.equal(averaged.kept["reference"], flat)
+                torch.testing.assert_close(
+                    flat.double() + unsent(averaged, codec, world), exact, rtol=0, atol=2e-6, msg=f"{length} {number}"
+                )
+        averaged.average(exact=True)
+        torch.testing.assert_close(flat.double(), exact, rtol=0, atol=2e-6)
+        assert len(set(everywhere(world, flat))) == 1
+        if world.size > 1:
+            assert torch.equal(averaged.kept["reference"], flat)
+            assert not averaged.kept["left"].any()
+            assert not averaged.kept["left_of_means"].any()
+
+
+@pytest.mark.parametrize("codec", ENCODED)
+def test_an_average_beside_steps_is_that_without_them_less_what_departed(codec: CodecName, world: World) -> None:
+    if world.size == 1:
+        pytest.skip("a world of one encodes nothing")
+    beside, waited = (Averaged(world, 70_000, codec) for _ in range(2))
+    copy = beside.flat.clone()
+    shift = beside.transport.make_shift(copy, "early", beside.changes)
+    for number in range(2):
+        change = step(copy, world.rank, number)
+        waited.flat += change
+        waited.average()
+        departed = copy.add_(change).clone()
+        beside.transport.begin_shift(shift)
+        with ThreadPoolExecutor(1) as elsewhere:
+            while not elsewhere.submit(shift.advance).result():
+                time.sleep(0.001)
+        shift.finish()
+        assert torch.equal(copy, waited.flat - departed)
+        assert all(torch.equal(beside.kept[name], tensor) for name, tensor in waited.kept.items())
+        copy.copy_(waited.flat)
+    assert beside.transport.sent == waited.transport.sent
+
+
+@pytest.mark.parametrize("codec", ENCODED)
+def test_a_change_is_off_by_no_more_than_its_codes_can_say(codec: CodecName, world: World) -> None:
+    averaged = Averaged(world, 3000, codec)
+    steps = [step(averaged.flat, rank, 0) for rank in range(world.size)]
+    expected = averaged.flat + torch.stack(steps).mean(0)
+    averaged.flat += steps[world.rank]
+    averaged.average()
+    most = max(float(change.abs().max()) for change in steps)
+    codes = {"fp16": 2**11, "int8": 127, "int6": 31, "int4": 7}[codec]
+    off = (averaged.flat - expected).abs().max()
+    assert off <= 1.01 * most / codes  # half a step twice: each rank's, and the owner's
+    assert off > 0 or world.size == 1
+
+
+@pytest.mark.parametrize("codec", ENCODED)
+def test_bytes_are_those_of_codes_sent_to_owners_and_of_means_sent_to_all(codec: CodecName, world: World) -> None:
+    averaged = Averaged(world, 70_000, codec)
+    averaged.average()
+    before = averaged.transport.sent.trunk
+    assert sum(world.gather_objects(before)) == 2 * (world.size - 1) * CODECS[codec](CPU).bytes_of(70_000)
+    averaged.average(exact=True)
+    assert averaged.transport.sent.trunk - before == ring_bytes(averaged.flat.nbytes, world.size)
+
+
+@pytest.mark.parametrize("codec", ENCODED)
+def test_going_on_from_what_was_kept_is_as_if_never_stopped(codec: CodecName, world: World) -> None:
+    whole, parted = (Averaged(world, 2000, codec) for _ in range(2))
+    for number in range(4):
+        whole.flat += step(whole.flat, world.rank, number)
+        whole.average()
+        if number == 1:
+            parted.flat.copy_(whole.flat)
+            for name, tensor in parted.kept.items():
+                tensor.copy_(whole.kept[name])
+        elif number > 1:
+            parted.flat += step(parted.flat, world.rank, number)
+            parted.average()
+    assert torch.equal(whole.flat, parted.flat)
+
+
+def test_a_number_that_is_not_finite_reaches_all(world: World) -> None:
+    averaged = Averaged(world, 1500, "int8")
+    if world.rank == world.size - 1:
+        averaged.flat[700] = torch.nan
+    averaged.average()
+    assert not averaged.flat[700].isfinite()
+    assert averaged.flat[:512].isfinite().all()
+
+
+def test_what_is_not_encoded_keeps_nothing(world: World) -> None:
+    assert Averaged(world, 100, "fp32").changes is None
+
+
+def test_horovod_is_given_what_is_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    import horovod.torch as hvd
+
+    given = 0
+    alltoall, allgather = hvd.alltoall_async, hvd.allgather_async
+
+    def counted_alltoall(tensor: Tensor, splits: Tensor, name: str) -> Any:
+        nonlocal given
+        given += tensor.nbytes - int(splits[world.rank])
+        return alltoall(tensor, splits=splits, name=name)
+
+    def counted_allgather(tensor: Tensor, name: str) -> Any:
+        nonlocal given
+        given += tensor.nbytes * (world.size - 1)
+        return allgather(tensor, name=name)
+
+    monkeypatch.setattr(hvd, "alltoall_async", counted_alltoall)
+    monkeypatch.setattr(hvd, "allgather_async", counted_allgather)
+    averaged = Averaged(world, 70_000, "int6")
+    averaged.average()
+    assert averaged.transport.sent.trunk == given
+    assert given > 0 or world.size == 1

@@ -1,0 +1,102 @@
+"""Runs that send few bits: equal bits wherever they must be, no change lost, bytes as foreseen, an exact end."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from resist_hvd.comm.changes import cut
+from resist_hvd.comm.codec import CODECS
+from resist_hvd.comm.world import World
+from resist_hvd.errors import UserError
+from resist_hvd.methods.resist import Resist, WarmUp
+from resist_hvd.records import RoundRecord
+from resist_hvd.settings.exchange import ExchangeSettings
+from resist_hvd.training.loop import train
+from resist_hvd.training.run import Run
+
+from . import tiny
+
+METHODS = [
+    pytest.param({"min_blocks": 3}, id="resist"),
+    pytest.param({"method": "local-sgd"}, id="local-sgd"),
+    pytest.param({"min_blocks": 3, "warmup": True}, id="after-a-warm-up"),
+]
+
+
+def run_of(changes: dict[str, Any], world: World, folder: Path) -> Run:
+    """Return a run of six rounds, the first three of which may be a warm-up."""
+    changes = dict(changes)
+    warm_up = changes.pop("warmup", False)
+    settings = tiny.settings(world, iterations=12, **changes)
+    return tiny.make_run(replace(settings, warmup_epochs=settings.epochs / 2 if warm_up else 0), world, folder)
+
+
+def shared(run: Run) -> Tensor:
+    """Return what all workers average."""
+    subnet = run.method.subnet
+    return subnet.trunk if isinstance(run.method, Resist) else subnet.parameters_flat
+
+
+def unsent(run: Run) -> Tensor:
+    """Return what is still to be added to this rank's share of the averages, in double precision."""
+    left = torch.zeros(len(shared(run)), dtype=torch.float64)
+    if run.method.changes is not None:
+        kept, world = run.method.changes.tensors, run.world
+        for piece in cut(len(left), CODECS[run.settings.exchange.trunk](world.device), world):
+            left[piece.own] += kept["left_of_means"][piece.kept].double() * world.size
+        left += kept["left"]
+    return left
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int6", "int4"])
+@pytest.mark.parametrize("changes", METHODS)
+def test_averages_among_all(
+    changes: dict[str, Any], codec: Any, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of({**changes, "exchange": ExchangeSettings(trunk=codec)}, world, folder)
+    due: list[Tensor] = []
+    exact: list[bool] = []
+
+    def look_before(method: type) -> None:
+        depart = method.depart  # type: ignore[attr-defined]
+
+        def departing(self: Any, seed: int) -> None:
+            if run.method is self and len(due) == len(exact):
+                due.append(shared(run) + unsent(run))
+            depart(self, seed)
+
+        monkeypatch.setattr(method, "depart", departing)
+
+    def look(_: RoundRecord) -> None:
+        exact.append(run.method.exact)
+        assert len(set(world.gather_objects(shared(run).numpy().tobytes()))) == 1
+        everyone = [torch.stack(world.gather_objects(tensor)).mean(0) for tensor in (due[-1], unsent(run))]
+        torch.testing.assert_close(shared(run) + everyone[1], everyone[0], rtol=0, atol=2e-6)
+        assert exact[-1] == (not unsent(run).any()) or world.size == 1
+
+    for method in (Resist, WarmUp if "warmup" in changes else type(run.method)):
+        if method is not Resist or "method" not in changes:
+            look_before(method)
+    train(run, tiny.Watching(run, look))
+    assert exact == [False, False, "warmup" in changes, False, False, True]
+
+
+def test_bytes_follow_the_codec(world: World, folder: Path) -> None:
+    run = run_of({"exchange": ExchangeSettings(trunk="int8")}, world, folder)
+    codes = CODECS["int8"](world.device).bytes_of(len(run.method.subnet.trunk))
+    records: list[RoundRecord] = []
+    train(run, tiny.Watching(run, records.append))
+    trunks = [record.bytes_trunk for record in records]
+    assert trunks[:-1] == [2 * (world.size - 1) * codes] * 5
+    assert trunks[-1] == pytest.approx(2 * (world.size - 1) * run.method.subnet.trunk.nbytes, abs=world.size)
+
+
+def test_parameters_of_another_type_are_refused(world: World, folder: Path) -> None:
+    settings = tiny.settings(world, exchange=ExchangeSettings(trunk="int8"))
+    with pytest.raises(UserError, match=r"exchange\.trunk.*int8.*float64") as caught:
+        tiny.make_run(settings, world, folder, dtype=torch.float64)
+    assert caught.value.everywhere
