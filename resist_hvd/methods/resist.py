@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from resist_hvd.methods.drift import Drift
 from resist_hvd.methods.local_sgd import LocalSGD
 from resist_hvd.methods.state import FlatState, NamedPieces, copy_share
 from resist_hvd.protocol.exchange import exchange
+from resist_hvd.protocol.hands import give
 
 
 class Resist(Method):
@@ -34,6 +36,12 @@ class Resist(Method):
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
         self.changes = self.transport.count_changes(self.subnet.trunk, "trunk", setup.exchange.trunk)
+        slots = accumulate(self.rule.depths, initial=0)
+        self._block_sizes = tuple(
+            self.subnet.slots[slot].numel()
+            for slot, blocks in zip(slots, self.rule.decks, strict=False)
+            for _ in range(blocks)
+        )
         self._drift: Drift | None = None
         self._next = self.partition
         self._averaging: PendingAverage | None = None
@@ -53,12 +61,12 @@ class Resist(Method):
         self.overlaps = True
 
     def depart(self, seed: int, *, early: bool = False) -> None:
-        """Begin to average the trunk among all, and deal anew.
+        """Begin to average the trunk among all, and deal anew, so that the most of what workers hold stays.
 
         If steps follow, the trunk goes on, and gains the average minus what it is now. Blocks that are averaged or move
         stand still, so that their holders' copies stay alike, and the next holders get what the last ones had.
         """
-        self._next = self.rule.deal(seed)
+        self._next = give(self.rule, self.partition, self.rule.deal(seed), self._block_sizes)
         if early and self._drift is not None:
             leaving = self.partition.leaving(self._next)
             self.subnet.freeze(slot for slot, block in enumerate(self.blocks) if block in leaving)

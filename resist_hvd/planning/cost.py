@@ -15,13 +15,10 @@ Workers are taken to be alike, links to carry both directions at once, and param
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
-
-import numpy as np
 
 from resist_hvd.protocol.exchange import BUCKET_BYTES
 from resist_hvd.protocol.rule import depth
@@ -224,29 +221,23 @@ class Cost:
 def resist(network: Network, work: Work, machine: Machine) -> Cost:
     """Return the cost of a round of ResIST (Algorithm 1 and section 2.5 of the paper).
 
-    The trunk of T bytes is averaged among all workers: 2 (S - 1) T in all. For a deck of N blocks of B bytes and depth
-    k, a block with c holders and d next holders takes (c + d - 1) B, or B less where one of them keeps it
-    (`protocol.exchange`); over all blocks, which have S k holders together, (2 S k - N - N P) B, P being the share of
-    blocks that are kept, since deals are independent (`kept`).
+    The trunk of T bytes is averaged among all workers: 2 (S - 1) T in all. Blocks' exchanges are those of some rounds
+    of the protocol itself (`exchanges.exchanged`).
 
     In the paper's convention: 8 (S T + sum over workers of the parameters of their blocks).
 
-    Both of the trunk's average and the blocks' exchange use the link at the same time, so their bytes add. The busiest
-    rank is the one that receives the most blocks.
+    Both of the trunk's average and the blocks' exchange use the link at the same time, so their bytes add.
     """
     workers = work.workers
     load = network.sub_network(workers, work.min_blocks)
     trunk = FLOAT * network.trunk.parameters
     sent, busiest = 2.0 * (workers - 1) * trunk, _ring(trunk, workers)
-    for deck in filter(None, network.decks):
-        size, blocks = FLOAT * network.block(deck).parameters, len(deck)
-        k = depth(blocks, workers, work.min_blocks)
-        travelling = size * (2.0 * workers * k - blocks - blocks * kept(blocks, k, workers))
-        moved = size * k * (1 - k / blocks)
-        sent += travelling
-        busiest += (travelling / workers - moved + size * most_received(blocks, k, workers)) * _leaving(
-            workers, machine
-        )
+    from resist_hvd.planning.exchanges import exchanged  # loads NumPy, which flags do without
+
+    sizes = tuple(network.block(deck).parameters if deck else 0 for deck in network.decks)
+    all_sent, most = exchanged(tuple(map(len, network.decks)), sizes, workers, work.min_blocks)
+    sent += FLOAT * all_sent
+    busiest += FLOAT * most * _leaving(workers, machine)
     return _local("resist", load, work, machine, sent=sent, paper=8.0 * workers * load.parameters, busiest=busiest)
 
 
@@ -351,34 +342,6 @@ def federated_dropout(thinned: Network, work: Work, machine: Machine) -> Cost:
     cost = _local("federated-dropout", load, work, machine, sent=busiest, paper=busiest, busiest=busiest)
     messages = 2 * machine.latency + machine.overhead
     return Cost(**{**cost.__dict__, "seconds_latency": messages})
-
-
-def kept(blocks: int, k: int, workers: int) -> float:
-    """Return the share of a deck's blocks that some holder keeps from one deal to the next, in expectation.
-
-    Each deal gives a block one of the rule's N runs of consecutive ranks, all alike likely. Two runs meet where neither
-    begins behind the other's end.
-    """
-    copies, extra = divmod(workers * k, blocks)
-    lengths = np.full(blocks, copies) + (np.arange(blocks) < extra)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]) % workers
-    ahead = (starts[None, :] - starts[:, None]) % workers
-    return float(((ahead < lengths[:, None]) | (-ahead % workers < lengths[None, :])).mean())
-
-
-def most_received(blocks: int, k: int, workers: int) -> float:
-    """Return the expected number of blocks that arrive at the worker at which the most do.
-
-    What a worker lacks of its k next blocks is hypergeometric: k draws of N, N - k of which it does not hold. Workers
-    are taken to be independent. They are not quite, of two without shared blocks both lack as many, so this is up to an
-    eighth too much.
-    """
-    total = math.comb(blocks, k)
-    at_most, expected = 0.0, 0.0
-    for missing in range(min(k, blocks - k) + 1):
-        at_most += math.comb(blocks - k, missing) * math.comb(k, k - missing) / total
-        expected += 1 - min(1.0, at_most) ** workers
-    return expected
 
 
 def balanced_stages(parts: Sequence[Part], workers: int) -> list[list[Part]]:

@@ -10,23 +10,27 @@ parts, one for each of its *owners*, in two acts:
 A holder that gives the block away thus never gets its average. A block with one holder is averaged already, and goes
 whole to each next holder that lacks it.
 
-Owners are the holders that keep the block, where there are any: both acts then send the fewest bytes that reduce and
-hand on a block with c holders and d next ones, c + d - 2 times its size, since an owner that keeps the block sends its
-own part in neither act. Where no holder keeps it, c + d - 1 times its size are the fewest, whoever owns its parts, so
-all holders do, and share the work.
+Who owns a part sends its own copy of it in neither act if it keeps the block, and spares one message if not. So a block
+with c holders and d next ones takes the fewest bytes, c + d - 2 times its size, where only holders that keep it own
+parts; and c + d - 1 times where none keeps it, whoever owns them. Holders that keep it are its owners, therefore, where
+they are enough for the work; otherwise all holders are, and share it (`owners`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from resist_hvd.protocol.partition import Partition
 
 BUCKET_BYTES = 32 * 2**20
 """Data-parallel training averages gradients in contiguous buckets of about this size, in bytes: few calls, yet most of
 them early."""
+
+FEW_HOLDERS = 4
+"""Of a block with more holders all own a part. Otherwise, with 22 blocks, the busiest link of 16 workers would carry a
+sixth more (6 blocks a worker), and that of 64 workers four fifths more (5 a worker)."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,32 @@ class Exchange:
     message. No rank sends anything to itself.
 
     Attributes:
-        holders: for each block the ranks that have trained it, ascending: they average it if there are several.
-        next_holders: for each block the ranks that hold it next, ascending.
-        owners: for each block the holders that average a part of it each, ascending: part j is that of owner j.
+        before: who has trained which block.
+        after: who holds which block next.
         shares: first act, in order of blocks, parts and sources.
         fetches: second act, in order of blocks, parts and destinations.
     """
 
-    holders: tuple[tuple[int, ...], ...]
-    next_holders: tuple[tuple[int, ...], ...]
-    owners: tuple[tuple[int, ...], ...]
+    before: Partition
+    after: Partition
+
+    @property
+    def holders(self) -> tuple[tuple[int, ...], ...]:
+        """For each block the ranks that have trained it, ascending: they average it if there are several."""
+        return self.before.holders
+
+    @property
+    def next_holders(self) -> tuple[tuple[int, ...], ...]:
+        """For each block the ranks that hold it next, ascending."""
+        return self.after.holders
+
+    @cached_property
+    def owners(self) -> tuple[tuple[int, ...], ...]:
+        """For each block the holders that average a part of it each, ascending: part j is that of owner j.
+
+        A holder that keeps a block is always one of them.
+        """
+        return tuple(map(owners, self.holders, self.next_holders))
 
     @cached_property
     def shares(self) -> tuple[Share, ...]:
@@ -103,33 +123,34 @@ class Exchange:
             block_bytes: the size of each block.
             itemsize: bytes of one number.
         """
-        return self._bytes((message for message in self._messages if message.source == rank), block_bytes, itemsize)
+        return self._traffic(block_bytes, itemsize)[0][rank]
 
     def bytes_received(self, rank: int, block_bytes: tuple[int, ...], itemsize: int = 4) -> int:
         """Return the payload in bytes that `rank` receives; see `bytes_sent`."""
-        return self._bytes(
-            (message for message in self._messages if message.destination == rank), block_bytes, itemsize
-        )
+        return self._traffic(block_bytes, itemsize)[1][rank]
 
     def busiest(self, block_bytes: tuple[int, ...], itemsize: int = 4) -> int:
         """Return what the busiest rank sends or receives, whichever is more: no exchange is done before that crossed.
 
         In bytes; see `bytes_sent`.
         """
-        ranks = {message.source for message in self._messages} | {message.destination for message in self._messages}
-        both = (self.bytes_sent, self.bytes_received)
-        return max((count(rank, block_bytes, itemsize) for rank in ranks for count in both), default=0)
+        return max(map(max, self._traffic(block_bytes, itemsize)))
 
-    @property
-    def _messages(self) -> tuple[Share | Fetch, ...]:
-        return self.shares + self.fetches
-
-    def _bytes(self, messages: Iterable[Share | Fetch], block_bytes: tuple[int, ...], itemsize: int) -> int:
-        total = 0
-        for message in messages:
-            edges = part_edges(block_bytes[message.block] // itemsize, len(self.owners[message.block]))
-            total += edges[message.part + 1] - edges[message.part]
-        return itemsize * total
+    def _traffic(self, block_bytes: tuple[int, ...], itemsize: int) -> tuple[list[int], list[int]]:
+        """Return what each rank sends, and what each receives, in bytes."""
+        sent, received = [0] * self.before.workers, [0] * self.before.workers
+        for block, (holders, following) in enumerate(zip(self.holders, self.next_holders, strict=True)):
+            edges = part_edges(block_bytes[block] // itemsize, len(self.owners[block]))
+            parts = (itemsize * (end - first) for first, end in pairwise(edges))
+            own = dict(zip(self.owners[block], parts, strict=True))
+            whole = itemsize * edges[-1]
+            for rank in holders:
+                part = own.get(rank, 0)
+                sent[rank] += whole - part + part * (len(following) - (rank in following))
+                received[rank] += part * (len(holders) - 1)
+            for rank in following:
+                received[rank] += whole - own.get(rank, 0)
+        return sent, received
 
 
 def part_edges(numbers: int, parts: int) -> tuple[int, ...]:
@@ -140,6 +161,17 @@ def part_edges(numbers: int, parts: int) -> tuple[int, ...]:
         parts: into how many it is cut.
     """
     return tuple(numbers * part // parts for part in range(parts + 1))
+
+
+def owners(holders: tuple[int, ...], next_holders: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the holders of a block that average a part of it each, ascending.
+
+    Those that keep it do, where each of them gets at most two times the block in copies, and at most `FEW_HOLDERS`
+    share it: what a holder more sends is then a large part of all, and a link that carries more than others is rare.
+    """
+    keepers = tuple(rank for rank in holders if rank in next_holders)
+    enough = keepers and 2 * len(keepers) >= len(holders) - 1 and len(holders) <= FEW_HOLDERS
+    return keepers if enough else holders
 
 
 def ring_bytes(size: int, ranks: int) -> int:
@@ -160,8 +192,4 @@ def exchange(before: Partition, after: Partition) -> Exchange:
             f"partitions differ in shape: {before.workers} workers and {before.blocks} blocks before, "
             f"{after.workers} and {after.blocks} after"
         )
-    owners = (
-        tuple(rank for rank in holders if rank in following) or holders
-        for holders, following in zip(before.holders, after.holders, strict=True)
-    )
-    return Exchange(before.holders, after.holders, tuple(owners))
+    return Exchange(before, after)

@@ -36,3 +36,8 @@ class Partition:
         """Return the blocks that are averaged or sent on the way to the partition `after`: all but those that stay."""
         holders = zip(self.holders, after.holders, strict=True)
         return frozenset(block for block, (now, then) in enumerate(holders) if len(now) > 1 or now != then)
+
+    @property
+    def hands(self) -> tuple[tuple[int, ...], ...]:
+        """What was dealt, whoever holds it."""
+        return tuple(sorted(self.held))

@@ -6,7 +6,8 @@ random permutation have one more. Copies of a block lie side by side in permutat
 round-robin. Hence
 
 * every block is held by a worker, and no worker holds a block twice;
-* the holders of a block are consecutive ranks, cyclically, so that about ``2 * S`` groups of holders can ever occur;
+* the holders of a block are consecutive ranks, cyclically, so that about ``2 * S`` groups of holders can ever occur,
+  unless hands are then given to workers in another order (`protocol.hands`);
 * where ``N == S * k`` it is the round-robin deal of the paper's section 2.2 exactly.
 
 A network may have several *decks* (a section's identical blocks each), which are dealt one after another by the same
@@ -18,10 +19,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, combinations, pairwise
+from math import comb
 
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.seeds import derive
+
+MOST_GROUPS = 100
+"""Up to so many groups of ranks may be made at the start so that hands can be given to any worker (8 ranks on one host
+take half a second for 150). Beyond, a block's holders stay consecutive ranks."""
 
 
 def depth(blocks: int, workers: int, min_blocks: int) -> int:
@@ -104,19 +110,30 @@ class Rule:
         return partition if set(partition.holders) <= groups else None
 
     @cached_property
+    def _lengths(self) -> set[int]:
+        """Numbers of holders, more than one, that blocks can have."""
+        lengths = set()
+        for blocks, k in zip(self.decks, self.depths, strict=True):
+            if blocks:
+                lengths |= {self.workers * k // blocks, -(-self.workers * k // blocks)}
+        return {length for length in lengths if length > 1}
+
+    @cached_property
+    def any_holders(self) -> bool:
+        """Whether any ranks can come to share a block, not only consecutive ones: the groups are few even so."""
+        return sum(comb(self.workers, length) for length in self._lengths) <= MOST_GROUPS
+
+    @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Every group of at least two ranks that can come to share a block, in an order all ranks agree on.
 
         Groups are ascending tuples of ranks. Communicators for them are made once, at the start.
         """
-        lengths = set()
-        for blocks, k in zip(self.decks, self.depths, strict=True):
-            if blocks:
-                lengths |= {self.workers * k // blocks, -(-self.workers * k // blocks)}
+        if self.any_holders:
+            return tuple(sorted(g for length in self._lengths for g in combinations(range(self.workers), length)))
         groups = {
             tuple(sorted((start + step) % self.workers for step in range(length)))
-            for length in lengths
-            if length > 1
+            for length in self._lengths
             for start in range(self.workers)
         }
         return tuple(sorted(groups))

@@ -369,7 +369,7 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
             sentence += f"; the optimizer restarts: {' and '.join(found)} are not what {run.settings.optim.name} keeps"
         copies = {name: pieces for name, pieces in run.method.own_by_this_worker().items() if name in tensors}
         checkpoint.read(state.pieces() | copies, files=own)
-        if run.method.partition != dealt and not run.method.members_apart:
+        if run.method.partition.hands != dealt.hands and not run.method.members_apart:
             sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"
     else:
         sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"

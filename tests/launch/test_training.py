@@ -152,10 +152,13 @@ def test_blocks_cost_what_their_partitions_ask_for(whole: Path) -> None:
     rounds = read_lines(whole / "rounds.jsonl")
     for done, following in pairwise(rounds):
         before, after = (entry["partition"] for entry in (done, following))
-        shared = set(before[0]) & set(before[1])
-        arriving = sum(len(set(after[rank]) - set(before[rank])) for rank in range(2))
-        # A ring all-reduce of two sends two halves each; whoever lacks a block is sent all of it.
-        assert done["bytes_blocks"] == a_block * (2 * len(shared) + arriving)
+        copies = [
+            [sum(block in held for held in partition) for block in range(BLOCKS)] for partition in (before, after)
+        ]
+        kept = {block for old, new in zip(before, after, strict=True) for block in set(old) & set(new)}
+        # Copies meet at a holder, and what comes of them reaches all next holders; one that keeps its block spares two.
+        sent = sum(c + d - 1 - (block in kept) for block, (c, d) in enumerate(zip(*copies, strict=True)))
+        assert done["bytes_blocks"] == a_block * sent
 
 
 def test_exported_model_classifies_as_the_run_says(finished: tuple[str, Path], images: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_run_sends_what_was_planned(min_blocks: int, world: World, folder: Pat
     work = cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1, min_blocks=min_blocks)
     planned = cost.resist(network, work, cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0))
     assert run.progress.round == 60
-    assert run.progress.bytes_sent == pytest.approx(60 * planned.bytes_sent, rel=0.01)
+    assert run.progress.bytes_sent == pytest.approx(60 * planned.bytes_sent, rel=0.03)
     assert run.method.subnet.parameters_flat.numel() == network.sub_network(world.size, min_blocks).parameters
 
 

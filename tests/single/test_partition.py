@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resist_hvd.protocol.rule import Rule, depth
+from resist_hvd.protocol.rule import MOST_GROUPS, Rule, depth
 from resist_hvd.seeds import derive
 
 numbers = st.integers(1, 24)
@@ -31,7 +31,6 @@ def test_copies_differ_by_one_at_most_and_holders_are_neighbours(n: int, s: int,
     counts = [len(holders) for holders in partition.holders]
     assert sorted(counts) == [copies] * (n - extra) + [copies + 1] * extra
     groups = Rule((n,), s, m).groups
-    assert len(groups) <= 2 * s
     for holders in partition.holders:
         runs = [{(start + step) % s for step in range(len(holders))} for start in range(s)]
         assert set(holders) in runs
@@ -62,7 +61,7 @@ def test_all_groups_of_holders_are_known_beforehand_and_are_few(decks: list[int]
     groups = Rule(decks, s, m).groups
     dealt = {holders for seed in range(5) for holders in Rule(decks, s, m).deal(seed).holders}
     assert {holders for holders in dealt if len(holders) > 1} <= set(groups)
-    assert len(groups) <= 2 * s * len(decks)
+    assert len(groups) <= max(MOST_GROUPS, 2 * s * len(decks))
     assert all(1 < len(group) <= s and list(group) == sorted(set(group)) for group in groups)
     assert list(groups) == sorted(set(groups))
 
@@ -110,6 +109,16 @@ def test_what_the_rule_cannot_deal_is_not_read(held: list[list[int]]) -> None:
     assert Rule((4,), 2, 0).recorded(held) is None
 
 
+@pytest.mark.parametrize(("workers", "any_holders", "groups"), [(4, True, 6), (8, True, 84), (16, False, 32)])
+def test_any_ranks_may_share_a_block_where_such_groups_are_few(workers: int, any_holders: bool, groups: int) -> None:
+    rule = Rule((22,), workers, {4: 9, 8: 6, 16: 5}[workers])
+    assert rule.any_holders == any_holders
+    assert len(rule.groups) == groups
+
+
 def test_holders_that_have_no_communicator_are_not_read() -> None:
-    assert Rule((4,), 4, 2).recorded([[0, 1], [1, 2], [2, 3], [0, 3]]) is not None
-    assert Rule((4,), 4, 2).recorded([[0, 1], [2, 3], [0, 1], [2, 3]]) is None
+    rule = Rule((22,), 16, 5)
+    held = list(rule.deal(1).held)
+    assert rule.recorded(held) is not None
+    held[0], held[5] = held[5], held[0]
+    assert rule.recorded(held) is None
