@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from resist_hvd.protocol.exchange import exchange
+from resist_hvd.protocol.hands import give
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.protocol.rule import Rule
 
@@ -52,8 +53,9 @@ def worker_row(axes: Axes, y: float, rank: int, partition: Partition, theme: tup
 def draw(theme: tuple[str, str, str]) -> plt.Figure:
     """Return the picture: a round's deal, what happens at its end, and the next deal."""
     paper, ink, faint = theme
-    before = Rule((BLOCKS,), WORKERS, MIN_BLOCKS).deal(4)
-    after = Rule((BLOCKS,), WORKERS, MIN_BLOCKS).deal(5)
+    rule = Rule((BLOCKS,), WORKERS, MIN_BLOCKS)
+    before = rule.deal(4)
+    after = give(rule, before, rule.deal(5), (1,) * BLOCKS)
     plan = exchange(before, after)
     figure, axes = plt.subplots(figsize=(12.6, 8.4), facecolor=paper)
     axes.set_axis_off()
@@ -84,7 +86,9 @@ def draw(theme: tuple[str, str, str]) -> plt.Figure:
     for place, line in enumerate(lines):
         ground = {"facecolor": paper, "edgecolor": "none", "pad": 2.0, "alpha": 0.9}
         axes.text(0.3, 4.72 - 0.37 * place, line, color=ink, fontsize=10.5, bbox=ground)
-    axes.text(0.05, 3.22, "Round t + 1: dealt anew", color=ink, fontsize=13, weight="bold")
+    axes.text(
+        0.05, 3.22, "Round t + 1: dealt anew, given out so that most blocks stay", color=ink, fontsize=13, weight="bold"
+    )
     for rank, y in enumerate(later):
         worker_row(axes, y, rank, after, theme)
     for transfer in arrivals:

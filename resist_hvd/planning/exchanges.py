@@ -10,7 +10,7 @@ from resist_hvd.protocol.exchange import FEW_HOLDERS
 from resist_hvd.protocol.hands import give, holds, traffic
 from resist_hvd.protocol.rule import Rule
 
-ROUNDS = 64
+ROUNDS = 48
 """Rounds of which exchanges are worked out, over the number of workers: more workers take longer, and differ less."""
 
 MANY = 32
@@ -34,7 +34,7 @@ def exchanged(decks: tuple[int, ...], sizes: tuple[int, ...], workers: int, min_
     """
     rule = Rule(decks, workers, min_blocks)
     dealt = [(n, k, size) for n, k, size in zip(decks, rule.depths, sizes, strict=True) if n]
-    if workers > MANY and all(workers * k > FEW_HOLDERS * n for n, k, _ in dealt):
+    if workers > MANY and all(workers * k // n > FEW_HOLDERS for n, k, _ in dealt):
         sent = float(sum(size * (2 * workers * k - n - k) for n, k, size in dealt))
         return sent, sent / workers
     numbers = tuple(size for n, size in zip(decks, sizes, strict=True) for _ in range(n))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -186,10 +187,11 @@ class Planner:
         deck = max(map(len, self.network.decks), default=0)
         shallowest = depth(deck, workers, PAPERS_DEPTH)
         fastest = self.run("resist", workers, min_blocks=shallowest).seconds
-        deepest = shallowest
-        for k in range(shallowest + 1, deck + 1):
-            if self.run("resist", workers, min_blocks=k).seconds <= (1 + DEPTH_PRICE) * fastest:
-                deepest = k
+        deeper = range(shallowest + 1, deck + 1)
+        # Deeper is slower, so that a few of them tell.
+        deepest = shallowest + bisect_right(
+            deeper, (1 + DEPTH_PRICE) * fastest, key=lambda k: self.run("resist", workers, min_blocks=k).seconds
+        )
         once = self.round("resist", workers, local_iterations=1)
         least = math.ceil(once.seconds_sync * (1 / SYNC_SHARE - 1) / once.seconds_compute) or 1
         length = min(least, PAPERS_LONGEST_ROUND)
