@@ -162,8 +162,8 @@ def deal(
         method: local-sgd gives every worker the whole network, to compare with.
         momentum: what becomes of the optimizer's state when a round ends: it restarts, or is kept for the trunk and for
             blocks that stay with their worker.
-        exchange: codecs of what workers send: `{"trunk": "int8"}`, as `--exchange.trunk` has them for our loop; fp32 by
-            default. The last average of a run is no exception here, since nobody knows which it is.
+        exchange: codecs of what workers send: `{"trunk": "int8", "blocks": "int8"}`; fp32 by default. The last round is
+            encoded as others are, since nobody knows which it is.
         inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
             and blocks that are not residual.
 

@@ -158,7 +158,10 @@ def make_run(name: MethodName, settings: CompareSettings, world: World, source: 
         model=settings.model,
         data=settings.data,
         optim=settings.optim,
-        exchange=settings.exchange if name in AVERAGING else ExchangeSettings(),
+        exchange=ExchangeSettings(
+            trunk=settings.exchange.trunk if name in AVERAGING else "fp32",
+            blocks=settings.exchange.blocks if name == "resist" else "fp32",
+        ),
     )
     return begin(training, world, source)
 

@@ -5,8 +5,8 @@ scale, s = max |x| / (2^(b-1) - 1), and for every number the whole number neares
 absmax codes of QSGD's descendants (Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022).
 
 A scale keeps 17 of float32's 24 significant bits. So the product of a scale and a code is exact: what was decoded is
-encoded again without any change, however often a block moves, and a number less its decoded value is exact as well, so
-that error feedback loses nothing.
+encoded again without any change, however often a block moves, even where rounding has touched its last bit since. And a
+number less its decoded value is exact as well, so that error feedback loses nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ SMALLEST_SCALE = 2.0**-126
 """A group whose scale would be less has this one, float32's least number of full precision."""
 SCALE_BITS = -(2**7)
 """A mask of those bits of a scale that are kept."""
+ROUNDED_UP = 1 + 2.0**-18
+"""What a scale is multiplied by before its other bits are cut off: one that rounding made less comes back as it was."""
 
 
 class Codec(ABC):
@@ -174,7 +176,7 @@ class Integers(Codec):
         work, scales = self._work[: numbers.numel()], self._scales[:count]
         torch.abs(numbers, out=work.view_as(numbers))
         torch.amax(work.view_as(numbers), 1, keepdim=True, out=scales)  # NaN where there is one
-        scales.div_(self._limit).clamp_(min=SMALLEST_SCALE).view(torch.int32).bitwise_and_(SCALE_BITS)
+        scales.mul_(ROUNDED_UP / self._limit).clamp_(min=SMALLEST_SCALE).view(torch.int32).bitwise_and_(SCALE_BITS)
         stretches = work.view(self.planes, count, -1)
         torch.div(numbers.view(count, self.planes, -1), scales[:, :, None], out=stretches.transpose(0, 1))
         kept, packed = self._fields(out)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.changes import ChangesAverage, EncodedShift
-from resist_hvd.comm.codec import CODECS
+from resist_hvd.comm.codec import CODECS, Codec
+from resist_hvd.comm.encoded_blocks import CodeRoom, EncodedExchange
 from resist_hvd.comm.shift import Shift
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, ring_bytes
@@ -82,12 +83,20 @@ class Transport:
         staged: whether buffers pass through pinned host memory. By default a GPU's do: what MPI sends always, since
             its non-blocking averages take no GPU memory, and averages among all where `world.averages_on_gpus` is
             false.
+        block_codec: encodes blocks that are exchanged.
 
     Attributes:
         sent: payload that this rank has sent since the start.
     """
 
-    def __init__(self, world: World, groups: Sequence[tuple[int, ...]] = (), *, staged: bool | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        groups: Sequence[tuple[int, ...]] = (),
+        *,
+        staged: bool | None = None,
+        block_codec: CodecName = "fp32",
+    ) -> None:
         self.world = world
         self.sent = BytesSent()
         self._messages = world.comm.Dup()
@@ -101,6 +110,8 @@ class Transport:
         self._stages_collectives = on_gpu and not world.averages_on_gpus if staged is None else staged
         self._stages_messages = on_gpu if staged is None else staged
         self._host_copies: dict[tuple[str, int], Tensor] = {}
+        self._codec = None if block_codec == "fp32" else CODECS[block_codec](world.device)
+        self._room = CodeRoom(world.device, staged=self._stages_messages)
 
     # -- among all workers ---------------------------------------------------------------------------------------
 
@@ -205,6 +216,8 @@ class Transport:
         held: Mapping[int, Tensor],
         arriving: Mapping[int, Tensor],
         scratch: Sequence[Tensor] = (),
+        *,
+        exact: bool = False,
     ) -> None:
         """Average the blocks that several hold, and move every block to its next holders.
 
@@ -218,9 +231,22 @@ class Transport:
             arriving: by block number, the buffers for the blocks this rank receives.
             scratch: flat buffers that nobody needs meanwhile, of the blocks' type and device, for copies that are to be
                 averaged; those for which there is no room take memory of their own, once.
+            exact: send them as they are, whatever the codec.
         """
         with self.world.stopwatch.measure("blocks"):
-            self._exchange(plan, held, arriving, scratch)
+            if self._codec is None or exact:
+                self._exchange(plan, held, arriving, scratch)
+            else:
+                self._exchange_encoded(plan, held, arriving, self._codec)
+
+    def _exchange_encoded(
+        self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor], codec: Codec
+    ) -> None:
+        rank, activity = self.world.rank, self.world.activity
+        pending = EncodedExchange(rank, plan, held, arriving, codec, self._room, self._groups, self._messages)
+        with activity.waiting():
+            pending.finish(activity.progress)
+        self.sent += BytesSent(blocks=pending.bytes_sent)
 
     def _exchange(
         self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor], scratch: Sequence[Tensor]

@@ -32,7 +32,7 @@ class Resist(Method):
         super().__init__(setup)
         self.scales = setup.scales
         self.partition = self.rule.deal(seed)
-        self.transport = Transport(setup.world, self.rule.groups)
+        self.transport = Transport(setup.world, self.rule.groups, block_codec=setup.exchange.blocks)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
         self.changes = self.transport.count_changes(self.subnet.trunk, "trunk", setup.exchange.trunk)
@@ -89,7 +89,8 @@ class Resist(Method):
         landing = list(zip(self.blocks, moves, self.subnet.slots, self.subnet.slot_gradients, strict=True))
         arriving = {block: gradients for block, old, _, gradients in landing if old is None}
         free = [gradients for _, old, _, gradients in landing if old is not None]
-        self.transport.exchange(exchange(before, after), held, arriving, [*free, self.subnet.trunk_gradients])
+        scratch = [*free, self.subnet.trunk_gradients]
+        self.transport.exchange(exchange(before, after), held, arriving, scratch, exact=self.exact)
         # A block that stays in another slot goes by the gradients' buffer too, since its place may still be another's.
         for slot, (_, old, _, gradients) in enumerate(landing):
             if old is not None and old != slot:

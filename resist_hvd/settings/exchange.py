@@ -21,3 +21,7 @@ class ExchangeSettings(Group):
     """Codec of averages among all workers: of the trunk, for local-sgd of the whole network. All but fp32 send what has
     changed since the last average, and next time what encoding left out; they keep two more numbers for each that is
     averaged. The last average of a run, and of a warm-up, is exact."""
+
+    blocks: CodecName = "fp32"
+    """Codec of blocks: of copies that are averaged, and of blocks on their way to next holders. The last round of a run
+    is exact."""

@@ -139,6 +139,10 @@ class Settings(Group):
                 f"--exchange.trunk is {self.exchange.trunk}, which encodes averages of parameters, and --method "
                 f"{self.method} averages {averaged}; leave it out"
             )
+        if self.exchange.blocks != "fp32" and self.method != "resist":
+            raise ValueError(
+                f"--exchange.blocks is {self.exchange.blocks}, and blocks move with --method resist only; leave it out"
+            )
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
 

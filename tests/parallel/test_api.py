@@ -170,7 +170,7 @@ def test_an_optimizers_state_follows_its_block(momentum: Any, world: World) -> N
         {"momentum": "keep"},
         {"momentum": "keep", "overlap": 1},
         {"exchange": {"trunk": "int4"}},
-        {"exchange": {"trunk": "int4"}, "overlap": 1},
+        {"exchange": {"trunk": "int4", "blocks": "int8"}, "overlap": 1},
         {"exchange": {"trunk": "int4"}, "method": "local-sgd"},
     ],
 )

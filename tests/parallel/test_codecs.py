@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.changes import cut
-from resist_hvd.comm.codec import CODECS
+from resist_hvd.comm.codec import CODECS, Codec
+from resist_hvd.comm.encoded_blocks import part_of
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.resist import Resist, WarmUp
+from resist_hvd.protocol.exchange import exchange
+from resist_hvd.protocol.partition import Partition
 from resist_hvd.records import RoundRecord
 from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.training.loop import train
@@ -95,8 +98,44 @@ def test_bytes_follow_the_codec(world: World, folder: Path) -> None:
     assert trunks[-1] == pytest.approx(2 * (world.size - 1) * run.method.subnet.trunk.nbytes, abs=world.size)
 
 
-def test_parameters_of_another_type_are_refused(world: World, folder: Path) -> None:
-    settings = tiny.settings(world, exchange=ExchangeSettings(trunk="int8"))
-    with pytest.raises(UserError, match=r"exchange\.trunk.*int8.*float64") as caught:
+@pytest.mark.parametrize("min_blocks", [0, 3])
+def test_blocks_have_the_same_bits_with_all_holders(min_blocks: int, world: World, folder: Path) -> None:
+    run = run_of({"min_blocks": min_blocks, "exchange": ExchangeSettings(blocks="int4")}, world, folder)
+    codec = CODECS["int4"](world.device)
+    sent, multiples = [], []
+
+    def look(record: RoundRecord) -> None:
+        slots = {block: slot.numpy().tobytes() for block, slot in run.method.slots.items()}
+        everyone = world.gather_objects(slots)
+        for block in range(run.method.rule.blocks):
+            assert len({theirs[block] for theirs in everyone if block in theirs}) == 1
+        before, after = Partition(record.partition, run.method.rule.blocks), run.method.partition
+        plan = exchange(before, after)
+        exact = run.method.exact
+        numbers = len(run.method.subnet.slots[0])
+        each = [part_of(plan, m, numbers, 1 if exact else codec.group) for m in (*plan.shares, *plan.fetches)]
+        size = (lambda count: 4 * count) if exact else codec.bytes_of
+        sent.append((record.bytes_blocks, sum(size(part.stop - part.start) for part in each)))
+        came = set(after.held[world.rank]) - set(before.held[world.rank])
+        multiples.extend(encodes_to_itself(codec, run.method.slots[block]) == (not exact) for block in came)
+
+    train(run, tiny.Watching(run, look))
+    assert [one for one, _ in sent] == [other for _, other in sent]
+    assert all(multiples)
+    assert multiples or world.size == 1
+
+
+def encodes_to_itself(codec: Codec, numbers: Tensor) -> bool:
+    """Return whether numbers are what their codes say."""
+    codes, found = torch.empty(codec.bytes_of(len(numbers)), dtype=torch.uint8), torch.empty_like(numbers)
+    codec.encode(numbers, codes)
+    codec.decode(codes, found)
+    return torch.equal(numbers, found)
+
+
+@pytest.mark.parametrize("flag", ["trunk", "blocks"])
+def test_parameters_of_another_type_are_refused(flag: Any, world: World, folder: Path) -> None:
+    settings = tiny.settings(world, exchange=ExchangeSettings(**{flag: "int8"}))
+    with pytest.raises(UserError, match=rf"exchange\.{flag}.*int8.*float64") as caught:
         tiny.make_run(settings, world, folder, dtype=torch.float64)
     assert caught.value.everywhere

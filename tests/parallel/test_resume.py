@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1)
 RANDOM_VIT = replace(tiny.VIT, options={**tiny.VIT.options, "drop_path_rate": 0.5, "proj_drop_rate": 0.2})
-INT4 = ExchangeSettings(trunk="int4")
+INT4, BOTH = ExchangeSettings(trunk="int4"), ExchangeSettings(trunk="int4", blocks="int8")
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
@@ -108,6 +108,7 @@ CASES = [
     pytest.param({"min_blocks": 3, "overlap": 1, "warmup": 4}, id="as-the-warm-up-ends-and-then-overlaps"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "exchange": INT4}, id="encoded"),
     pytest.param({"method": "local-sgd", "exchange": INT4}, id="local-sgd-encoded"),
+    pytest.param({"min_blocks": 3, "exchange": BOTH}, id="blocks-encoded"),
     pytest.param({"exchange": INT4, "warmup": 6}, id="encoded-in-mid-warm-up"),
     pytest.param({"exchange": INT4, "warmup": 4}, id="encoded-as-the-warm-up-ends"),
     pytest.param({"min_blocks": 3, "exchange": INT4, "overlap": 1}, id="encoded-that-overlaps"),

@@ -49,32 +49,38 @@ def decoded(codec: Codec, codes: Tensor, length: int) -> Tensor:
     return out
 
 
-def by_definition(flat: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return the codes and the scale of each number, one group after the other, in double precision."""
-    codes, scales = torch.zeros(len(flat), dtype=torch.float64), torch.zeros(len(flat), dtype=torch.float64)
+def scales_in(codec: Integers, codes: Tensor, length: int) -> Tensor:
+    """Return each number's scale, as codes have it, in double precision."""
+    scales = codes.view(-1, codec.record)[:, :4].contiguous().view(torch.float32)
+    return scales.double().repeat_interleave(GROUP)[:length]
+
+
+@given(integers, buffers())
+def test_a_scale_is_the_most_of_a_group_over_the_most_of_a_code(name: str, flat: Tensor) -> None:
+    codec = INTEGERS[name]
+    scales = scales_in(codec, encoded(codec, flat), len(flat))
     for first in range(0, len(flat), GROUP):
-        group = slice(first, first + GROUP)
-        exact = max(float(flat[group].abs().max().double()) / (2 ** (bits - 1) - 1), 2.0**-126)
-        fraction, exponent = math.frexp(exact)
-        scales[group] = math.ldexp(math.floor(fraction * 2**17) / 2**17, exponent)
-        codes[group] = (flat[group].double() / scales[group]).round()
-    return codes, scales
+        exact = max(float(flat[first : first + GROUP].abs().max()) / (2 ** (codec.bits - 1) - 1), 2.0**-126)
+        scale = float(scales[first])
+        assert abs(scale - exact) <= 2.0**-16 * exact
+        assert math.frexp(scale)[0] * 2**17 % 1 == 0
 
 
 @given(integers, buffers())
 def test_a_number_is_off_by_half_a_step_at_most(name: str, flat: Tensor) -> None:
     codec = INTEGERS[name]
-    _, scales = by_definition(flat, codec.bits)
-    off = (decoded(codec, encoded(codec, flat), len(flat)).double() - flat.double()).abs()
-    assert (off <= scales * (0.5 + 2.0**-17)).all()
+    codes = encoded(codec, flat)
+    off = (decoded(codec, codes, len(flat)).double() - flat.double()).abs()
+    assert (off <= scales_in(codec, codes, len(flat)) * (0.5 + 2.0**-17)).all()
 
 
 @given(integers, buffers())
 def test_codes_are_the_multiples_of_a_scale_that_are_nearest(name: str, flat: Tensor) -> None:
     codec = INTEGERS[name]
-    codes, scales = by_definition(flat, codec.bits)
-    found = decoded(codec, encoded(codec, flat), len(flat)).double()
-    multiples = found / scales
+    packed = encoded(codec, flat)
+    scales = scales_in(codec, packed, len(flat))
+    codes = (flat.double() / scales).round()
+    multiples = decoded(codec, packed, len(flat)).double() / scales
     assert (multiples == multiples.round()).all()
     # Where a number is half-way between two, to float32's precision, either may be.
     halfway = ((flat.double() / scales - codes).abs() - 0.5).abs() < 1e-4
@@ -90,6 +96,18 @@ def test_what_was_decoded_is_encoded_without_a_change(name: CodecName, flat: Ten
     again = encoded(codec, once)
     assert torch.equal(decoded(codec, again, len(flat)), once)
     assert torch.equal(again, codes)
+
+
+@given(integers, buffers(), st.integers(2, 9))
+def test_an_average_of_what_was_decoded_is_encoded_without_a_change(name: str, flat: Tensor, copies: int) -> None:
+    codec = INTEGERS[name]
+    codes = encoded(codec, flat.clamp(-1e37, 1e37))
+    once = decoded(codec, codes, len(flat))
+    mean = once.clone()
+    for _ in range(copies - 1):
+        mean += once
+    mean *= 1 / copies
+    assert torch.equal(decoded(codec, encoded(codec, mean), len(flat)), once)
 
 
 @given(names, buffers())

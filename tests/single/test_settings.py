@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -75,6 +76,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         )
         for method, what in (("data-parallel", "gradients"), ("ensemble", "nothing"))
     ),
+    *(
+        (
+            {"exchange": ExchangeSettings(blocks="int8"), "method": method},
+            "--exchange.blocks is int8, and blocks move with --method resist only; leave it out",
+        )
+        for method in ("local-sgd", "data-parallel", "ensemble")
+    ),
 ]
 
 
@@ -85,10 +93,10 @@ def test_wrong_settings_are_refused(changes: dict[str, Any], message: str) -> No
 
 
 def test_codecs_that_there_are_not_are_refused() -> None:
-    for codec in ("int3", "8", "none"):
+    for flag, codec in product(("--exchange.trunk", "--exchange.blocks"), ("int3", "8", "none")):
         with pytest.raises(UserError) as caught:
-            parse([f"--exchange.trunk={codec}"])
-        assert "--exchange.trunk" in caught.value.seen
+            parse([f"{flag}={codec}"])
+        assert flag in caught.value.seen
         assert codec in caught.value.seen
         assert all(name in caught.value.mend for name in get_args(CodecName))
     assert parse(["--exchange.trunk=int4", "--method=local-sgd"]).exchange.trunk == "int4"
