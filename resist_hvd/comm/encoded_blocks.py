@@ -27,16 +27,15 @@ class CodeRoom:
     """
 
     def __init__(self, device: torch.device, *, staged: bool) -> None:
-        self._codes = torch.empty(0, dtype=torch.uint8, device=device)
-        self._staged = staged
-        self._host = self._codes
+        self._device, self._staged = device, staged
+        self._codes = self._host = torch.empty(0, dtype=torch.uint8)
         self._taken = 0
 
     def reserve(self, size: int) -> None:
         """Take all back, and have room for so many bytes."""
         self._taken = 0
         if len(self._codes) < size:
-            self._codes = self._host = torch.empty(size, dtype=torch.uint8, device=self._codes.device)
+            self._codes = self._host = torch.empty(size, dtype=torch.uint8, device=self._device)
             if self._staged:
                 self._host = torch.empty(size, dtype=torch.uint8, pin_memory=self._codes.is_cuda)
 
