@@ -1,8 +1,7 @@
 """The one module that sends parameters, by collectives and by messages; it counts what it sends.
 
 What all workers share is averaged by Horovod. Parts of blocks that some workers share are averaged by their owners, to
-which copies come in MPI subcommunicators, made once; then blocks and parts travel between ranks, all by non-blocking
-messages.
+which copies come in MPI subcommunicators, made once; then blocks and parts travel between ranks (`blocks`).
 
 MPI and Horovod are imported by the functions that use them: importing mpi4py starts MPI, unless `World.join` came
 first.
@@ -18,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.blocks import Mail, PendingExchange, Window
 from resist_hvd.comm.changes import ChangesAverage, EncodedShift
-from resist_hvd.comm.codec import CODECS, Codec
+from resist_hvd.comm.codec import CODECS
 from resist_hvd.comm.encoded_blocks import CodeRoom, EncodedExchange
 from resist_hvd.comm.shift import Shift
 from resist_hvd.comm.world import World
@@ -112,6 +112,8 @@ class Transport:
         self._host_copies: dict[tuple[str, int], Tensor] = {}
         self._codec = None if block_codec == "fp32" else CODECS[block_codec](world.device)
         self._room = CodeRoom(world.device, staged=self._stages_messages)
+        self._returning: list[tuple[Tensor, Tensor]] = []
+        self._window = Window() if world.local_size < world.size else None
 
     # -- among all workers ---------------------------------------------------------------------------------------
 
@@ -219,10 +221,23 @@ class Transport:
         *,
         exact: bool = False,
     ) -> None:
-        """Average the blocks that several hold, and move every block to its next holders.
+        """Average the blocks that several hold, and move every block to its next holders; see `begin_exchange`."""
+        self.finish_exchange(self.begin_exchange(plan, held, arriving, scratch, exact=exact))
+
+    def begin_exchange(
+        self,
+        plan: Exchange,
+        held: Mapping[int, Tensor],
+        arriving: Mapping[int, Tensor],
+        scratch: Sequence[Tensor] = (),
+        *,
+        exact: bool = False,
+    ) -> PendingExchange | EncodedExchange:
+        """Begin to average the blocks that several hold, and to move every block to its next holders.
 
         Blocks with one holder leave at once, parts of the others as soon as they are averaged: copies are summed in
-        ascending order of ranks, so that the bits do not depend on who sums them.
+        ascending order of ranks, so that the bits do not depend on who sums them. Its `advance` has it go on
+        meanwhile, and `finish_exchange` ends it, before another begins; until then all buffers are in use.
 
         Args:
             plan: the exchange, the same on every rank.
@@ -234,94 +249,43 @@ class Transport:
             exact: send them as they are, whatever the codec.
         """
         with self.world.stopwatch.measure("blocks"):
-            if self._codec is None or exact:
-                self._exchange(plan, held, arriving, scratch)
-            else:
-                self._exchange_encoded(plan, held, arriving, self._codec)
+            if self._codec is not None and not exact:
+                return EncodedExchange(
+                    self.world.rank, plan, held, arriving, self._codec, self._room, self._groups, self._messages
+                )
+            rank, room = self.world.rank, [] if self._stages_messages else list(scratch)
+            messages: list[Share | Fetch] = [*plan.shares, *plan.fetches]
+            used = dict.fromkeys(message.block for message in messages if rank in (message.source, message.destination))
+            buffers = {block: held[block] if block in held else arriving[block] for block in used}
+            if self._stages_messages:
+                for number, (block, buffer) in enumerate(buffers.items()):
+                    copy = self._host_copy(("exchange", number), buffer)
+                    if block in held:
+                        copy.copy_(buffer)
+                    if rank in plan.next_holders[block]:
+                        self._returning.append((buffer, copy))
+                    buffers[block] = copy
+            copies: dict[tuple[int, int], Tensor] = {}
+            for share in plan.shares:
+                if share.destination == rank:
+                    whole = buffers[share.block]
+                    part = whole[plan.part(share.block, share.part, whole.numel())]
+                    cut = cut_off(room, part.numel())
+                    if cut is None:
+                        cut = self._host_copy(("share", len(copies)), part)
+                    copies[share.block, share.source] = cut
+            mail = Mail(self._messages, self._groups)
+            return PendingExchange(rank, plan, buffers, copies, mail, self._window)
 
-    def _exchange_encoded(
-        self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor], codec: Codec
-    ) -> None:
-        rank, activity = self.world.rank, self.world.activity
-        pending = EncodedExchange(rank, plan, held, arriving, codec, self._room, self._groups, self._messages)
-        with activity.waiting():
-            pending.finish(activity.progress)
-        self.sent += BytesSent(blocks=pending.bytes_sent)
-
-    def _exchange(
-        self, plan: Exchange, held: Mapping[int, Tensor], arriving: Mapping[int, Tensor], scratch: Sequence[Tensor]
-    ) -> None:
-        rank, room = self.world.rank, [] if self._stages_messages else list(scratch)
-        shares = [share for share in plan.shares if rank in (share.source, share.destination)]
-        fetches = [fetch for fetch in plan.fetches if rank in (fetch.source, fetch.destination)]
-        messages: list[Share | Fetch] = [*shares, *fetches]
-        used = dict.fromkeys(message.block for message in messages)
-        targets = {block: held[block] if block in held else arriving[block] for block in used}
-        buffers = dict(targets)
-        if self._stages_messages:
-            for number, (block, buffer) in enumerate(targets.items()):
-                buffers[block] = self._host_copy(("exchange", number), buffer)
-                if block in held:
-                    buffers[block].copy_(buffer)
-
-        def part(message: Share | Fetch) -> Tensor:
-            buffer: Tensor = buffers[message.block]
-            return buffer[plan.part(message.block, message.part, buffer.numel())]
-
-        def receive(fetch: Fetch) -> Any:
-            return self._messages.Irecv(part(fetch).numpy(), source=fetch.source, tag=fetch.block)
-
-        # What comes to a holder that keeps the block lands where its copy is, which must have left first.
-        lands_at_once = [fetch for fetch in fetches if fetch.destination == rank and fetch.block in arriving]
-        lands_later = [fetch for fetch in fetches if fetch.destination == rank and fetch.block not in arriving]
-        later = [receive(fetch) for fetch in lands_at_once]
-        copies: dict[int, list[tuple[int, Tensor]]] = {}
-        requests = []
-        for number, share in enumerate(shares):
-            group, holders = self._groups[plan.holders[share.block]], plan.holders[share.block]
-            if share.destination == rank:
-                copy = cut_off(room, part(share).numel())
-                if copy is None:
-                    copy = self._host_copy(("share", number), part(share))
-                copies.setdefault(share.block, []).append((share.source, copy))
-                requests.append(group.Irecv(copy.numpy(), source=holders.index(share.source), tag=share.block))
-        for share in shares:
-            if share.source == rank:
-                group, holders = self._groups[plan.holders[share.block]], plan.holders[share.block]
-                requests.append(self._send(group, part(share), holders.index(share.destination), share.block))
-        departures = [fetch for fetch in fetches if fetch.source == rank]
-        later += [
-            self._send(self._messages, part(fetch), fetch.destination, fetch.block)
-            for fetch in departures
-            if len(plan.holders[fetch.block]) == 1
-        ]
-        self._wait_for(requests)
-        later += [receive(fetch) for fetch in lands_later]
-        for block, received in copies.items():
-            own = plan.part(block, plan.owners[block].index(rank), buffers[block].numel())
-            average(buffers[block][own], rank, received)
-        later += [
-            self._send(self._messages, part(fetch), fetch.destination, fetch.block)
-            for fetch in departures
-            if len(plan.holders[fetch.block]) > 1
-        ]
-        self._wait_for(later)
-        if self._stages_messages:
-            for block, target in targets.items():
-                if rank in plan.next_holders[block]:
-                    target.copy_(buffers[block])
-
-    def _wait_for(self, requests: list[Any]) -> None:
-        """Wait until all have ended; each one that does is progress, as a slow link shows no other."""
-        from mpi4py import MPI
-
-        with self.world.activity.waiting():
-            while MPI.Request.Waitsome(requests) is not None:  # none is left to wait for
-                self.world.activity.progress()
-
-    def _send(self, comm: Any, buffer: Tensor, destination: int, block: int) -> Any:
-        self.sent += BytesSent(blocks=buffer.nbytes)
-        return comm.Isend(buffer.numpy(), dest=destination, tag=block)
+    def finish_exchange(self, pending: PendingExchange | EncodedExchange) -> None:
+        """Wait until an exchange is done."""
+        with self.world.stopwatch.measure("blocks"):
+            with self.world.activity.waiting():
+                pending.finish(self.world.activity.progress)
+            self.sent += BytesSent(blocks=pending.bytes_sent)
+            for buffer, copy in self._returning:
+                buffer.copy_(copy)
+            self._returning.clear()
 
     # -- host memory that stands in for a GPU's -------------------------------------------------------------------
 
@@ -336,20 +300,6 @@ class Transport:
             copy = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._host_copies[key] = copy
         return copy[: tensor.numel()]
-
-
-def average(own: Tensor, rank: int, received: Sequence[tuple[int, Tensor]]) -> None:
-    """Replace `own`, the copy of `rank`, by the average of all copies, summed in ascending order of their ranks.
-
-    Args:
-        own: flat.
-        rank: of this worker.
-        received: the ranks that sent the other copies, and those copies, which do not outlive this.
-    """
-    first, *others = (copy for _, copy in sorted([*received, (rank, own)], key=lambda copy: copy[0]))
-    for copy in others:
-        first.add_(copy)
-    torch.mul(first, 1.0 / (1 + len(others)), out=own)
 
 
 def cut_off(room: list[Tensor], numbers: int) -> Tensor | None:

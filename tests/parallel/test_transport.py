@@ -10,6 +10,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from resist_hvd.comm import blocks
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import exchange, ring_bytes
@@ -32,8 +33,14 @@ def content(block: int, rank: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.rand(size_of(block), generator=generator, dtype=dtype)
 
 
-def rounds(world: World, transport: Transport, count: int, dtype: torch.dtype) -> Iterator[tuple[Partition, Blocks]]:
-    """Exchange blocks for some rounds; yield each new partition and what this rank then holds."""
+def rounds(
+    world: World, transport: Transport, count: int, dtype: torch.dtype, *, advances: bool = False
+) -> Iterator[tuple[Partition, Blocks]]:
+    """Exchange blocks for some rounds; yield each new partition and what this rank then holds.
+
+    Args:
+        advances: whether the exchange is advanced until it is done, and not waited for.
+    """
     before = Rule(DECKS, world.size, MIN_BLOCKS).deal(0)
     held = {block: content(block, world.rank, dtype) for block in before.held[world.rank]}
     for seed in range(1, count + 1):
@@ -41,7 +48,10 @@ def rounds(world: World, transport: Transport, count: int, dtype: torch.dtype) -
         arriving = {b: torch.empty(size_of(b), dtype=dtype) for b in after.held[world.rank] if b not in held}
         plan = exchange(before, after)
         sent = transport.sent
-        transport.exchange(plan, held, arriving)
+        pending = transport.begin_exchange(plan, held, arriving)
+        while advances and not pending.advance():
+            pass
+        transport.finish_exchange(pending)
         sizes = tuple(size_of(block) * dtype.itemsize for block in range(sum(DECKS)))
         assert (transport.sent - sent).blocks == plan.bytes_sent(world.rank, sizes, dtype.itemsize)
         held = {block: {**held, **arriving}[block] for block in after.held[world.rank]}
@@ -63,6 +73,21 @@ def test_every_holder_has_the_average_of_the_holders_before(staged: bool, dtype:
             # Averages of equal values change nothing: after the first round all are what the first made of them.
             mean = torch.stack([content(block, rank, dtype) for rank in first.holders[block]]).mean(dim=0)
             torch.testing.assert_close(value, mean)
+
+
+@pytest.mark.parametrize("chunk", [64, 2**20])
+@pytest.mark.parametrize("advances", [False, True])
+def test_chunks_between_hosts_change_no_bit(
+    chunk: int, advances: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", chunk)
+    whole, in_chunks = make(world, staged=False), make(world, staged=False)
+    in_chunks._window = blocks.Window(most=5)
+    plain = rounds(world, whole, 4, torch.float32)
+    cut = rounds(world, in_chunks, 4, torch.float32, advances=advances)
+    for (_, one), (_, other) in zip(plain, cut, strict=True):
+        assert all(torch.equal(one[block], other[block]) for block in one)
+    assert in_chunks.sent == whole.sent
 
 
 def test_the_way_by_host_memory_changes_no_bit(world: World) -> None:
@@ -142,12 +167,19 @@ class Counting:
         self.sent += message.nbytes
         return self.comm.Isend(message, **destination)
 
+    def Issend(self, message: np.ndarray[Any, Any], **destination: int) -> MPI.Request:
+        self.sent += message.nbytes
+        return self.comm.Issend(message, **destination)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.comm, name)
 
 
-def test_what_is_counted_is_what_mpi_is_given(world: World) -> None:
+@pytest.mark.parametrize("between_hosts", [False, True])
+def test_what_is_counted_is_what_mpi_is_given(between_hosts: bool, world: World) -> None:
     transport = make(world, staged=False)
+    if between_hosts:
+        transport._window = blocks.Window()
     communicators = [Counting(transport._messages), *map(Counting, transport._groups.values())]
     transport._messages = communicators[0]
     transport._groups = dict(zip(transport._groups, communicators[1:], strict=True))
