@@ -12,22 +12,18 @@ number less its decoded value is exact as well, so that error feedback loses not
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import get_args
 
 import torch
 from torch import Tensor
 
+from resist_hvd.protocol.codes import GROUP, RECORDS, SCALE_BYTES, encoded_bytes
 from resist_hvd.settings.exchange import CodecName
-
-GROUP = 256
-"""Numbers that share a scale."""
 
 PIECE_NUMBERS = {"cpu": 127 * GROUP, "cuda": 2**23}
 """Numbers that are encoded at a time. They stay in a CPU's cache from one operation to the next, and are fewer
 than the 32,768 from which on PyTorch calls other threads: each thread that encodes would get its own. On a GPU they
 are many, as each operation has to be launched."""
 
-SCALE_BYTES = 4
 SMALLEST_SCALE = 2.0**-126
 """A group whose scale would be less has this one, float32's least number of full precision."""
 SCALE_BITS = -(2**7)
@@ -47,21 +43,22 @@ class Codec(ABC):
         device: of the buffers.
 
     Attributes:
+        name: by which users choose it.
         group: numbers of a record.
         record: its bytes.
         piece: numbers, whole groups, that pass through the cache together.
     """
 
-    group = 1
-    record: int
+    name: CodecName
 
     def __init__(self, device: torch.device) -> None:
+        self.group, self.record = RECORDS[self.name]
         self.piece = PIECE_NUMBERS["cuda" if device.type == "cuda" else "cpu"]
         self._work = torch.empty(self.piece, device=device)
 
     def bytes_of(self, numbers: int) -> int:
         """Return the bytes of so many numbers: codes and scales."""
-        return -(-numbers // self.group) * self.record
+        return encoded_bytes(self.name, numbers)
 
     def encode(self, flat: Tensor, out: Tensor) -> None:
         """Encode a buffer.
@@ -130,13 +127,13 @@ class Float(Codec):
 class Float32(Float):
     """The numbers themselves."""
 
-    dtype, record = torch.float32, 4
+    name, dtype = "fp32", torch.float32
 
 
 class Float16(Float):
     """Numbers of half the bytes."""
 
-    dtype, record = torch.float16, 2
+    name, dtype = "fp16", torch.float16
 
 
 class Integers(Codec):
@@ -150,7 +147,6 @@ class Integers(Codec):
         planes: stretches that a group is cut into.
     """
 
-    group = GROUP
     bits: int
 
     planes: int
@@ -221,7 +217,7 @@ class Integers(Codec):
 class Int8(Integers):
     """A code a byte."""
 
-    bits, planes, record = 8, 1, SCALE_BYTES + GROUP
+    name, bits, planes = "int8", 8, 1
 
     def _pack(self, codes: Tensor, out: Tensor) -> None:
         out.view(torch.int8).copy_(codes[0])
@@ -233,7 +229,7 @@ class Int8(Integers):
 class Int6(Integers):
     """Four codes in three bytes: those of a group's first three quarters, and above each, two bits of the last's."""
 
-    bits, planes, record = 6, 4, SCALE_BYTES + GROUP * 3 // 4
+    name, bits, planes = "int6", 6, 4
 
     def _pack(self, codes: Tensor, out: Tensor) -> None:
         quarters = self._bytes[: codes.numel()].view_as(codes)
@@ -262,7 +258,7 @@ class Int6(Integers):
 class Int4(Integers):
     """Two codes in a byte: 8 more than one of a group's first half, and above it one of the second's, with its sign."""
 
-    bits, planes, record = 4, 2, SCALE_BYTES + GROUP // 2
+    name, bits, planes = "int4", 4, 2
 
     def _pack(self, codes: Tensor, out: Tensor) -> None:
         first, second = codes
@@ -277,5 +273,5 @@ class Int4(Integers):
         return halves
 
 
-CODECS: dict[CodecName, type[Codec]] = dict(zip(get_args(CodecName), (Float32, Float16, Int8, Int6, Int4), strict=True))
+CODECS: dict[CodecName, type[Codec]] = {codec.name: codec for codec in (Float32, Float16, Int8, Int6, Int4)}
 """Codecs by name."""

@@ -16,10 +16,11 @@ Workers are taken to be alike, links to carry both directions at once, and param
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
+from resist_hvd.protocol.codes import RECORDS, encoded_bytes
 from resist_hvd.protocol.exchange import BUCKET_BYTES
 from resist_hvd.protocol.rule import depth
 
@@ -143,6 +144,8 @@ class Work:
         min_blocks: m, the fewest blocks of a deck that ResIST's sub-networks have.
         micro_batches: into how many GPipe cuts a step's images; None for four times its stages, from where on its
             authors found the pipeline's bubble negligible.
+        trunk: codec of averages among all workers.
+        blocks: codec of blocks.
     """
 
     workers: int
@@ -150,6 +153,8 @@ class Work:
     local_iterations: int
     min_blocks: int = 0
     micro_batches: int | None = None
+    trunk: str = "fp32"
+    blocks: str = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,35 +231,49 @@ def resist(network: Network, work: Work, machine: Machine) -> Cost:
 
     In the paper's convention: 8 (S T + sum over workers of the parameters of their blocks).
 
-    Both of the trunk's average and the blocks' exchange use the link at the same time, so their bytes add.
+    Both of the trunk's average and the blocks' exchange use the link at the same time, so their bytes add. T and what
+    blocks take are those of codes, but for the last bytes of a part that is no whole group.
     """
     workers = work.workers
     load = network.sub_network(workers, work.min_blocks)
-    trunk = FLOAT * network.trunk.parameters
+    trunk = encoded_bytes(work.trunk, network.trunk.parameters)
+    each = RECORDS[work.blocks].bytes / RECORDS[work.blocks].numbers
+    codes = 0.0 if work.blocks == "fp32" or workers == 1 else 2 * each * (load.parameters - network.trunk.parameters)
     sent, busiest = 2.0 * (workers - 1) * trunk, _ring(trunk, workers)
     from resist_hvd.planning.exchanges import exchanged  # loads NumPy, which flags do without
 
     sizes = tuple(network.block(deck).parameters if deck else 0 for deck in network.decks)
     all_sent, most = exchanged(tuple(map(len, network.decks)), sizes, workers, work.min_blocks)
-    sent += FLOAT * all_sent
-    busiest += FLOAT * most * _leaving(workers, machine)
-    return _local("resist", load, work, machine, sent=sent, paper=8.0 * workers * load.parameters, busiest=busiest)
+    sent += each * all_sent
+    busiest += each * most * _leaving(workers, machine)
+    return _local(
+        "resist",
+        load,
+        work,
+        machine,
+        sent=sent,
+        paper=8.0 * workers * load.parameters,
+        busiest=busiest,
+        memory=codes + _memory_of_changes(work, network.trunk.parameters),
+    )
 
 
 def local_sgd(network: Network, work: Work, machine: Machine) -> Cost:
     """Return the cost of a round of local SGD (Stich 2019), the paper's baseline (section 2.4).
 
-    All P parameters are averaged once a round: 2 (S - 1) P in all; in the paper's convention 8 S P.
+    All P parameters are averaged once a round: 2 (S - 1) P in all, or that of codes; in the paper's convention 8 S P.
     """
     load, workers = network.whole, work.workers
+    size = encoded_bytes(work.trunk, load.parameters)
     return _local(
         "local-sgd",
         load,
         work,
         machine,
-        sent=2.0 * (workers - 1) * FLOAT * load.parameters,
+        sent=2.0 * (workers - 1) * size,
         paper=8.0 * workers * load.parameters,
-        busiest=_ring(FLOAT * load.parameters, workers),
+        busiest=_ring(size, workers),
+        memory=_memory_of_changes(work, load.parameters),
     )
 
 
@@ -265,7 +284,7 @@ def data_parallel(network: Network, work: Work, machine: Machine) -> Cost:
     has computed goes on beside the rest of it: of a step's transfer, what exceeds two thirds of its arithmetic is seen,
     and in any case that of the last bucket, which is full when the pass is over.
     """
-    once = local_sgd(network, work, machine)
+    once = local_sgd(network, replace(work, trunk="fp32"), machine)
     steps = work.local_iterations
     hidden = once.seconds_compute * (TRAINING - 1) / TRAINING
     transfer = steps * once.seconds_bandwidth
@@ -369,6 +388,13 @@ def _cut(parts: Sequence[Part], limit: int) -> list[list[Part]]:
     return stages
 
 
+def _memory_of_changes(work: Work, numbers: int) -> float:
+    """Return what a worker keeps to average so many numbers by their changes (`comm.changes`): nothing with fp32."""
+    if work.trunk == "fp32" or work.workers == 1:
+        return 0.0
+    return FLOAT * numbers * (2 + 1 / work.workers) + encoded_bytes(work.trunk, numbers)
+
+
 def _ring(size: float, workers: int) -> float:
     return 2.0 * size * (workers - 1) / workers
 
@@ -384,9 +410,20 @@ def _leaving(workers: int, machine: Machine) -> float:
 
 
 def _local(
-    method: MethodCosted, load: Load, work: Work, machine: Machine, *, sent: float, paper: float, busiest: float
+    method: MethodCosted,
+    load: Load,
+    work: Work,
+    machine: Machine,
+    *,
+    sent: float,
+    paper: float,
+    busiest: float,
+    memory: float = 0.0,
 ) -> Cost:
-    """Return the cost of l local steps on a worker's own network, followed by one synchronisation."""
+    """Return the cost of l local steps on a worker's own network, followed by one synchronisation.
+
+    That takes the memory given beside the network's own.
+    """
     alone = work.workers == 1
     within = machine.ranks_per_host >= work.workers
     flops = float(TRAINING * load.flops * work.batch * work.local_iterations)
@@ -396,7 +433,7 @@ def _local(
         bytes_paper=paper,
         bytes_busiest=busiest,
         flops=flops,
-        memory=3.0 * FLOAT * load.parameters + FLOAT * work.batch * load.kept,
+        memory=3.0 * FLOAT * load.parameters + FLOAT * work.batch * load.kept + memory,
         seconds_compute=flops / machine.flops,
         seconds_bandwidth=0.0 if alone or within else busiest / machine.bandwidth,
         seconds_latency=0.0 if alone else 2 * (work.workers - 1) * machine.latency + machine.overhead,

@@ -33,4 +33,11 @@ def network_of(settings: PlanSettings) -> Network:
 def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:
     """Return a round's work on so many workers; with another l or m if given."""
     given = {"local_iterations": settings.local_iterations, "min_blocks": settings.min_blocks, **changes}
-    return Work(workers=workers, batch=settings.data.batch_size, micro_batches=settings.micro_batches, **given)
+    return Work(
+        workers=workers,
+        batch=settings.data.batch_size,
+        micro_batches=settings.micro_batches,
+        trunk=settings.exchange.trunk,
+        blocks=settings.exchange.blocks,
+        **given,
+    )

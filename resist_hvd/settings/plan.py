@@ -49,6 +49,7 @@ class PlanSettings(Settings):
         "epochs",
         "warmup_epochs",
         "model",
+        "exchange",
         "data.name",
         "data.batch_size",
         "data.image_size",

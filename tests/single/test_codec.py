@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from resist_hvd.comm.codec import CODECS, GROUP, Codec, Integers
+from resist_hvd.comm.codec import CODECS, Codec, Integers
+from resist_hvd.protocol.codes import GROUP
 from resist_hvd.settings.exchange import CodecName
 
 CPU = torch.device("cpu")

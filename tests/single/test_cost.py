@@ -1,5 +1,8 @@
 """What a round costs: against the paper's numbers, against deals and exchanges, and against networks that are built."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +27,9 @@ def network(settings: ModelSettings, *, image_size: int = 32, classes: int = 100
 
 PAPERS = network(ModelSettings(final_norm=False))
 """The authors' released ResNet-101 for CIFAR-100."""
+
+
+EIGHT_BITS: dict[str, Any] = {"trunk": "int8", "blocks": "int8"}
 
 
 def work(workers: int, **changes: int) -> Work:
@@ -179,3 +185,22 @@ def test_ranks_of_one_host_share_its_link() -> None:
     assert together.bytes_busiest - trunk == pytest.approx((apart.bytes_busiest - trunk) * 4 * 4 / 7)
     alone = cost.resist(PAPERS, work(8), Machine(flops=6e12, bandwidth=1.0, latency=5e-5, ranks_per_host=8))
     assert alone.seconds_bandwidth == 0
+
+
+# -- few bits ----------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_follow_the_codecs() -> None:
+    plain, few = (cost.resist(PAPERS, replace(work(4), **codecs), MACHINE) for codecs in ({}, EIGHT_BITS))
+    assert few.bytes_sent / plain.bytes_sent == pytest.approx(260 / 1024, rel=1e-3)
+    assert few.bytes_busiest / plain.bytes_busiest == pytest.approx(260 / 1024, rel=1e-3)
+    assert few.bytes_paper == plain.bytes_paper
+    trunk, blocks = PAPERS.trunk.parameters, PAPERS.sub_network(4, 4).parameters - PAPERS.trunk.parameters
+    codes = 260 / 256 * (trunk + 2 * blocks)
+    assert few.memory - plain.memory == pytest.approx(4 * trunk * 2.25 + codes, rel=1e-3)
+    local, local_few = (cost.local_sgd(PAPERS, replace(work(4), **codecs), MACHINE) for codecs in ({}, EIGHT_BITS))
+    assert local_few.bytes_sent / local.bytes_sent == pytest.approx(260 / 1024, rel=1e-3)
+    one, other = (cost.data_parallel(PAPERS, replace(work(4), **codecs), MACHINE) for codecs in ({}, EIGHT_BITS))
+    assert one == other
+    alone = cost.resist(PAPERS, replace(work(1), **EIGHT_BITS), MACHINE)
+    assert alone == cost.resist(PAPERS, work(1), MACHINE)
