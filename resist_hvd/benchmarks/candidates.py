@@ -51,21 +51,34 @@ class Ours(Candidate):
         self._run = make_run(name, settings, world, source)
         self._local = LocalTraining(self._run)
         self._settings = settings
+        self._overlap = settings.overlap if self._run.method.overlaps else 0
         self._rounds = 0
 
     def round(self) -> float:
-        """Make l steps, and synchronise."""
+        """Make l steps, and synchronise, beside the last of them where they overlap."""
         self._rounds += 1
         world, method = self._run.world, self._run.method
-        waited = world.stopwatch.seconds["trunk"]
-        for _ in range(self._settings.local_iterations):
+        waited = self._waited()
+        for left in reversed(range(self._settings.local_iterations)):
             self._local.step()
+            if left == self._overlap > 0:
+                with world.stopwatch.measure("depart"):
+                    method.depart(self._next_seed(), early=True)
         finish(world.device)
-        waited = world.stopwatch.seconds["trunk"] - waited
+        waited = self._waited() - waited
         began = perf_counter()
-        method.synchronise(world.broadcast_seed(derive(self._settings.seed, "round", self._rounds)))
+        if not self._overlap:
+            method.depart(self._next_seed())
+        method.arrive()
         finish(world.device)
         return waited + perf_counter() - began
+
+    def _waited(self) -> float:
+        """Return the seconds between steps, so far, of early departures, or of data-parallel training's averages."""
+        return self._run.world.stopwatch.seconds["depart" if self._overlap else "trunk"]
+
+    def _next_seed(self) -> int:
+        return self._run.world.broadcast_seed(derive(self._settings.seed, "round", self._rounds))
 
     @property
     def sent(self) -> int:  # type: ignore[override]
@@ -158,6 +171,7 @@ def make_run(name: MethodName, settings: CompareSettings, world: World, source: 
         model=settings.model,
         data=settings.data,
         optim=settings.optim,
+        overlap=settings.overlap if name in AVERAGING else 0,
         exchange=ExchangeSettings(
             trunk=settings.exchange.trunk if name in AVERAGING else "fp32",
             blocks=settings.exchange.blocks if name == "resist" else "fp32",

@@ -4,20 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
-from resist_hvd.comm.courier import Courier
+from resist_hvd.comm.blocks import PendingExchange
+from resist_hvd.comm.courier import Courier, UnderWay
+from resist_hvd.comm.encoded_blocks import EncodedExchange
 from resist_hvd.comm.transport import PendingAverage, Transport
 from resist_hvd.methods.base import OWN, Method, Setup
 from resist_hvd.methods.drift import Drift
 from resist_hvd.methods.local_sgd import LocalSGD
 from resist_hvd.methods.state import FlatState, NamedPieces, copy_share
-from resist_hvd.protocol.exchange import exchange
+from resist_hvd.protocol.exchange import Exchange, exchange
 from resist_hvd.protocol.hands import give
+from resist_hvd.protocol.partition import Partition
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A worker's way from one partition to the next.
+
+    Attributes:
+        after: the next partition.
+        plan: the exchange that leads there.
+        blocks: this worker's of the next round, in the order of its slots.
+        moves: for each slot of the next round the slot in which its block was before, None where it arrives.
+        leaving: all blocks that are averaged or sent, whoever holds them.
+        shared: those that are averaged.
+    """
+
+    after: Partition
+    plan: Exchange
+    blocks: tuple[int, ...]
+    moves: tuple[int | None, ...]
+    leaving: frozenset[int]
+    shared: frozenset[int]
+
+    @classmethod
+    def between(cls, before: Partition, after: Partition, rank: int) -> Passage:
+        """Return the way of the worker of a rank."""
+        old_slot = {block: slot for slot, block in enumerate(before.held[rank])}
+        return cls(
+            after=after,
+            plan=exchange(before, after),
+            blocks=after.held[rank],
+            moves=tuple(old_slot.get(block) for block in after.held[rank]),
+            leaving=before.leaving(after),
+            shared=frozenset(block for block, holders in enumerate(before.holders) if len(holders) > 1),
+        )
+
+    @property
+    def arriving(self) -> dict[int, int]:
+        """The blocks that this worker receives, by their slots."""
+        return {slot: self.blocks[slot] for slot, old in enumerate(self.moves) if old is None}
+
+    @property
+    def kept_and_shared(self) -> list[int]:
+        """The slots of the next round whose blocks this worker has, and others too."""
+        return [s for s, old in enumerate(self.moves) if old is not None and self.blocks[s] in self.shared]
+
+    @property
+    def given_away(self) -> list[int]:
+        """The slots of the last round whose blocks this worker has no more."""
+        return [slot for slot in range(len(self.moves)) if slot not in self.moves]
 
 
 class Resist(Method):
@@ -43,7 +95,10 @@ class Resist(Method):
             for _ in range(blocks)
         )
         self._drift: Drift | None = None
-        self._next = self.partition
+        self._aside: list[Tensor] = []
+        self._landing: dict[int, Tensor] = {}
+        self._passage: Passage
+        self._exchanging: PendingExchange | EncodedExchange
         self._averaging: PendingAverage | None = None
         self._courier: Courier | None = None
         if setup.overlap:
@@ -55,55 +110,88 @@ class Resist(Method):
         return cls(setup, seed) if samples >= setup.warmup_samples else WarmUp(setup, seed=seed)
 
     def make_room(self) -> None:
-        """Take the memory of one more trunk."""
-        trunk = self.subnet.trunk
-        self._drift = Drift(trunk, torch.zeros_like(trunk), self.transport, "trunk", self.changes)
+        """Take the memory of one more trunk, and where blocks are shared that of one more sub-network."""
+        subnet = self.subnet
+        if self.rule.groups:
+            trunk, self._aside = subnet.cut(torch.zeros_like(subnet.parameters_flat))
+        else:
+            trunk = torch.zeros_like(subnet.trunk)
+        self._drift = Drift(subnet.trunk, trunk, self.transport, "trunk", self.changes)
         self.overlaps = True
 
     def depart(self, seed: int, *, early: bool = False) -> None:
-        """Begin to average the trunk among all, and deal anew, so that the most of what workers hold stays.
+        """Begin to average the trunk among all and shared blocks among their holders; send blocks to their next ones.
+
+        Blocks are dealt anew so that the most of what workers hold stays.
+
+        Blocks, and copies that are to be averaged, arrive in the gradients' buffer, which no one needs between rounds,
+        so that an exchange takes no memory of its own.
 
         If steps follow, the trunk goes on, and gains the average minus what it is now. Blocks that are averaged or move
         stand still, so that their holders' copies stay alike, and the next holders get what the last ones had.
         """
-        self._next = give(self.rule, self.partition, self.rule.deal(seed), self._block_sizes)
+        after = give(self.rule, self.partition, self.rule.deal(seed), self._block_sizes)
+        passage = Passage.between(self.partition, after, self.setup.world.rank)
         if early and self._drift is not None:
-            leaving = self.partition.leaving(self._next)
-            self.subnet.freeze(slot for slot, block in enumerate(self.blocks) if block in leaving)
-            self._courier = Courier(self.setup.world, {"trunk": self._drift.depart()})
+            self._exchanging = self._exchange_beside_steps(passage)
+            under_way: dict[str, UnderWay] = {"blocks": self._exchanging, "trunk": self._drift.depart()}
+            self._courier = Courier(self.setup.world, under_way)
         else:
             self._averaging = self.transport.start_average(self.subnet.trunk, "trunk", self.changes, exact=self.exact)
+            self._exchanging = self._exchange(passage)
+        self._passage = passage
+
+    def _exchange(self, passage: Passage) -> PendingExchange | EncodedExchange:
+        """Begin the exchange of blocks, with no step before its end."""
+        landing = self.subnet.slot_gradients
+        free = [gradients for slot, gradients in enumerate(landing) if slot not in passage.arriving]
+        self._landing = dict(enumerate(landing))
+        arriving = {block: landing[slot] for slot, block in passage.arriving.items()}
+        scratch = [*free, self.subnet.trunk_gradients]
+        return self.transport.begin_exchange(passage.plan, self.slots, arriving, scratch, exact=self.exact)
+
+    def _exchange_beside_steps(self, passage: Passage) -> PendingExchange | EncodedExchange:
+        """Begin the exchange of blocks that stand still while steps are made, in the memory of their gradients.
+
+        A shared block is averaged in a copy, since this worker goes on to compute with what it has. What is left of the
+        gradients' memory is for blocks that arrive, and for copies that are to be averaged.
+        """
+        subnet, blocks = self.subnet, self.blocks
+        subnet.freeze(slot for slot, block in enumerate(blocks) if block in passage.leaving)
+        held = dict(self.slots)
+        for slot, block in enumerate(blocks):
+            if block in passage.shared:
+                held[block] = subnet.slot_gradients[slot].copy_(subnet.slots[slot])
+        room = [subnet.slot_gradients[slot] for slot in passage.given_away if blocks[slot] not in passage.shared]
+        room += self._aside
+        self._landing = {slot: subnet.slot_gradients[old] for slot, old in enumerate(passage.moves) if old is not None}
+        for slot in passage.arriving:
+            place = next(n for n, free in enumerate(room) if len(free) == len(subnet.slots[slot]))
+            self._landing[slot] = room.pop(place)
+        arriving = {block: self._landing[slot] for slot, block in passage.arriving.items()}
+        return self.transport.begin_exchange(passage.plan, held, arriving, room, exact=self.exact)
 
     def arrive(self) -> None:
-        """Average shared blocks among their holders; send every block to its next holders; wait for the trunk.
-
-        Blocks, and copies that are to be averaged, arrive in the gradients' buffer, which no one needs between rounds,
-        so that an exchange takes no memory of its own.
-        """
-        before, after = self.partition, self._next
-        held = self.slots
-        old_slot = {block: slot for slot, block in enumerate(held)}
-        moves = [old_slot.get(block) for block in after.held[self.setup.world.rank]]
-        self.partition = after
-        self.subnet.freeze(())
-        landing = list(zip(self.blocks, moves, self.subnet.slots, self.subnet.slot_gradients, strict=True))
-        arriving = {block: gradients for block, old, _, gradients in landing if old is None}
-        free = [gradients for _, old, _, gradients in landing if old is not None]
-        scratch = [*free, self.subnet.trunk_gradients]
-        self.transport.exchange(exchange(before, after), held, arriving, scratch, exact=self.exact)
+        """Put what has arrived into its slots, and go on from the trunk's average."""
+        passage, courier, subnet = self._passage, self._courier, self.subnet
+        if courier is not None:
+            courier.finish()
+        self.transport.finish_exchange(self._exchanging)
+        subnet.freeze(())
         # A block that stays in another slot goes by the gradients' buffer too, since its place may still be another's.
-        for slot, (_, old, _, gradients) in enumerate(landing):
-            if old is not None and old != slot:
-                gradients.copy_(self.subnet.slots[old])
-        for slot, (_, old, parameters, gradients) in enumerate(landing):
-            if old != slot:
-                parameters.copy_(gradients)
+        apart = {*passage.arriving, *(passage.kept_and_shared if courier is not None else ())}
+        moved = [slot for slot, old in enumerate(passage.moves) if old != slot or slot in apart]
+        for slot in moved:
+            if (old := passage.moves[slot]) is not None and slot not in apart:
+                self._landing[slot].copy_(subnet.slots[old])
+        for slot in moved:
+            subnet.slots[slot].copy_(self._landing[slot])
+        self.partition = passage.after
         if self.setup.momentum == "keep":
-            self.optimizer_state.carry(moves)
+            self.optimizer_state.carry(passage.moves)
         else:
             self.optimizer_state.restart()
-        if self._courier is not None and self._drift is not None:
-            self._courier.finish()
+        if courier is not None and self._drift is not None:
             self._courier = None
             self._drift.arrive()
         else:

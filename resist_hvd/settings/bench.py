@@ -178,7 +178,17 @@ class CompareSettings(Settings):
     Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel and its PostLocalSGDOptimizer.
     """
 
-    TAKES: ClassVar = ("local_iterations", "min_blocks", "seed", "device", "model", "data", "optim", "exchange")
+    TAKES: ClassVar = (
+        "local_iterations",
+        "overlap",
+        "min_blocks",
+        "seed",
+        "device",
+        "model",
+        "data",
+        "optim",
+        "exchange",
+    )
     BASE: ClassVar[dict[str, Any]] = {"local_iterations": 10, "model.sections": "1,1,13,1", "model.width_factor": 0.25}
 
     candidates: str = ",".join((*OURS, *THEIRS))

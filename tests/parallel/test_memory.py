@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 import torch
 
+from resist_hvd.comm.shift import LEAST_BYTES, PIECES
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Method
 from resist_hvd.records import RoundRecord
@@ -67,9 +68,13 @@ def assert_has_its_sub_network_alone(method: Method, world: World) -> None:
     # Parameters, gradients and momentum; the rest is the losses of a round.
     least = most = 3 * method.subnet.parameters_flat.nbytes
     if method.overlaps:
-        # What has departed, and what arrives; and two pieces of the trunk, of 1/32 each.
-        least += method.subnet.trunk.nbytes
-        most += method.subnet.parameters_flat.nbytes + method.subnet.trunk.nbytes // 16
+        # What has departed of the trunk, with the two pieces of it that are averaged at a time; and where blocks are
+        # shared, copies of them.
+        trunk = method.subnet.trunk.nbytes
+        least += trunk
+        most += trunk + 2 * max(trunk // PIECES, LEAST_BYTES)
+        if method.rule.groups:
+            most += method.subnet.parameters_flat.nbytes - trunk
     assert least <= sum(storage.nbytes() for storage in storages) <= 1.01 * most
 
 
