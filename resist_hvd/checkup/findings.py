@@ -62,6 +62,7 @@ def judge(views: Sequence[View], links: Sequence[Link], clocks: Mapping[str, flo
         memory,
         mpi,
         horovod,
+        told,
         pytorch,
         gpus,
         precision,
@@ -223,6 +224,13 @@ def horovod(views: Sequence[View]) -> Finding:
         lambda view: f"{view.libraries.horovod}, with {'MPI and NCCL' if view.libraries.with_nccl else 'MPI'}",
         "Run the same launch/setup on all hosts.",
     )
+
+
+def told(views: Sequence[View]) -> Finding:
+    """Variables by which MPI and Horovod were told how to work, by this program or by others."""
+    seen = by_value(views, lambda view: " ".join(view.told) or "nothing")
+    ways = [words if len(seen) == 1 else f"{words} on {listed(hosts)}" for words, hosts in seen.items()]
+    return Finding("told to them", "; ".join(ways))
 
 
 def pytorch(views: Sequence[View]) -> Finding:

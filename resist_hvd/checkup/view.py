@@ -16,6 +16,7 @@ import torch
 
 import resist_hvd
 from resist_hvd.comm.devices import computes_bf16, driver_version, gpu_identity, gpu_is_present
+from resist_hvd.comm.launch import in_effect
 from resist_hvd.comm.probe import Libraries, libraries
 from resist_hvd.comm.resources import Resources, own_resources
 from resist_hvd.comm.world import World
@@ -35,6 +36,7 @@ class View:
         gpus_seen: whether the host has a GPU, whatever PyTorch thinks of it.
         bf16: whether the device that this rank would take has instructions for bfloat16.
         dali: its version.
+        told: variables that say how MPI and Horovod are to work, NAME=VALUE.
         shared_memory: free in /dev/shm.
         locked_memory: how much a process may lock, for InfiniBand.
         infiniband: whether the host has it.
@@ -56,6 +58,7 @@ class View:
     bf16: bool
     dali: str
     libraries: Libraries
+    told: tuple[str, ...]
     code: str
     config: str
     shared_memory: int
@@ -86,6 +89,7 @@ def look(world: World, output: Path, config: Path | None) -> View:
         bf16=computes_bf16(device),
         dali=version_of_dali(),
         libraries=libraries(),
+        told=in_effect(),
         code=digest_of_code(),
         config=digest_of_file(config),
         shared_memory=free_space(Path("/dev/shm")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -36,6 +37,20 @@ MPI_VARIABLES = (
 )
 """Variables by which a launcher tells a rank how to find the others by MPI. Others of such names are settings, which a
 module or a batch script may export: PMIX_MCA_psec, PMI_MMAP_SYNC_WAIT_TIME."""
+
+RULES = Path(__file__).with_name("allreduce.rules")
+"""The algorithms by which Open MPI averages between hosts. Its own choice for some MB, recursive doubling among other
+things, fills half of a slow link; messages above 64 KiB wait for answers that are queued behind others' bytes."""
+
+IN_EFFECT = (
+    "OMPI_MCA_btl",
+    "OMPI_MCA_mpi_yield_when_idle",
+    "OMPI_MCA_coll_tuned_use_dynamic_rules",
+    "OMPI_MCA_coll_tuned_dynamic_rules_filename",
+    "HOROVOD_CYCLE_TIME",
+    "HOROVOD_FUSION_THRESHOLD",
+)
+"""Variables that this program sets where nobody else has."""
 
 SPINNING_THREADS = 2
 """Threads of a rank that keep a core busy while they wait: the main one in MPI, and Horovod's."""
@@ -198,6 +213,11 @@ def prepare_environment() -> None:
         del os.environ["SLURM_STEP_ID"]
 
 
+def in_effect(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return what MPI and Horovod have been told by variables that this program sets, or found set: NAME=VALUE each."""
+    return tuple(f"{name}={environment[name]}" for name in IN_EFFECT if name in environment)
+
+
 def refuse_missing_open_mpi(environment: Mapping[str, str] = os.environ, prefix: Path = Path(sys.prefix)) -> None:
     """Refuse an OPAL_PREFIX without an Open MPI, which would end MPI's start with pages of text.
 
@@ -222,7 +242,10 @@ def open_mpi_variables(
 
     An Open MPI in the virtual environment is told its folder by its mpirun; a single worker has nobody else to tell it,
     and a module may have named another. It is kept from listening on the network where all ranks are on one host, and a
-    single worker needs no daemon, which would listen, too. A site's Open MPI is left as its files have it.
+    single worker needs no daemon, which would listen, too. In this a site's Open MPI is left as its files have it.
+
+    Between hosts any Open MPI averages what is large in a ring of small segments, which fills a slow link, unless the
+    user or the site has set anything about collectives.
 
     Args:
         environment: this process's.
@@ -242,6 +265,10 @@ def open_mpi_variables(
         if not launched_by_mpi(environment):
             found["OMPI_MCA_ess_singleton_isolated"] = "1"
     in_files = parameters_in_files(prefix)
+    given = in_files | {name.removeprefix("OMPI_MCA_") for name in environment if name.startswith("OMPI_MCA_")}
+    if not on_one_host(environment) and not any(name == "coll" or name.startswith("coll_") for name in given):
+        found["OMPI_MCA_coll_tuned_use_dynamic_rules"] = "1"
+        found["OMPI_MCA_coll_tuned_dynamic_rules_filename"] = str(RULES)
     return {
         name: value
         for name, value in found.items()
@@ -254,13 +281,17 @@ def on_one_host(environment: Mapping[str, str]) -> bool:
     if not launched_by_mpi(environment):
         return True
     size = environment.get("OMPI_COMM_WORLD_SIZE")
-    return size is not None and size == environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    if size is None:  # srun says how many hosts its step has
+        return environment.get("SLURM_STEP_NUM_NODES") == "1"
+    return size == environment.get("OMPI_COMM_WORLD_LOCAL_SIZE")
 
 
 def parameters_in_files(prefix: Path) -> set[str]:
-    """Return the parameters that Open MPI's files set: the user's and its own."""
+    """Return the parameters that Open MPI's files set: the user's and its own, or those of the site's on the path."""
     found = set()
-    for file in (Path("~/.openmpi/mca-params.conf").expanduser(), prefix / "etc" / "openmpi-mca-params.conf"):
+    program = shutil.which("ompi_info")
+    own = Path(program).parent.parent if program and not has_open_mpi(prefix) else prefix
+    for file in (Path("~/.openmpi/mca-params.conf").expanduser(), own / "etc" / "openmpi-mca-params.conf"):
         with contextlib.suppress(OSError):
             lines = file.read_text(errors="replace").splitlines()
             found |= {line.partition("=")[0].strip() for line in lines if "=" in line}

@@ -39,6 +39,7 @@ def view(rank: int, **others: Any) -> View:
         bf16=True,
         dali="",
         libraries=LIBRARIES,
+        told=("HOROVOD_CYCLE_TIME=0.1",),
         code="c0de" * 16,
         config="",
         shared_memory=8 * GIB,
@@ -66,7 +67,8 @@ def test_sound_views_need_nothing(size: int) -> None:
     found = judge(views(size=size), [], {})
     assert {each.level for each in found} == {"ok"}
     assert not any(each.mend for each in found)
-    assert len({each.check for each in found}) == len(found) == 13
+    assert len({each.check for each in found}) == len(found) == 14
+    assert any("HOROVOD_CYCLE_TIME=0.1" in each.seen for each in found)
 
 
 WITH_NCCL = replace(LIBRARIES, with_nccl=True)

@@ -130,8 +130,42 @@ def test_on_one_host_mpi_keeps_off_the_network(prefix: Path, monkeypatch: pytest
     assert told(ranks(4, 4), 64, prefix=prefix) == own | {"OMPI_MCA_btl": "^tcp"}
     alone = {"OMPI_MCA_btl": "^tcp", "OMPI_MCA_ess_singleton_isolated": "1"}
     assert told({}, 64, prefix=prefix) == own | alone
-    assert told(ranks(8, 4), 64, prefix=prefix) == told({"PMIX_RANK": "0"}, 64, prefix=prefix) == own
+    assert told({"PMIX_RANK": "0", "SLURM_STEP_NUM_NODES": "1"}, 64, prefix=prefix) == own | {"OMPI_MCA_btl": "^tcp"}
+    several = told(ranks(8, 4), 64, prefix=prefix)
+    assert several == told({"PMIX_RANK": "0"}, 64, prefix=prefix)
+    assert "OMPI_MCA_btl" not in several
     assert told(ranks(4, 4), 64) == {}  # a site's MPI is as its files have it
+
+
+RING = {
+    "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+    "OMPI_MCA_coll_tuned_dynamic_rules_filename": str(launch.RULES),
+}
+
+
+def test_between_hosts_any_mpi_averages_in_a_ring(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(prefix))
+    assert told(ranks(8, 4), 64, prefix=prefix) == RING | {"OPAL_PREFIX": str(prefix)}
+    assert told(ranks(8, 4), 64) == told({"PMIX_RANK": "0", "SLURM_STEP_NUM_NODES": "2"}, 64) == RING
+    assert launch.RULES.is_file()
+    assert launch.in_effect({**RING, "HOME": "/root"}) == tuple(f"{name}={value}" for name, value in RING.items())
+
+
+def test_a_choice_of_collectives_by_the_user_or_the_site_stays(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for chosen in ("OMPI_MCA_coll_tuned_allreduce_algorithm", "OMPI_MCA_coll", "OMPI_MCA_coll_hcoll_enable"):
+        assert told({**ranks(8, 4), chosen: "3"}, 64) == {}
+    # A site's Open MPI is the one whose programs are found.
+    site = tmp_path / "site"
+    (site / "bin").mkdir(parents=True)
+    (site / "bin" / "ompi_info").touch(mode=0o755)
+    (site / "etc").mkdir()
+    (site / "etc" / "openmpi-mca-params.conf").write_text("coll_tuned_use_dynamic_rules = 0\n")
+    monkeypatch.setenv("PATH", str(site / "bin"))
+    assert told(ranks(8, 4), 64, prefix=tmp_path / "none") == {}
+    assert told(ranks(8, 4), 64, prefix=prefix) == RING | {"OPAL_PREFIX": str(prefix)}
 
 
 def test_another_open_mpi_s_folder_gives_way_to_the_one_that_is_loaded(prefix: Path) -> None:
