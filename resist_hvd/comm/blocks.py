@@ -168,10 +168,14 @@ class PendingExchange:
         else:
             into = self._part(message)
         self._awaited[self._turn[message]] += len(self._chunks(into))
-        if isinstance(message, Fetch) and self._rank in self._plan.holders[message.block]:
+        if isinstance(message, Fetch) and self._lands_on_copy(message):
             self._landing[message.block, message.part] = message
         else:
             self._receive(message, into)
+
+    def _lands_on_copy(self, fetch: Fetch) -> bool:
+        """Return whether a part comes to where this rank's copy of it is, which must have left first."""
+        return self._rank in self._plan.holders[fetch.block]
 
     def _receive(self, message: Message, into: Numbers) -> None:
         comm, source = self._way(message, message.source)

@@ -8,12 +8,14 @@ nobody else gets is not encoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange, Window
 from resist_hvd.comm.codec import Codec
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, part_edges
 
@@ -46,165 +48,103 @@ class CodeRoom:
         return self._codes[taken], self._host[taken]
 
 
-class EncodedExchange:
-    """An exchange under way: `advance` until all is done, or `finish`.
-
-    Messages are told apart by act, block and ranks, as `Exchange` says. Shares travel in their holders' communicator,
-    fetches in that of all.
+class EncodedExchange(PendingExchange):
+    """An exchange under way of which codes are sent; see `PendingExchange`.
 
     Args:
         rank: of this worker.
         plan: the exchange, the same on every rank.
-        held: by block number, the buffers of the blocks this rank holds, float32; those that stay are in them at the
-            end, what is in the others is then of no use.
-        arriving: by block number, the buffers for the blocks this rank receives.
+        buffers: by block number, those that this rank holds or receives, float32.
         codec: encodes them.
         room: memory for codes.
-        groups: communicators by holders.
-        messages: the communicator of all.
-
-    Attributes:
-        bytes_sent: payload that this rank has handed over.
+        mail: the communicators.
+        window: of this rank, where messages travel between hosts; None where none does.
     """
 
     def __init__(
         self,
         rank: int,
         plan: Exchange,
-        held: Mapping[int, Tensor],
-        arriving: Mapping[int, Tensor],
+        buffers: Mapping[int, Tensor],
         codec: Codec,
         room: CodeRoom,
-        groups: Mapping[tuple[int, ...], Any],
-        messages: Any,
+        mail: Mail,
+        window: Window | None,
     ) -> None:
-        self._rank, self._plan, self._codec, self._room = rank, plan, codec, room
-        self._buffers = {**arriving, **held}
-        self._groups, self._messages = groups, messages
-        self.bytes_sent = 0
-        self._requests: list[Any] = []
-        self._then: list[Callable[[], None] | None] = []
-        self._departing: dict[tuple[int, int], list[Fetch]] = {}
-        self._coming: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
-        self._missing: dict[int, int] = {}
-        self._begin()
-
-    def advance(self) -> bool:
-        """Take in what has come, and send what has become ready, without waiting; return whether all is done."""
-        from mpi4py import MPI
-
-        while self._act_on(found := MPI.Request.Testsome(self._requests)):
-            pass
-        return found is None
-
-    def finish(self, progress: Callable[[], None]) -> None:
-        """Wait until all is done.
-
-        Args:
-            progress: called whenever a message has come or gone.
-        """
-        from mpi4py import MPI
-
-        while self._act_on(MPI.Request.Waitsome(self._requests)):
-            progress()
-
-    def _act_on(self, done: list[int] | None) -> bool:
-        """Do what was to follow the requests that are done; return whether there were any."""
-        for number in sorted(done or ()):
-            then, self._then[number] = self._then[number], None
-            if then is not None:
-                then()
-        return bool(done)
-
-    def _begin(self) -> None:
-        """Ask for all that comes; send blocks with one holder, which need no average, then copies to owners."""
-        rank, plan = self._rank, self._plan
-        for fetch in plan.fetches:
-            if fetch.source == rank:
-                self._departing.setdefault((fetch.block, fetch.part), []).append(fetch)
+        self._here, self._of, self._whole, self._codec = rank, plan, buffers, codec
         shares = [share for share in plan.shares if rank in (share.source, share.destination)]
-        self._reserve(shares, [fetch for fetch in plan.fetches if fetch.destination == rank])
-        for fetch in plan.fetches:
-            if fetch.destination == rank:
-                self._receive(fetch)
-        for share in shares:
-            if share.destination == rank:
-                self._receive_copy(share)
-        for block, part in self._departing:
-            if block not in self._missing:
-                self._send_part(block, part)
-        for share in shares:
-            if share.source == rank:
-                holders = plan.holders[share.block]
-                codes = self._encode(self._part(share))
-                self._send(self._groups[holders], codes, holders.index(share.destination), share.block)
+        fetches = [fetch for fetch in plan.fetches if rank in (fetch.source, fetch.destination)]
+        messages: list[Message] = [*shares, *fetches]
+        places = {self._place(message): message for message in messages}
+        sizes = {place: codec.bytes_of(self._numbers(message).numel()) for place, message in places.items()}
+        room.reserve(sum(sizes.values()))
+        self._codes = {place: room.take(size) for place, size in sizes.items()}
+        self._chunks_left: Counter[Fetch] = Counter()
+        for message in places.values():
+            if message.source == rank and (isinstance(message, Share) or len(plan.holders[message.block]) == 1):
+                self._encode(message)
+        copies = {
+            (share.block, share.source): self._codes[self._place(share)][1]
+            for share in shares
+            if share.destination == rank
+        }
+        super().__init__(rank, plan, {}, copies, mail, window)
 
-    def _reserve(self, shares: Sequence[Share], fetches: Sequence[Fetch]) -> None:
-        """Have room for the codes of all that comes and goes; those of a part are the same for all that fetch it."""
-        departing = [messages[0] for messages in self._departing.values()]
-        messages: list[Share | Fetch] = [*shares, *fetches, *departing]
-        self._room.reserve(sum(self._codec.bytes_of(self._part(message).numel()) for message in messages))
+    def _place(self, message: Message) -> tuple[type[Message], int, int, int]:
+        """Return what tells the codes of a message from others: all that fetch a part get the same."""
+        return type(message), message.block, message.part, message.source
 
-    def _part(self, message: Share | Fetch) -> Tensor:
-        buffer: Tensor = self._buffers[message.block]
-        return buffer[part_of(self._plan, message, buffer.numel(), self._codec.group)]
+    def _numbers(self, message: Message) -> Tensor:
+        whole: Tensor = self._whole[message.block]
+        return whole[part_of(self._of, message, whole.numel(), self._codec.group)]
 
-    def _receive(self, fetch: Fetch) -> None:
-        """Ask for a part, which is decoded into its place once it is here."""
-        numbers = self._part(fetch)
-        codes, host = self._room.take(self._codec.bytes_of(numbers.numel()))
-
-        def take_in() -> None:
-            self._codec.decode(_on_device(codes, host), numbers)
-
-        self._request(self._messages.Irecv(host.numpy(), source=fetch.source, tag=fetch.block), take_in)
-
-    def _receive_copy(self, share: Share) -> None:
-        """Ask for another's copy of a part that this rank owns; the last of them is followed by the average."""
-        holders, block = self._plan.holders[share.block], share.block
-        codes, host = self._room.take(self._codec.bytes_of(self._part(share).numel()))
-        self._coming.setdefault(block, []).append((share.source, codes, host))
-        self._missing[block] = self._missing.get(block, 0) + 1
-
-        def count() -> None:
-            self._missing[block] -= 1
-            if self._missing[block] == 0:
-                self._average(self._part(share), block)
-                if (block, share.part) in self._departing:
-                    self._send_part(block, share.part)
-
-        source = holders.index(share.source)
-        self._request(self._groups[holders].Irecv(host.numpy(), source=source, tag=block), count)
-
-    def _average(self, own: Tensor, block: int) -> None:
-        """Average this rank's copy of its part and the others', added to it in ascending order of ranks."""
-        for _, codes, host in sorted(self._coming[block], key=lambda copy: copy[0]):
-            self._codec.decode(_on_device(codes, host), own, add=True)
-        own.mul_(1.0 / len(self._plan.holders[block]))
-
-    def _send_part(self, block: int, part: int) -> None:
-        """Encode a part in its final state for all that fetch it; go on with what they get, where the block stays."""
-        fetches = self._departing[block, part]
-        numbers = self._part(fetches[0])
-        codes = self._encode(numbers, keep=self._rank in self._plan.next_holders[block])
-        for fetch in fetches:
-            self._send(self._messages, codes, fetch.destination, block)
-
-    def _encode(self, numbers: Tensor, *, keep: bool = False) -> Tensor:
-        """Return the codes of numbers as MPI sends them; `keep` replaces the numbers by what their codes say."""
-        codes, host = self._room.take(self._codec.bytes_of(numbers.numel()))
+    def _encode(self, message: Message) -> None:
+        """Encode what a message takes with it; go on with what a part's fetchers get, where the block stays."""
+        numbers, (codes, host) = self._numbers(message), self._codes[self._place(message)]
         self._codec.encode(numbers, codes)
-        if keep:
+        if isinstance(message, Fetch) and self._here in self._of.next_holders[message.block]:
             self._codec.decode(codes, numbers)
-        return codes if _same(codes, host) else host.copy_(codes)
+        if codes.data_ptr() != host.data_ptr():
+            host.copy_(codes)
 
-    def _send(self, comm: Any, codes: Tensor, destination: int, block: int) -> None:
-        self.bytes_sent += codes.nbytes
-        self._request(comm.Isend(codes.numpy(), dest=destination, tag=block), None)
+    def _decode(self, message: Message, *, add: bool) -> None:
+        codes, host = self._codes[self._place(message)]
+        if codes.data_ptr() != host.data_ptr():
+            codes.copy_(host)
+        self._codec.decode(codes, self._numbers(message), add=add)
 
-    def _request(self, request: Any, then: Callable[[], None] | None) -> None:
-        self._requests.append(request)
-        self._then.append(then)
+    def _part(self, message: Message) -> Numbers:
+        """Return the codes of a message."""
+        codes: Numbers = self._codes[self._place(message)][1].numpy()
+        return codes
+
+    def _lands_on_copy(self, fetch: Fetch) -> bool:
+        """No codes land where others are."""
+        return False
+
+    def _receive(self, message: Message, into: Numbers) -> None:
+        super()._receive(message, into)
+        if isinstance(message, Fetch):
+            self._chunks_left[message] = len(self._chunks(into))
+
+    def _take_in(self, message: Message) -> None:
+        super()._take_in(message)
+        if isinstance(message, Fetch):
+            self._chunks_left[message] -= 1
+            if not self._chunks_left[message]:
+                self._decode(message, add=False)
+
+    def _average(self, share: Share) -> None:
+        """Average this rank's copy of its part and the others', added to it in ascending order of ranks."""
+        holders, own = self._of.holders[share.block], self._numbers(share)
+        for rank in holders:
+            if rank != self._here:
+                self._decode(replace(share, source=rank), add=True)
+        own.mul_(1.0 / len(holders))
+        departing = (fetch for fetch in self._of.fetches if fetch.source == self._here)
+        part = [fetch for fetch in departing if (fetch.block, fetch.part) == (share.block, share.part)]
+        if part:
+            self._encode(part[0])
 
 
 def part_of(plan: Exchange, message: Share | Fetch, numbers: int, group: int) -> slice:
@@ -220,12 +160,3 @@ def part_of(plan: Exchange, message: Share | Fetch, numbers: int, group: int) ->
     """
     edges = part_edges(-(-numbers // group), len(plan.owners[message.block]))
     return slice(edges[message.part] * group, min(edges[message.part + 1] * group, numbers))
-
-
-def _on_device(codes: Tensor, host: Tensor) -> Tensor:
-    """Return codes that have come where they are decoded."""
-    return codes if _same(codes, host) else codes.copy_(host)
-
-
-def _same(codes: Tensor, host: Tensor) -> bool:
-    return codes.data_ptr() == host.data_ptr()

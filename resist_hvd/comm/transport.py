@@ -249,14 +249,13 @@ class Transport:
             exact: send them as they are, whatever the codec.
         """
         with self.world.stopwatch.measure("blocks"):
-            if self._codec is not None and not exact:
-                return EncodedExchange(
-                    self.world.rank, plan, held, arriving, self._codec, self._room, self._groups, self._messages
-                )
             rank, room = self.world.rank, [] if self._stages_messages else list(scratch)
             messages: list[Share | Fetch] = [*plan.shares, *plan.fetches]
             used = dict.fromkeys(message.block for message in messages if rank in (message.source, message.destination))
             buffers = {block: held[block] if block in held else arriving[block] for block in used}
+            mail = Mail(self._messages, self._groups)
+            if self._codec is not None and not exact:
+                return EncodedExchange(rank, plan, buffers, self._codec, self._room, mail, self._window)
             if self._stages_messages:
                 for number, (block, buffer) in enumerate(buffers.items()):
                     copy = self._host_copy(("exchange", number), buffer)
@@ -274,7 +273,6 @@ class Transport:
                     if cut is None:
                         cut = self._host_copy(("share", len(copies)), part)
                     copies[share.block, share.source] = cut
-            mail = Mail(self._messages, self._groups)
             return PendingExchange(rank, plan, buffers, copies, mail, self._window)
 
     def finish_exchange(self, pending: PendingExchange | EncodedExchange) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from resist_hvd.comm import blocks
 from resist_hvd.comm.codec import CODECS
 from resist_hvd.comm.encoded_blocks import EncodedExchange, part_of
 from resist_hvd.comm.transport import Transport
@@ -112,6 +113,17 @@ def test_advancing_is_as_waiting(world: World, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(EncodedExchange, "finish", patiently)
     for one, other in zip(waited, rounds(world, make(world, 5, "int6"), 5), strict=True):
         assert all(torch.equal(one[3][block], other[3][block]) for block in one[3])
+
+
+@pytest.mark.parametrize("codec", ENCODED)
+def test_chunks_by_turns_change_no_bit(codec: CodecName, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make(world, 5, codec)
+    in_chunks = make(world, 5, codec)
+    in_chunks._window = blocks.Window(most=5)
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
+    for one, other in zip(rounds(world, whole, 5), rounds(world, in_chunks, 5), strict=True):
+        assert all(torch.equal(one[3][block], other[3][block]) for block in one[3])
+    assert whole.sent == in_chunks.sent
 
 
 def test_codes_take_their_memory_once(world: World) -> None:
