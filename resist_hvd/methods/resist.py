@@ -130,14 +130,16 @@ class Resist(Method):
         If steps follow, the trunk goes on, and gains the average minus what it is now. Blocks that are averaged or move
         stand still, so that their holders' copies stay alike, and the next holders get what the last ones had.
         """
+        drift = self._drift if early else None
+        if drift is None:
+            self._averaging = self.transport.start_average(self.subnet.trunk, "trunk", self.changes, exact=self.exact)
         after = give(self.rule, self.partition, self.rule.deal(seed), self._block_sizes)
         passage = Passage.between(self.partition, after, self.setup.world.rank)
-        if early and self._drift is not None:
+        if drift is not None:
             self._exchanging = self._exchange_beside_steps(passage)
-            under_way: dict[str, UnderWay] = {"blocks": self._exchanging, "trunk": self._drift.depart()}
+            under_way: dict[str, UnderWay] = {"blocks": self._exchanging, "trunk": drift.depart()}
             self._courier = Courier(self.setup.world, under_way)
         else:
-            self._averaging = self.transport.start_average(self.subnet.trunk, "trunk", self.changes, exact=self.exact)
             self._exchanging = self._exchange(passage)
         self._passage = passage
 

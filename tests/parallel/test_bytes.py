@@ -58,7 +58,12 @@ def test_a_round_of_resist(changes: dict[str, Any], world: World, folder: Path) 
 
     def look(done: RoundRecord) -> None:
         plan = exchange(Partition(done.partition, len(sizes)), run.method.partition)
-        assert sent.since() == BytesSent(trunk=trunk, blocks=plan.bytes_sent(world.rank, sizes))
+        counted = sent.since()
+        assert counted == BytesSent(trunk=trunk, blocks=plan.bytes_sent(world.rank, sizes))
+        counts = [bytes_sent.blocks for bytes_sent in world.gather_objects(counted)]
+        arrived = [plan.bytes_received(rank, sizes) for rank in range(world.size)]
+        assert sum(counts) == sum(arrived)
+        assert max(*counts, *arrived, 0) == plan.busiest(sizes)
         expected.append((world.size * trunk, sum(plan.bytes_sent(rank, sizes) for rank in range(world.size))))
 
     train(run, tiny.Watching(run, look))
