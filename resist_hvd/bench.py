@@ -1,4 +1,4 @@
-"""`python -m resist_hvd.bench sync|step|compare|loader|codec`: measure what this costs, beside other ways."""
+"""`python -m resist_hvd.bench sync|link|step|compare|loader|codec`: measure what this costs, beside other ways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from resist_hvd import console
 from resist_hvd.errors import UserError
 from resist_hvd.guard import failure
 from resist_hvd.settings import flags
-from resist_hvd.settings.bench import CodecSettings, CompareSettings, LoaderSettings, StepSettings, SyncSettings
+from resist_hvd.settings.bench import (
+    CodecSettings,
+    CompareSettings,
+    LinkSettings,
+    LoaderSettings,
+    StepSettings,
+    SyncSettings,
+)
 from resist_hvd.settings.reading import parse_for
 
 
@@ -33,6 +40,11 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "sync": Benchmark(SyncSettings, "seconds of ResIST's synchronisation, over MPI_Allreduce's of the trunk alone"),
+    "link": Benchmark(
+        LinkSettings,
+        "seconds of trunk and blocks, over those that the busiest link takes for them (without --rate, that both "
+        "take one by one)",
+    ),
     "step": Benchmark(StepSettings, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
     "compare": Benchmark(
         CompareSettings, "seconds of a step by ResIST (without it, by the first), over those of the fastest other"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from resist_hvd.settings.data import DataSettings
-from resist_hvd.settings.group import Bound, Count, Natural
+from resist_hvd.settings.group import Bound, Count, Natural, Positive
 from resist_hvd.settings.run import MethodName, Settings
 from resist_hvd.units import counted
 
@@ -33,6 +33,23 @@ class SyncSettings(Settings):
 
     repeats: Count = 20
     """Number of times that each is measured, in turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkSettings(Settings):
+    """Time ResIST's synchronisation beside what links carry: trunk, blocks, both."""
+
+    TAKES: ClassVar = ("min_blocks", "seed", "device", "model")
+    BASE: ClassVar[dict[str, Any]] = {"min_blocks": 6, "model.sections": "1,1,13,1", "model.width_factor": 0.25}
+
+    rate: Positive | None = None
+    """Raw rate of each host's link in Mbit/s, both ways: the time that its payload takes at least is then shown."""
+
+    repeats: Count = 10
+    """Number of times that each is measured, in turn."""
+
+    json: Path | None = None
+    """Write every measurement into this file as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
