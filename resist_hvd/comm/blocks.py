@@ -94,6 +94,7 @@ class PendingExchange:
 
     Attributes:
         bytes_sent: payload in bytes that this rank sends.
+        ended: number of chunks that have come or gone.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class PendingExchange:
         self._copies = {key: copy.numpy() for key, copy in copies.items()}
         self._requests: list[Any] = []
         self._under_way: list[UnderWay] = []
-        self._sending = 0
+        self._sending = self.ended = 0
         self._queue: deque[tuple[Message, Numbers]] = deque()
         own: list[tuple[int, Message]] = [
             (turn, message) for turn, message in self._in_turns() if rank in (message.source, message.destination)
@@ -269,6 +270,7 @@ class PendingExchange:
         if not ended:
             return False
         over = set(ended)
+        self.ended += len(ended)
         chunks = [self._under_way[place] for place in ended]
         self._requests = [request for place, request in enumerate(self._requests) if place not in over]
         self._under_way = [chunk for place, chunk in enumerate(self._under_way) if place not in over]

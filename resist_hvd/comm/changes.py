@@ -7,74 +7,67 @@ codes go to all. Everyone, the owner too, adds the decoded mean to the reference
 What encoding leaves out is added to what is encoded next time, by each rank for its changes and by each owner for its
 means (error feedback: Seide et al., 1-Bit Stochastic Gradient Descent, 2014; on both sides: Tang et al., DoubleSqueeze,
 2019). So it comes late, but nothing is lost.
+
+Codes travel as those of a block do that all ranks hold before and after.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange, Window
 from resist_hvd.comm.codec import Codec
 from resist_hvd.comm.world import World
-
-PIECE_NUMBERS = 2**22
-"""Numbers whose codes are one collective: the next are encoded while these are under way."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of the buffer, whose codes travel together.
-
-    Attributes:
-        numbers: where it lies.
-        own: where the part lies that this rank owns.
-        kept: where what is left of that part's means lies among what is left of all of them.
-        splits: bytes of the codes of each rank's part, [S].
-    """
-
-    numbers: slice
-    own: slice
-    kept: slice
-    splits: Tensor
+from resist_hvd.protocol.exchange import Exchange, Share, part_edges
+from resist_hvd.protocol.partition import Partition
 
 
 class ChangesAverage:
-    """The average of one buffer.
+    """The average of one buffer; one is under way at a time.
 
     Args:
         world: all workers; more than one.
-        name: of the buffer, the same on all ranks.
         flat: the buffer, contiguous, float32; its present content, equal on all ranks, is the first reference.
         codec: encodes changes and means.
         staged: whether codes pass through host memory on their way.
+        window: of this rank, where messages travel between hosts; None where none does.
 
     Attributes:
+        own: the part that this rank owns.
         reference: the average that all ranks have gone on from, [n].
         left: what this rank has still to send of its changes, [n].
-        left_of_means: what it has still to send of the means of its own parts, about [n / S].
+        left_of_means: what it has still to send of the means of its own part, about [n / S].
         bytes_sent: payload of one average.
     """
 
-    def __init__(self, world: World, name: str, flat: Tensor, codec: Codec, *, staged: bool) -> None:
-        self._world, self._name, self._codec = world, name, codec
+    def __init__(self, world: World, flat: Tensor, codec: Codec, *, staged: bool, window: Window | None) -> None:
+        self._world, self._codec, self._window = world, codec, window
         self._flat = flat.detach()
         self.reference = self._flat.clone()
         self.left = torch.zeros_like(self.reference)
-        self._pieces = list(cut(len(flat), codec, world))
-        self.left_of_means = torch.zeros(self._pieces[-1].kept.stop if self._pieces else 0, device=flat.device)
-        self._codes = torch.empty(codec.bytes_of(len(flat)), dtype=torch.uint8, device=flat.device)
+        groups = part_edges(-(-len(flat) // codec.group), world.size)
+        edges = [min(group * codec.group, len(flat)) for group in groups]
+        self._parts = [slice(first, end) for first, end in pairwise(edges)]
+        self.own = self._parts[world.rank]
+        numbers = self.own.stop - self.own.start
+        self.left_of_means = torch.zeros(numbers, device=flat.device)
         self._work = torch.empty(min(codec.piece, len(flat)), device=flat.device)
-        self._host = torch.empty_like(self._codes, device="cpu", pin_memory=flat.is_cuda) if staged else None
-        self._shares: list[Any] = []
-        self._means: list[Any] = []
-        of_means = sum(codec.bytes_of(piece.own.stop - piece.own.start) for piece in self._pieces)
-        of_shares = sum(int(piece.splits.sum() - piece.splits[world.rank]) for piece in self._pieces)
-        self.bytes_sent = of_shares + of_means * (world.size - 1)
+        # Codes of this rank's changes; of all means; and of others' changes of its own part, one rank after the other.
+        self._each = codec.bytes_of(numbers)
+        sizes = codec.bytes_of(len(flat)), codec.bytes_of(len(flat)), self._each * world.size
+        self._codes = [torch.empty(size, dtype=torch.uint8, device=flat.device) for size in sizes]
+        self._hosts = [torch.empty_like(c, device="cpu", pin_memory=c.is_cuda) if staged else c for c in self._codes]
+        everyone = tuple(range(world.size))
+        of_all = Partition(((0,),) * world.size, 1)
+        self._plan = Exchange(of_all, of_all)
+        self._mail = Mail(world.comm.Dup(), {everyone: world.comm.Dup()})
+        self._travel: Travel | None = None
+        others = codec.bytes_of(len(flat)) - self._each
+        self.bytes_sent = others + self._each * (world.size - 1)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -82,57 +75,53 @@ class ChangesAverage:
         return {"reference": self.reference, "left": self.left, "left_of_means": self.left_of_means}
 
     def begin(self, flat: Tensor) -> None:
-        """Encode what has changed, and send it to the owners, piece by piece.
+        """Encode what has changed, and send it to the owners.
 
         Args:
             flat: the buffer, or a copy; it stays as it is, and is not needed afterwards.
         """
-        import horovod.torch as hvd
-
-        for number, piece in enumerate(self._pieces):
-            for chunk in chunks(piece.numbers, self._codec.piece):
-                change = torch.sub(flat[chunk], self.reference[chunk], out=self._work[: chunk.stop - chunk.start])
-                self._encode(self.left[chunk].add_(change), self._codes_of(chunk))
-            outgoing = self._outgoing(self._codes_of(piece.numbers), piece.numbers)
-            name = f"{self._name}.{number}.changes"
-            self._shares.append(hvd.alltoall_async(outgoing, splits=piece.splits, name=name))
+        for chunk in chunks(slice(0, len(flat)), self._codec.piece):
+            change = torch.sub(flat[chunk], self.reference[chunk], out=self._work[: chunk.stop - chunk.start])
+            self._encode(self.left[chunk].add_(change), self._codes[0][self._codes_at(chunk)])
+        self._to_host(0, slice(0, len(self._codes[0])))
+        self._travel = Travel(self, self._world.rank, self._plan, self._mail, self._window)
 
     def advance(self) -> bool:
-        """Send the means of all pieces whose changes have come, without waiting; return whether all means are here."""
-        import horovod.torch as hvd
+        """Send and take in what has become ready, without waiting; return whether all means are here."""
+        travel = self._travel
+        if travel is None:
+            return True
+        before = travel.ended
+        done = travel.advance()
+        if travel.ended != before:
+            self._world.activity.progress()
+        return done
 
-        while len(self._means) < len(self._shares) and hvd.poll(self._shares[len(self._means)]):
-            self._send_mean(hvd.synchronize)
-        return len(self._means) == len(self._shares) and all(map(hvd.poll, self._means))
+    def wait(self, progress: Callable[[], None]) -> None:
+        """Wait until all means are here; `progress` is called as messages come and go."""
+        if self._travel is not None:
+            self._travel.finish(progress)
 
-    def end(self, flat: Tensor, wait: Callable[[Any], Any], *, minus: bool = False) -> None:
-        """Fill the buffer with the average.
+    def end(self, flat: Tensor, *, minus: bool = False) -> None:
+        """Fill the buffer with the average, once all means are here.
 
         Args:
             flat: the buffer, or a copy.
-            wait: waits for one of Horovod's handles, and returns what it has brought.
             minus: less what was in the buffer.
         """
-        while len(self._means) < len(self._shares):
-            self._send_mean(wait)
-        for piece, handle in zip(self._pieces, self._means, strict=True):
-            means = self._incoming(wait(handle))
-            first = self._codec.bytes_of(piece.numbers.start)
-            for chunk in chunks(piece.numbers, self._codec.piece):
-                at = self._codes_at(chunk)
-                self._codec.decode(means[at.start - first : at.stop - first], self.reference[chunk], add=True)
-                if minus:
-                    torch.sub(self.reference[chunk], flat[chunk], out=flat[chunk])
-                else:
-                    flat[chunk] = self.reference[chunk]
-        self._shares.clear()
-        self._means.clear()
+        self._travel = None
+        self._from_host(1, slice(0, len(self._codes[1])))
+        for chunk in chunks(slice(0, len(flat)), self._codec.piece):
+            self._codec.decode(self._codes[1][self._codes_at(chunk)], self.reference[chunk], add=True)
+            if minus:
+                torch.sub(self.reference[chunk], flat[chunk], out=flat[chunk])
+            else:
+                flat[chunk] = self.reference[chunk]
 
     def add_what_is_left(self, flat: Tensor) -> None:
         """Add to the buffer what was still to be sent, before all ranks average it as it is."""
         flat.add_(self.left)
-        for piece in self._pieces:
-            flat[piece.own].add_(self.left_of_means[piece.kept], alpha=self._world.size)
+        flat[self.own].add_(self.left_of_means, alpha=self._world.size)
 
     def restart(self) -> None:
         """Take the buffer's present content, equal on all ranks, for the reference; nothing is left to be sent."""
@@ -140,25 +129,29 @@ class ChangesAverage:
         self.left.zero_()
         self.left_of_means.zero_()
 
-    def _send_mean(self, wait: Callable[[Any], Any]) -> None:
-        """Average the parts of the next piece that this rank owns, and send the codes of their mean to all."""
-        import horovod.torch as hvd
+    def codes_of(self, message: Message) -> Tensor:
+        """Return the codes of a message where MPI sends or fills them."""
+        return self._hosts[0 if isinstance(message, Share) else 1][self._codes_at(self._parts[message.part])]
 
-        number = len(self._means)
-        piece, (arrived, _) = self._pieces[number], wait(self._shares[number])
-        received = self._incoming(arrived)
-        own, codec, size = piece.own, self._codec, self._world.size
-        each = codec.bytes_of(own.stop - own.start)
-        for chunk in chunks(own, codec.piece):
-            count, offset = chunk.stop - chunk.start, chunk.start - own.start
+    def copy_of(self, rank: int) -> Tensor:
+        """Return where the codes come of another rank's changes of this rank's part."""
+        return self._hosts[2][rank * self._each : (rank + 1) * self._each]
+
+    def average(self) -> None:
+        """Average all changes of this rank's part, and encode their mean."""
+        codec, size, me = self._codec, self._world.size, self._world.rank
+        own_codes = self._codes_at(self.own)
+        self._from_host(2, slice(0, len(self._codes[2])))
+        for chunk in chunks(self.own, codec.piece):
+            count, offset = chunk.stop - chunk.start, chunk.start - self.own.start
             mean = self._work[:count]
             for rank in range(size):
-                at = rank * each + codec.bytes_of(offset)
-                codec.decode(received[at : at + codec.bytes_of(count)], mean, add=rank > 0)
-            kept = self.left_of_means[piece.kept][offset : offset + count]
-            self._encode(kept.add_(mean, alpha=1 / size), self._codes_of(chunk))
-        outgoing = self._outgoing(self._codes_of(own), own)
-        self._means.append(hvd.allgather_async(outgoing, name=f"{self._name}.{number}.means"))
+                first = own_codes.start if rank == me else rank * self._each
+                at = first + codec.bytes_of(offset)
+                codec.decode(self._codes[0 if rank == me else 2][at : at + codec.bytes_of(count)], mean, add=rank > 0)
+            left = self.left_of_means[offset : offset + count]
+            self._encode(left.add_(mean, alpha=1 / size), self._codes[1][self._codes_at(chunk)])
+        self._to_host(1, own_codes)
 
     def _encode(self, numbers: Tensor, codes: Tensor) -> None:
         """Encode a chunk, and leave in it what the codes do not say."""
@@ -171,14 +164,33 @@ class ChangesAverage:
         first = self._codec.bytes_of(numbers.start)
         return slice(first, first + self._codec.bytes_of(numbers.stop - numbers.start))
 
-    def _codes_of(self, numbers: slice) -> Tensor:
-        return self._codes[self._codes_at(numbers)]
+    def _to_host(self, which: int, codes: slice) -> None:
+        if self._hosts[which] is not self._codes[which]:
+            self._hosts[which][codes].copy_(self._codes[which][codes])
 
-    def _outgoing(self, codes: Tensor, numbers: slice) -> Tensor:
-        return codes if self._host is None else self._host[self._codes_at(numbers)].copy_(codes)
+    def _from_host(self, which: int, codes: slice) -> None:
+        if self._hosts[which] is not self._codes[which]:
+            self._codes[which][codes].copy_(self._hosts[which][codes])
 
-    def _incoming(self, codes: Tensor) -> Tensor:
-        return codes.to(self.reference.device)
+
+class Travel(PendingExchange):
+    """Codes of changes and of means under way; see `PendingExchange`."""
+
+    def __init__(self, changes: ChangesAverage, rank: int, plan: Exchange, mail: Mail, window: Window | None) -> None:
+        self._changes = changes
+        copies = {(0, other): changes.copy_of(other) for other in plan.holders[0] if other != rank}
+        super().__init__(rank, plan, {}, copies, mail, window)
+
+    def _part(self, message: Message) -> Numbers:
+        codes: Numbers = self._changes.codes_of(message).numpy()
+        return codes
+
+    def _lands_on_copy(self, fetch: object) -> bool:
+        """Return that codes of means land where no others are."""
+        return False
+
+    def _average(self, share: Share) -> None:
+        self._changes.average()
 
 
 class EncodedShift:
@@ -206,10 +218,8 @@ class EncodedShift:
 
     def advance(self) -> bool:
         """Send and take in what has become ready, without waiting; return whether all has been taken in."""
-        import horovod.torch as hvd
-
         if not self._done and self._changes.advance():
-            self._changes.end(self._flat, hvd.synchronize, minus=True)
+            self._changes.end(self._flat, minus=True)
             self._done = True
         return self._done
 
@@ -221,19 +231,3 @@ def chunks(numbers: slice, size: int) -> Iterator[slice]:
     """Cut a stretch of a buffer into chunks of a size, the last of which may be shorter."""
     for first in range(numbers.start, numbers.stop, size):
         yield slice(first, min(first + size, numbers.stop))
-
-
-def cut(numbers: int, codec: Codec, world: World) -> Iterator[Piece]:
-    """Cut a buffer into pieces, each with near-equal parts of whole groups, one a rank."""
-    size = max(PIECE_NUMBERS // codec.piece, 1) * codec.piece
-    kept = 0
-    for piece in chunks(slice(0, numbers), size):
-        groups = -(-(piece.stop - piece.start) // codec.group)
-        edges = [
-            min(piece.start + groups * rank // world.size * codec.group, piece.stop) for rank in range(world.size + 1)
-        ]
-        parts = [slice(first, end) for first, end in pairwise(edges)]
-        own = parts[world.rank]
-        before, kept = kept, kept + own.stop - own.start
-        splits = torch.tensor([codec.bytes_of(part.stop - part.start) for part in parts], dtype=torch.int32)
-        yield Piece(piece, own, slice(before, kept), splits)

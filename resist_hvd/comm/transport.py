@@ -9,6 +9,7 @@ first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -25,6 +26,9 @@ from resist_hvd.comm.shift import Shift
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, ring_bytes
 from resist_hvd.settings.exchange import CodecName
+
+AWAITED = 1e-4
+"""Seconds between two looks at what has come, where two things are waited for."""
 
 PIECE_BYTES = 4 * 2**20
 """A buffer in host memory is averaged in pieces of this size, in bytes, all handed over at once: what a rank reduces
@@ -112,22 +116,23 @@ class Transport:
         self._host_copies: dict[tuple[str, int], Tensor] = {}
         self._codec = None if block_codec == "fp32" else CODECS[block_codec](world.device)
         self._room = CodeRoom(world.device, staged=self._stages_messages)
+        self._encoded: ChangesAverage | None = None
         self._returning: list[tuple[Tensor, Tensor]] = []
         self._window = Window() if world.local_size < world.size else None
 
     # -- among all workers ---------------------------------------------------------------------------------------
 
-    def count_changes(self, flat: Tensor, name: str, codec: CodecName) -> ChangesAverage | None:
+    def count_changes(self, flat: Tensor, codec: CodecName) -> ChangesAverage | None:
         """Return what averages a buffer by encoding how it changes from what it is now; None where codes say it all.
 
         Args:
             flat: the buffer, equal on all ranks.
-            name: of the average, the same on all ranks.
             codec: what encodes its changes.
         """
         if codec == "fp32" or self.world.size == 1:
             return None
-        return ChangesAverage(self.world, name, flat, CODECS[codec](flat.device), staged=self._stages_collectives)
+        encoder = CODECS[codec](flat.device)
+        return ChangesAverage(self.world, flat, encoder, staged=self._stages_messages, window=self._window)
 
     def start_average(
         self, flat: Tensor, name: str, changes: ChangesAverage | None = None, *, exact: bool = False
@@ -146,6 +151,7 @@ class Transport:
         if changes is not None and not exact:
             self.sent += BytesSent(trunk=changes.bytes_sent)
             changes.begin(flat)
+            self._encoded = changes
             return PendingAverage(name, began, [], flat, flat, changes)
         import horovod.torch as hvd
 
@@ -172,15 +178,18 @@ class Transport:
             if changes is not None and pending.handles:
                 changes.restart()
             elif changes is not None:
-                changes.end(flat, self._await)
+                self._encoded = None
+                with self.world.activity.waiting():
+                    changes.wait(self.world.activity.progress)
+                changes.end(flat)
         watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
 
-    def _await(self, handle: Any) -> Any:
-        """Wait for one of Horovod's handles; return what it has brought."""
+    def _await(self, handle: int) -> None:
+        """Wait for one of Horovod's handles."""
         import horovod.torch as hvd
 
         with self.world.activity.waiting():
-            return hvd.synchronize(handle)
+            hvd.synchronize(handle)
 
     def make_shift(self, flat: Tensor, name: str, changes: ChangesAverage | None = None) -> Shift | EncodedShift:
         """Return what replaces a buffer by its average over all workers minus itself, beside steps; see `Shift`.
@@ -279,6 +288,10 @@ class Transport:
         """Wait until an exchange is done."""
         with self.world.stopwatch.measure("blocks"):
             with self.world.activity.waiting():
+                # What encodes an average beside it has nobody else to advance it.
+                while self._encoded is not None and not pending.advance():
+                    self._encoded.advance()
+                    time.sleep(AWAITED)
                 pending.finish(self.world.activity.progress)
             self.sent += BytesSent(blocks=pending.bytes_sent)
             for buffer, copy in self._returning:

@@ -392,7 +392,7 @@ def _memory_of_changes(work: Work, numbers: int) -> float:
     """Return what a worker keeps to average so many numbers by their changes (`comm.changes`): nothing with fp32."""
     if work.trunk == "fp32" or work.workers == 1:
         return 0.0
-    return FLOAT * numbers * (2 + 1 / work.workers) + encoded_bytes(work.trunk, numbers)
+    return FLOAT * numbers * (2 + 1 / work.workers) + 3 * encoded_bytes(work.trunk, numbers)
 
 
 def _ring(size: float, workers: int) -> float:

@@ -2,27 +2,24 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from resist_hvd.comm import changes
+from resist_hvd.comm import blocks
+from resist_hvd.comm.blocks import Mail
 from resist_hvd.comm.codec import CODECS
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import ring_bytes
 from resist_hvd.settings.exchange import CodecName
 
+from .test_transport import Counting
+
 ENCODED: tuple[CodecName, ...] = ("fp16", "int8", "int6", "int4")
 CPU = torch.device("cpu")
 LENGTHS = (1, 255, 1500, 70_000)
-
-
-@pytest.fixture(params=[2**22, 2**16], ids=["one-piece", "pieces"])
-def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "PIECE_NUMBERS", request.param)
 
 
 def begin(length: int) -> Tensor:
@@ -41,7 +38,7 @@ class Averaged:
     def __init__(self, world: World, length: int, codec: CodecName, *, staged: bool | None = None) -> None:
         self.transport = Transport(world, staged=staged)
         self.flat = begin(length)
-        self.changes = self.transport.count_changes(self.flat, f"changes.{length}", codec)
+        self.changes = self.transport.count_changes(self.flat, codec)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -56,18 +53,17 @@ def everywhere(world: World, flat: Tensor) -> list[bytes]:
     return world.gather_objects(flat.numpy().tobytes())
 
 
-def unsent(averaged: Averaged, codec: CodecName, world: World) -> Tensor:
+def unsent(averaged: Averaged, world: World) -> Tensor:
     """Return what is still to come of all ranks' changes, divided by their number, in double precision."""
     kept = averaged.kept
     left = kept["left"].double()
-    for piece in changes.cut(len(left), CODECS[codec](left.device), world):
-        left[piece.own] += kept["left_of_means"][piece.kept].double() * world.size
+    assert averaged.changes is not None
+    left[averaged.changes.own] += kept["left_of_means"].double() * world.size
     return torch.stack(world.gather_objects(left)).mean(0)
 
 
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("codec", ENCODED)
-@pytest.mark.usefixtures("pieces")
 def test_all_ranks_have_the_same_bits_and_nothing_is_lost(codec: CodecName, staged: bool, world: World) -> None:
     for length in LENGTHS:
         averaged = Averaged(world, length, codec, staged=staged)
@@ -80,7 +76,7 @@ def test_all_ranks_have_the_same_bits_and_nothing_is_lost(codec: CodecName, stag
             if world.size > 1:
                 assert torch.equal(averaged.kept["reference"], flat)
                 torch.testing.assert_close(
-                    flat.double() + unsent(averaged, codec, world), exact, rtol=0, atol=2e-6, msg=f"{length} {number}"
+                    flat.double() + unsent(averaged, world), exact, rtol=0, atol=2e-6, msg=f"{length} {number}"
                 )
         averaged.average(exact=True)
         torch.testing.assert_close(flat.double(), exact, rtol=0, atol=2e-6)
@@ -167,25 +163,26 @@ def test_what_is_not_encoded_keeps_nothing(world: World) -> None:
     assert Averaged(world, 100, "fp32").changes is None
 
 
-def test_horovod_is_given_what_is_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    import horovod.torch as hvd
-
-    given = 0
-    alltoall, allgather = hvd.alltoall_async, hvd.allgather_async
-
-    def counted_alltoall(tensor: Tensor, splits: Tensor, name: str) -> Any:
-        nonlocal given
-        given += tensor.nbytes - int(splits[world.rank])
-        return alltoall(tensor, splits=splits, name=name)
-
-    def counted_allgather(tensor: Tensor, name: str) -> Any:
-        nonlocal given
-        given += tensor.nbytes * (world.size - 1)
-        return allgather(tensor, name=name)
-
-    monkeypatch.setattr(hvd, "alltoall_async", counted_alltoall)
-    monkeypatch.setattr(hvd, "allgather_async", counted_allgather)
+def test_what_is_counted_is_what_mpi_is_given(world: World) -> None:
     averaged = Averaged(world, 70_000, "int6")
+    if averaged.changes is None:
+        assert world.size == 1
+        return
+    counting = [Counting(averaged.changes._mail.everyone), *map(Counting, averaged.changes._mail.groups.values())]
+    groups = dict(zip(averaged.changes._mail.groups, counting[1:], strict=True))
+    averaged.changes._mail = Mail(counting[0], groups)
     averaged.average()
-    assert averaged.transport.sent.trunk == given
-    assert given > 0 or world.size == 1
+    assert averaged.transport.sent.trunk == sum(each.sent for each in counting) > 0
+
+
+@pytest.mark.parametrize("codec", ENCODED)
+def test_chunks_by_turns_change_no_bit(codec: CodecName, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
+    whole, in_chunks = (Averaged(world, 5000, codec) for _ in range(2))
+    if in_chunks.changes is not None:
+        in_chunks.changes._window = blocks.Window(most=5)
+    for number in range(2):
+        for averaged in (whole, in_chunks):
+            averaged.flat += step(averaged.flat, world.rank, number)
+            averaged.average()
+    assert torch.equal(whole.flat, in_chunks.flat)

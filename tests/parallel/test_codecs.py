@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from resist_hvd.comm.changes import cut
 from resist_hvd.comm.codec import CODECS, Codec
 from resist_hvd.comm.encoded_blocks import part_of
 from resist_hvd.comm.world import World
@@ -48,9 +47,8 @@ def unsent(run: Run) -> Tensor:
     """Return what is still to be added to this rank's share of the averages, in double precision."""
     left = torch.zeros(len(shared(run)), dtype=torch.float64)
     if run.method.changes is not None:
-        kept, world = run.method.changes.tensors, run.world
-        for piece in cut(len(left), CODECS[run.settings.exchange.trunk](world.device), world):
-            left[piece.own] += kept["left_of_means"][piece.kept].double() * world.size
+        kept = run.method.changes.tensors
+        left[run.method.changes.own] += kept["left_of_means"].double() * run.world.size
         left += kept["left"]
     return left
 
