@@ -29,7 +29,7 @@ CHUNKS = 8
 LEAST_BYTES, MOST_BYTES = 32 * 2**10, 2**20
 """Bytes of a chunk: the least is what every MPI sends without asking first, over TCP at any rate."""
 
-AHEAD = 2
+AHEAD = 4
 """Turns by which a rank's messages may leave before what comes to it."""
 
 

@@ -120,6 +120,11 @@ class Transport:
         self._returning: list[tuple[Tensor, Tensor]] = []
         self._window = Window() if world.local_size < world.size else None
 
+    @property
+    def between_hosts(self) -> bool:
+        """True where there are several hosts."""
+        return self._window is not None
+
     # -- among all workers ---------------------------------------------------------------------------------------
 
     def count_changes(self, flat: Tensor, codec: CodecName) -> ChangesAverage | None:

@@ -131,8 +131,8 @@ class Resist(Method):
         stand still, so that their holders' copies stay alike, and the next holders get what the last ones had.
         """
         drift = self._drift if early else None
-        if drift is None:
-            self._averaging = self.transport.start_average(self.subnet.trunk, "trunk", self.changes, exact=self.exact)
+        if drift is None and not self.transport.between_hosts:
+            self._average_trunk()
         after = give(self.rule, self.partition, self.rule.deal(seed), self._block_sizes)
         passage = Passage.between(self.partition, after, self.setup.world.rank)
         if drift is not None:
@@ -142,6 +142,9 @@ class Resist(Method):
         else:
             self._exchanging = self._exchange(passage)
         self._passage = passage
+
+    def _average_trunk(self) -> None:
+        self._averaging = self.transport.start_average(self.subnet.trunk, "trunk", self.changes, exact=self.exact)
 
     def _exchange(self, passage: Passage) -> PendingExchange | EncodedExchange:
         """Begin the exchange of blocks, with no step before its end."""
@@ -179,6 +182,9 @@ class Resist(Method):
         if courier is not None:
             courier.finish()
         self.transport.finish_exchange(self._exchanging)
+        if courier is None and self.transport.between_hosts:
+            # Beside blocks on the same links its ring would wait for them at every step.
+            self._average_trunk()
         subnet.freeze(())
         # A block that stays in another slot goes by the gradients' buffer too, since its place may still be another's.
         apart = {*passage.arriving, *(passage.kept_and_shared if courier is not None else ())}
