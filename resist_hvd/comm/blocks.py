@@ -199,9 +199,10 @@ class PendingExchange:
         """Replace a part by the average of all holders' copies, summed in ascending order of ranks."""
         part, holders = self._part(share), self._plan.holders[share.block]
         copies = [part if rank == self._rank else self._copies[share.block, rank] for rank in holders]
-        for copy in copies[1:]:
-            np.add(copies[0], copy, out=copies[0])
-        np.multiply(copies[0], part.dtype.type(1.0 / len(holders)), out=part)
+        with np.errstate(all="ignore"):  # numbers that are not finite are found where a run looks for them
+            for copy in copies[1:]:
+                np.add(copies[0], copy, out=copies[0])
+            np.multiply(copies[0], part.dtype.type(1.0 / len(holders)), out=part)
 
     # -- what leaves ---------------------------------------------------------------------------------------------
 
