@@ -167,11 +167,12 @@ def part_edges(numbers: int, parts: int) -> tuple[int, ...]:
 def owners(holders: tuple[int, ...], next_holders: tuple[int, ...]) -> tuple[int, ...]:
     """Return the holders of a block that average a part of it each, ascending.
 
-    Those that keep it do, where each of them gets at most two times the block in copies, and at most `FEW_HOLDERS`
-    share it: what a holder more sends is then a large part of all, and a link that carries more than others is rare.
+    Those that keep it do, where each of them gets at most one block in copies, for which there is room where its own
+    gradients were, and at most `FEW_HOLDERS` share it: what a holder more sends is then a large part of all, and a
+    link that carries more than others is rare.
     """
     keepers = tuple(rank for rank in holders if rank in next_holders)
-    enough = keepers and 2 * len(keepers) >= len(holders) - 1 and len(holders) <= FEW_HOLDERS
+    enough = keepers and len(keepers) >= len(holders) - 1 and len(holders) <= FEW_HOLDERS
     return keepers if enough else holders
 
 

@@ -110,7 +110,7 @@ def traffic(
     """
     keeps, size = before & after, sizes[:, None]
     copies, next_copies, keepers = (table.sum(-1, keepdims=True) for table in (before, after, keeps))
-    enough = (keepers > 0) & (2 * keepers >= copies - 1) & (copies <= FEW_HOLDERS)
+    enough = (keepers > 0) & (keepers >= copies - 1) & (copies <= FEW_HOLDERS)
     owns = np.where(enough, keeps, before)  # as `exchange.owners` has it
     ends = owns.cumsum(-1)
     parts = ends[..., -1:]
