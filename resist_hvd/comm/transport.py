@@ -83,7 +83,7 @@ class Transport:
 
     Args:
         world: all workers.
-        groups: every group of ranks that can come to share a block (`partition.holder_groups`).
+        groups: every group of ranks that can come to share a block (`Rule.groups`).
         staged: whether buffers pass through pinned host memory. By default a GPU's do: what MPI sends always, since
             its non-blocking averages take no GPU memory, and averages among all where `world.averages_on_gpus` is
             false.
