@@ -50,7 +50,7 @@ def test_owners_get_each_copy_of_their_part_and_next_holders_get_every_part(pair
         keepers = set(holders) & set(following)
         assert set(owners) in (keepers, set(holders))
         assert keepers <= set(owners)
-        if keepers and len(holders) <= 4 and len(keepers) >= len(holders) - 1:
+        if keepers and len(holders) <= 3 and len(keepers) >= len(holders) - 1:
             assert set(owners) == keepers
         assert Counter((s.part, s.source, s.destination) for s in plan.shares if s.block == block) == {
             (part, holder, owner): 1 for part, owner in enumerate(owners) for holder in holders if holder != owner
