@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,12 +103,8 @@ class Transport:
         self.world = world
         self.sent = BytesSent()
         self._messages = world.comm.Dup()
-        # Made in one order that all ranks agree on, each by its members alone: no deadlock, no work for the others.
-        self._groups: dict[tuple[int, ...], Any] = {
-            group: world.comm.Create_group(world.comm.Get_group().Incl(group), tag=number)
-            for number, group in enumerate(groups)
-            if world.rank in group
-        }
+        # In one order that all ranks agree on, each by its members alone: no deadlock, no work for the others.
+        self._groups = {group: world.group(group) for group in groups if world.rank in group}
         on_gpu = world.device.type == "cuda"
         self._stages_collectives = on_gpu and not world.averages_on_gpus if staged is None else staged
         self._stages_messages = on_gpu if staged is None else staged

@@ -82,6 +82,7 @@ class World:
     activity: Activity = field(default_factory=Activity)
     stop: StopRequest = field(default_factory=StopRequest)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    _groups: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -189,6 +190,16 @@ class World:
                 f"MPI sees {self.size} ranks and Horovod {hvd.size()}",
                 mend="Launch with horovodrun (without --gloo), mpirun or srun --mpi=pmix, all of one MPI.",
             )
+
+    def group(self, ranks: tuple[int, ...]) -> Any:
+        """Return the communicator of some ranks, which all of them ask for together; only `comm/` uses it.
+
+        It is made once, and stays: the more communicators of different ranks there have been, the longer their members
+        take to agree on a number for the next.
+        """
+        if ranks not in self._groups:
+            self._groups[ranks] = self.comm.Create_group(self.comm.Get_group().Incl(ranks), tag=len(ranks))
+        return self._groups[ranks]
 
     # -- small words among all ranks; parameters travel by `transport` ---------------------------------------------
 

@@ -101,7 +101,7 @@ def test_no_room_for_a_checkpoint(culprit: str, world: World, folder: Path, monk
     really_save = checkpoint.write_tensors
 
     def save_in_little_room(path: Path, tensors: Mapping[str, Sequence[torch.Tensor]]) -> None:
-        with files_may_grow_to(4096 if world.rank == rank else resource.RLIM_INFINITY):
+        with files_may_grow_to(4 if world.rank == rank else resource.RLIM_INFINITY):
             really_save(path, tensors)
 
     monkeypatch.setattr(checkpoint, "write_tensors", save_in_little_room)
