@@ -75,6 +75,7 @@ class Watchdog:
         self._listener: Listener | None = None
         self._all_in = threading.Event()
         self._over = threading.Event()
+        self._beat = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._wakeup = socket.socketpair()
         self._selector.register(self._wakeup[1], selectors.EVENT_READ, None)
@@ -134,7 +135,7 @@ class Watchdog:
             console.urgent(f"The watchdog of rank {self.world.rank} is off: {type(error).__name__}: {error}")
 
     def _watch_until_over(self) -> None:
-        last = time.monotonic()
+        self._beat = last = time.monotonic()
         while not self._over.is_set():
             self._receive_all(max(0.01, last + HEARTBEAT - time.monotonic()))
             now = time.monotonic()
@@ -146,7 +147,7 @@ class Watchdog:
                 continue
             if now - last > 5 * HEARTBEAT:
                 self._excuse_silence(now - last)
-            last = now
+            self._beat = last = now
             own = self._own_state(now)
             for peer in list(self._peers.values()):
                 peer.channel.send(asdict(own))
@@ -246,9 +247,9 @@ class Watchdog:
         """Return a sentence on the ranks that have missed several heartbeats, empty if none has.
 
         Open MPI's launcher may find a host gone before a patient watchdog does, and ends the others by TERM: they say
-        then what they know.
+        then what they know. A rank that was stopped itself has heard nobody meanwhile, and blames nobody for it.
         """
-        now = time.monotonic()
+        now = min(time.monotonic(), self._beat + HEARTBEAT)
         states = [peer.state_at(now) for _, peer in sorted(self._peers.items())]
         silent = [state for state in states if state.silent > MISSED * HEARTBEAT]
         return ". ".join(said_of_silent(silent, self.world.size, time.time())[:NAMED])
