@@ -33,7 +33,7 @@ ROUNDED_UP = 1 + 2.0**-18
 
 
 class Codec(ABC):
-    """What a flat buffer of float32 is on the wire.
+    """Encoding of a flat buffer of float32 for the wire.
 
     A buffer is cut into groups of numbers, the last of which may be short, and each group becomes a record of as many
     bytes. So the codes of a part that ends where a group does are a part of the codes of the whole. Nothing is

@@ -1,4 +1,4 @@
-"""What exchanges of blocks send on average, found by some rounds of the protocol itself: deals, hands and plans."""
+"""Mean bytes of exchanges of blocks, found by some rounds of the protocol itself: deals, hands and plans."""
 
 from __future__ import annotations
 

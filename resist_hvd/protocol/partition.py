@@ -39,5 +39,5 @@ class Partition:
 
     @property
     def hands(self) -> tuple[tuple[int, ...], ...]:
-        """What was dealt, whoever holds it."""
+        """All hands of the deal, sorted, whoever holds them."""
         return tuple(sorted(self.held))

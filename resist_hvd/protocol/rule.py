@@ -120,7 +120,7 @@ class Rule:
 
     @cached_property
     def any_holders(self) -> bool:
-        """Whether any ranks can come to share a block, not only consecutive ones: the groups are few even so."""
+        """True where any ranks can come to share a block, not only consecutive ones: the groups are few even so."""
         return sum(comb(self.workers, length) for length in self._lengths) <= MOST_GROUPS
 
     @cached_property
