@@ -1,8 +1,8 @@
 """Codecs: flat buffers of parameters as they go over the wire.
 
-fp32 and fp16 are PyTorch's types. int8, int6 and int4 cut a buffer into groups of numbers, and send each group as one
-scale, s = max |x| / (2^(b-1) - 1), and for every number the whole number nearest to x / s, in b bits: the group-wise
-absmax codes of QSGD's descendants (Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022).
+fp32 and fp16 are PyTorch's types. int8, int6, int5 and int4 cut a buffer into groups of numbers, and send each group as
+one scale, s = max |x| / (2^(b-1) - 1), and for every number the whole number nearest to x / s, in b bits: the
+group-wise absmax codes of QSGD's descendants (Dettmers et al., 8-bit Optimizers via Block-wise Quantization, 2022).
 
 A scale keeps 17 of float32's 24 significant bits. So the product of a scale and a code is exact: what was decoded is
 encoded again without any change, however often a block moves, even where rounding has touched its last bit since. And a
@@ -255,6 +255,39 @@ class Int6(Integers):
         return quarters.sub_(32).view(torch.int8)
 
 
+class Int5(Integers):
+    """Eight codes in five bytes: those of a group's first five eighths, and above them the bits of the others."""
+
+    name, bits, planes = "int5", 5, 8
+
+    def _pack(self, codes: Tensor, out: Tensor) -> None:
+        eighths = self._bytes[: codes.numel()].view_as(codes)
+        eighths.view(torch.int8).copy_(codes)
+        eighths.add_(16)
+        low, high = eighths[:5], eighths[5:]
+        spare = codes.view(torch.uint8).view(-1)[: high.numel()].view_as(high)
+        low[:3].bitwise_or_(torch.bitwise_left_shift(high, 5, out=spare))
+        low[3:].bitwise_or_(torch.bitwise_and(high[:2], 0x18, out=spare[:2]).bitwise_left_shift_(2))
+        for number, bit in enumerate((0x08, 0x10)):
+            top = torch.bitwise_and(high[2], bit, out=spare[0]).bitwise_left_shift_(4 - number)
+            low[3 + number].bitwise_or_(top)
+        out.view(len(out), 5, -1).copy_(low.transpose(0, 1))
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        count = len(packed)
+        eighths = self._bytes[: count * self.group].view(8, count, -1)
+        low, high = eighths[:5], eighths[5:]
+        low.copy_(packed.view(count, 5, -1).transpose(0, 1))
+        spare = self._work[: low[3:].numel() // 4].view(torch.uint8).view_as(low[3:])
+        torch.bitwise_right_shift(low[:3], 5, out=high)
+        high[:2].bitwise_or_(torch.bitwise_and(low[3:], 0x60, out=spare).bitwise_right_shift_(2))
+        for number in range(2):
+            top = torch.bitwise_and(low[3 + number], 0x80, out=spare[0]).bitwise_right_shift_(4 - number)
+            high[2].bitwise_or_(top)
+        low.bitwise_and_(0x1F)
+        return eighths.sub_(16).view(torch.int8)
+
+
 class Int4(Integers):
     """Two codes in a byte: 8 more than one of a group's first half, and above it one of the second's, with its sign."""
 
@@ -273,5 +306,5 @@ class Int4(Integers):
         return halves
 
 
-CODECS: dict[CodecName, type[Codec]] = {codec.name: codec for codec in (Float32, Float16, Int8, Int6, Int4)}
+CODECS: dict[CodecName, type[Codec]] = {codec.name: codec for codec in (Float32, Float16, Int8, Int6, Int5, Int4)}
 """Codecs by name."""

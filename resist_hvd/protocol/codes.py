@@ -20,7 +20,7 @@ class Record(NamedTuple):
 RECORDS: dict[str, Record] = {
     "fp32": Record(1, 4),
     "fp16": Record(1, 2),
-    **{f"int{bits}": Record(GROUP, SCALE_BYTES + GROUP * bits // 8) for bits in (8, 6, 4)},
+    **{f"int{bits}": Record(GROUP, SCALE_BYTES + GROUP * bits // 8) for bits in (8, 6, 5, 4)},
 }
 """By codec. A group that is not full becomes a whole record."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from resist_hvd.settings.group import Group
 
-CodecName = Literal["fp32", "fp16", "int8", "int6", "int4"]
+CodecName = Literal["fp32", "fp16", "int8", "int6", "int5", "int4"]
 """Codecs by name: float32; float16; whole multiples of a scale, one a group, in so many bits."""
 
 

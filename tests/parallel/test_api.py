@@ -363,7 +363,7 @@ def test_an_overlap_that_cannot_be_is_refused(overlap: int, world: World) -> Non
 @pytest.mark.parametrize(
     ("exchange", "facts"),
     [
-        ({"trunk": "int3"}, ("exchange.trunk", "int3", "fp32, fp16, int8, int6, int4")),
+        ({"trunk": "int3"}, ("exchange.trunk", "int3", "fp32, fp16, int8, int6, int5, int4")),
         ({"trunks": "int8"}, ("trunks", "trunk")),
     ],
 )

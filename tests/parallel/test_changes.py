@@ -17,7 +17,7 @@ from resist_hvd.settings.exchange import CodecName
 
 from .test_transport import Counting
 
-ENCODED: tuple[CodecName, ...] = ("fp16", "int8", "int6", "int4")
+ENCODED: tuple[CodecName, ...] = ("fp16", "int8", "int6", "int5", "int4")
 CPU = torch.device("cpu")
 LENGTHS = (1, 255, 1500, 70_000)
 
@@ -118,7 +118,7 @@ def test_a_change_is_off_by_no_more_than_its_codes_can_say(codec: CodecName, wor
     averaged.flat += steps[world.rank]
     averaged.average()
     most = max(float(change.abs().max()) for change in steps)
-    codes = {"fp16": 2**11, "int8": 127, "int6": 31, "int4": 7}[codec]
+    codes = {"fp16": 2**11, "int8": 127, "int6": 31, "int5": 15, "int4": 7}[codec]
     off = (averaged.flat - expected).abs().max()
     assert off <= 1.01 * most / codes  # half a step twice: each rank's, and the owner's
     assert off > 0 or world.size == 1

@@ -53,7 +53,7 @@ def unsent(run: Run) -> Tensor:
     return left
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "int6", "int4"])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int5", "int4"])
 @pytest.mark.parametrize("changes", METHODS)
 def test_averages_among_all(
     changes: dict[str, Any], codec: Any, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch

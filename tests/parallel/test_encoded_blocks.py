@@ -18,8 +18,8 @@ from resist_hvd.protocol.rule import Rule
 from resist_hvd.settings.exchange import CodecName
 
 DECKS = (7, 0, 4)
-ENCODED: tuple[CodecName, ...] = ("fp16", "int8", "int6", "int4")
-STEPS = {"fp16": 2**10, "int8": 127, "int6": 31, "int4": 7}
+ENCODED: tuple[CodecName, ...] = ("fp16", "int8", "int6", "int5", "int4")
+STEPS = {"fp16": 2**10, "int8": 127, "int6": 31, "int5": 15, "int4": 7}
 
 Blocks = dict[int, Tensor]
 

@@ -147,6 +147,7 @@ def test_bytes_are_those_of_codes_and_scales(numbers: int) -> None:
         "fp16": 2 * numbers,
         "int8": groups * (4 + 256),
         "int6": groups * (4 + 192),
+        "int5": groups * (4 + 160),
         "int4": groups * (4 + 128),
     }
 
