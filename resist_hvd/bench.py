@@ -47,7 +47,8 @@ BENCHMARKS = {
     ),
     "step": Benchmark(StepSettings, "seconds of a step by this toolkit, over a bare PyTorch loop's"),
     "compare": Benchmark(
-        CompareSettings, "seconds of a step by ResIST (without it, by the first), over those of the fastest other"
+        CompareSettings,
+        "seconds of a step by the fastest row of ResIST (without it, by the first), over those of the fastest other",
     ),
     "loader": Benchmark(LoaderSettings, "images a second by this loader, over those by bare DALI"),
     "codec": Benchmark(CodecSettings, "GB/s of the slowest of int8's encoding and decoding, over those of a copy"),

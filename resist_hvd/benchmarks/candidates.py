@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from statistics import median
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -16,9 +18,8 @@ from resist_hvd.data.source import DataSource
 from resist_hvd.methods.base import Method
 from resist_hvd.nets.saved import Whole
 from resist_hvd.seeds import derive
-from resist_hvd.settings.bench import OURS, THEIRS, CompareSettings
-from resist_hvd.settings.exchange import ExchangeSettings
-from resist_hvd.settings.run import AVERAGING, MethodName, Settings
+from resist_hvd.settings.bench import CompareSettings
+from resist_hvd.settings.rows import THEIRS, Row
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import learning_rate
 from resist_hvd.training.run import Run, begin
@@ -26,32 +27,46 @@ from resist_hvd.training.run import Run, begin
 RIVALS: dict[str, type[rivals.Rival]] = dict(
     zip(THEIRS, (rivals.DataParallelRival, rivals.PostLocalSGDRival), strict=True)
 )
-PROBES = 3
-"""Number of times that a PyTorch loop's arithmetic is measured alone, by which communication is told from it."""
 
 
 class Candidate(ABC):
-    """A way of training, from its first weights on."""
+    """A way of training, from its first weights on.
+
+    Attributes:
+        sent: payload in bytes that this rank has handed over, so far.
+        hidden: seconds in which it communicated beside steps, so far.
+    """
 
     sent: int
+    hidden: float = 0.0
 
     @abstractmethod
-    def round(self) -> float:
-        """Make l steps and what ends a round; return this rank's seconds of communication."""
+    def round(self) -> float | None:
+        """Make l steps and what ends a round.
+
+        Returns:
+            This rank's seconds of communication; None where they cannot be told but from what arithmetic takes.
+        """
 
     @abstractmethod
     def trained(self) -> Method:
         """Return a method that holds what was trained, to be evaluated."""
 
+    @abstractmethod
+    def arithmetic(self) -> float:
+        """Return this rank's seconds of a step in which nothing communicates, while all ranks make such steps."""
+
 
 class Ours(Candidate):
     """One of our methods, through the loop that trains by it."""
 
-    def __init__(self, name: MethodName, settings: CompareSettings, world: World, source: DataSource) -> None:
-        self._run = make_run(name, settings, world, source)
+    def __init__(self, row: Row, settings: CompareSettings, world: World, source: DataSource) -> None:
+        self._run = make_run(row, settings, world, source)
         self._local = LocalTraining(self._run)
-        self._settings = settings
-        self._overlap = settings.overlap if self._run.method.overlaps else 0
+        self._settings, self._source = settings, source
+        # The same network and loop; data-parallel training's steps without averages are those of local SGD.
+        self._alone = Row(name="alone", method="local-sgd" if row.method == "data-parallel" else row.method)
+        self._overlap = row.overlap if self._run.method.overlaps else 0
         self._rounds = 0
 
     def round(self) -> float:
@@ -86,19 +101,30 @@ class Ours(Candidate):
         sent = self._run.method.transport.sent
         return sent.trunk + sent.blocks
 
+    @property
+    def hidden(self) -> float:  # type: ignore[override]
+        """Seconds beside steps, those of others before it included."""
+        return self._run.world.stopwatch.seconds["hidden"]
+
     def trained(self) -> Method:
         """Return the method."""
         return self._run.method
+
+    def arithmetic(self) -> float:
+        """Return the seconds of a step of its network that never synchronises."""
+        world = self._run.world
+        local = LocalTraining(make_run(self._alone, self._settings, world, self._source))
+        return seconds_of_steps(local.step, self._settings.local_iterations, world)
 
 
 class Theirs(Candidate):
     """One of PyTorch's own."""
 
-    def __init__(self, kind: type[rivals.Rival], settings: CompareSettings, world: World, source: DataSource) -> None:
-        self._settings, self._world, self._source = settings, world, source
+    def __init__(self, row: Row, settings: CompareSettings, world: World, source: DataSource) -> None:
+        self._row, self._settings, self._world, self._source = row, settings, world, source
         # Our method lends its first weights, and is gone before anything is measured.
         lender = self._method_of_ours()
-        self._length = lender.target
+        self._length, self._optim = lender.target, lender.settings.optim
         self._samples, self._batch = 0, lender.batch
         network = Whole(lender.method.network).to(world.device)
         # For images of one channel, too: steps are faster by a tenth.
@@ -106,38 +132,18 @@ class Theirs(Candidate):
         copy_parameters(lender.method.subnet, self._network)
         del lender
         self._batches = source.train()
-        self._arithmetic = self._probe()
-        self._rival = kind(self._network, world, settings.optim, settings.local_iterations)
+        self._rival = RIVALS[row.name](self._network, world, self._optim, settings.local_iterations)
 
     def _method_of_ours(self) -> Run:
-        return make_run("local-sgd", self._settings, self._world, self._source)
+        return make_run(self._row, self._settings, self._world, self._source)
 
-    def _probe(self) -> float:
-        """Return the seconds of a step without communication; weights and images are then what they were."""
-        optimizer = sgd(self._network, self._settings.optim)
-        # As many steps at once as in a round: a GPU that is waited for after each one would seem slower than it is.
-        steps = self._settings.local_iterations if self._world.device.type == "cuda" else 1
-        seconds = []
-        for _ in range(PROBES):
-            began = perf_counter()
-            for _ in range(steps):
-                rivals.train_step(self._network, optimizer, self._batches, rate=0.0)
-            finish(self._world.device)
-            seconds.append((perf_counter() - began) / steps)
-        self._network.zero_grad()
-        self._batches = self._source.train()
-        return median(seconds)
-
-    def round(self) -> float:
+    def round(self) -> None:
         """Make l steps; what they take beyond arithmetic is communication."""
-        steps = self._settings.local_iterations
-        began = perf_counter()
-        for _ in range(steps):
+        for _ in range(self._settings.local_iterations):
             done, step = self._samples / self._length, self._batch / self._length
-            self._rival.step(self._batches, learning_rate(self._settings.optim, done, step=step))
+            self._rival.step(self._batches, learning_rate(self._optim, done, step=step))
             self._samples += self._batch
         finish(self._world.device)
-        return max(0.0, perf_counter() - began - steps * self._arithmetic)
 
     @property
     def sent(self) -> int:  # type: ignore[override]
@@ -150,34 +156,39 @@ class Theirs(Candidate):
         copy_parameters(self._network, method.subnet)
         return method
 
+    def arithmetic(self) -> float:
+        """Return the seconds of a step of a copy, of whose gradients DistributedDataParallel hears nothing."""
+        network = deepcopy(self._network)
+        optimizer = sgd(network, self._optim)
+
+        def step() -> None:
+            rivals.train_step(network, optimizer, self._batches, self._optim.lr)
+
+        return seconds_of_steps(step, self._settings.local_iterations, self._world)
+
+
+def seconds_of_steps(step: Callable[[], object], steps: int, world: World) -> float:
+    """Return this rank's seconds of a step, the mean of some that all ranks begin together, after one."""
+    step()
+    finish(world.device)
+    world.barrier()
+    began = perf_counter()
+    for _ in range(steps):
+        step()
+    finish(world.device)
+    return (perf_counter() - began) / steps
+
 
 def make(name: str, settings: CompareSettings, world: World, source: DataSource) -> Candidate:
-    """Return a candidate at its beginning; all ranks make it together."""
-    for ours in OURS:
-        if ours == name:
-            return Ours(ours, settings, world, source)
-    return Theirs(RIVALS[name], settings, world, source)
+    """Return the candidate of a row at its beginning; all ranks make it together."""
+    row = Row.read(name)
+    return (Ours if row.method else Theirs)(row, settings, world, source)
 
 
-def make_run(name: MethodName, settings: CompareSettings, world: World, source: DataSource) -> Run:
-    """Return a run of a method, as long as a measurement is."""
+def make_run(row: Row, settings: CompareSettings, world: World, source: DataSource) -> Run:
+    """Return a run of a row's method, local SGD's for PyTorch's, as long as a measurement is."""
     images = (settings.rounds + 1) * settings.local_iterations * settings.data.batch_size * world.size
-    training = Settings(
-        method=name,
-        local_iterations=settings.local_iterations,
-        min_blocks=settings.min_blocks,
-        seed=settings.seed,
-        epochs=images / source.spec.train_size,
-        model=settings.model,
-        data=settings.data,
-        optim=settings.optim,
-        overlap=settings.overlap if name in AVERAGING else 0,
-        exchange=ExchangeSettings(
-            trunk=settings.exchange.trunk if name in AVERAGING else "fp32",
-            blocks=settings.exchange.blocks if name == "resist" else "fp32",
-        ),
-    )
-    return begin(training, world, source)
+    return begin(replace(settings.training(row), epochs=images / source.spec.train_size), world, source)
 
 
 def copy_parameters(origin: torch.nn.Module, target: torch.nn.Module) -> None:

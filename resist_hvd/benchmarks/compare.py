@@ -13,10 +13,11 @@ from resist_hvd import console
 from resist_hvd.benchmarks import results, rivals
 from resist_hvd.benchmarks.candidates import make
 from resist_hvd.benchmarks.kernel import PeakMemory, sent_by_host
-from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows, spread
+from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.settings.bench import CompareSettings
+from resist_hvd.settings.rows import Row
 from resist_hvd.tasks.classification import Classification
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.run import load_source
@@ -29,7 +30,9 @@ class Measurement:
 
     Attributes:
         seconds_step: of the slowest rank, the round's end included.
+        seconds_arithmetic: of a step in which nothing communicates, the slowest rank's.
         seconds_communication: of a step, the mean over ranks; waiting for others is part of it.
+        seconds_hidden: for how long, of a step, communication went on beside steps, the mean over ranks.
         bytes_counted: payload that ranks handed over to be sent, by the program's own count.
         bytes_network: what hosts' interfaces sent to other hosts, by the kernel's, headers included.
         bytes_loopback: what went through loopbacks, by the kernel's; shared memory is seen by neither.
@@ -38,7 +41,9 @@ class Measurement:
     """
 
     seconds_step: float
+    seconds_arithmetic: float
     seconds_communication: float
+    seconds_hidden: float
     bytes_counted: int
     bytes_network: int
     bytes_loopback: int
@@ -47,7 +52,7 @@ class Measurement:
 
 
 def run(settings: CompareSettings, world: World) -> float:
-    """Measure, print a table from rank 0, and return ResIST's seconds over the best other's; all ranks together."""
+    """Measure, print a table from rank 0, and return the ratio to the best other; all ranks together."""
     with world.agree("loading the data"):
         source = load_source(settings, world)
     with world.agree("opening the file of measurements"):
@@ -75,7 +80,7 @@ def run(settings: CompareSettings, world: World) -> float:
 def tell(name: str, repeat: int, settings: CompareSettings, measured: Measurement) -> None:
     """Print what has just been measured: a comparison takes minutes, and may be cut short."""
     step, communicating = 1e3 * measured.seconds_step, 1e3 * measured.seconds_communication
-    which = f"  repeat {repeat + 1}/{settings.repeats}  {name:<22}"
+    which = f"  repeat {repeat + 1}/{settings.repeats}  {name:<{max(map(len, settings.names))}}"
     console.out(f"{which}  {step:9.1f} ms a step, {communicating:.1f} communicating")
 
 
@@ -96,68 +101,86 @@ def measure(name: str, settings: CompareSettings, world: World, source: DataSour
     # The first round makes connections, buckets and plans of convolutions; it is neither timed nor counted.
     candidate.round()
     world.barrier()
-    kernel, counted = sent_by_host(), candidate.sent
-    communication, began = 0.0, perf_counter()
-    for _ in range(settings.rounds):
-        communication += candidate.round()
+    kernel, counted, hidden = sent_by_host(), candidate.sent, candidate.hidden
+    began = perf_counter()
+    communication = [candidate.round() for _ in range(settings.rounds)]
     world.barrier()
     seconds = perf_counter() - began
     sent = sent_by_host().since(kernel)
+    counted, hidden = candidate.sent - counted, candidate.hidden - hidden
     peak = memory.above()
     world.barrier()
+    accuracy = (
+        evaluate(candidate.trained(), source, Classification(), world, nullcontext).accuracy if evaluates else None
+    )
+    arithmetic = candidate.arithmetic()
     steps = settings.rounds * settings.local_iterations
+    told = [each for each in communication if each is not None]
     first_here = world.local_rank == 0
     everyone = world.gather(
         [
             seconds / steps,
-            communication / steps,
-            candidate.sent - counted,
+            arithmetic,
+            sum(told) / steps if told else max(0.0, seconds / steps - arithmetic),
+            hidden / steps,
+            counted,
             sent.network * first_here,
             sent.loopback * first_here,
             math.nan if peak is None else peak,
         ]
     )
-    accuracy = (
-        evaluate(candidate.trained(), source, Classification(), world, nullcontext).accuracy if evaluates else None
-    )
     return Measurement(
         seconds_step=float(everyone[:, 0].max()),
-        seconds_communication=float(everyone[:, 1].mean()),
-        bytes_counted=int(everyone[:, 2].sum()),
-        bytes_network=int(everyone[:, 3].sum()),
-        bytes_loopback=int(everyone[:, 4].sum()),
-        memory=None if bool((everyone[:, 5] != everyone[:, 5]).any()) else int(everyone[:, 5].max()),
+        seconds_arithmetic=float(everyone[:, 1].max()),
+        seconds_communication=float(everyone[:, 2].mean()),
+        seconds_hidden=float(everyone[:, 3].mean()),
+        bytes_counted=int(everyone[:, 4].sum()),
+        bytes_network=int(everyone[:, 5].sum()),
+        bytes_loopback=int(everyone[:, 6].sum()),
+        memory=None if bool((everyone[:, 7] != everyone[:, 7]).any()) else int(everyone[:, 7].max()),
         accuracy=accuracy,
     )
 
 
 def ratio_to_the_best(measured: dict[str, list[Measurement]]) -> float:
-    """Return the seconds of ResIST (or of the first candidate) over those of the fastest other, repeat by repeat."""
-    first = "resist" if "resist" in measured else next(iter(measured))
+    """Return the seconds of the fastest row of ResIST over those of the fastest other, repeat by repeat.
+
+    Where there is no row of ResIST the first is taken in its place, and where there is nothing else the ratio is 1.
+    """
     seconds = {name: [m.seconds_step for m in measurements] for name, measurements in measured.items()}
-    others = [values for name, values in seconds.items() if name != first]
-    return paired_ratio(seconds[first], min(others, key=median)) if others else 1.0
+    own = [name for name in seconds if Row.read(name).method == "resist"] or [next(iter(seconds))]
+    fastest = min((seconds[name] for name in own), key=median)
+    others = [values for name, values in seconds.items() if name not in own]
+    return paired_ratio(fastest, min(others, key=median)) if others else 1.0
 
 
 def show(settings: CompareSettings, world: World, backend: str, measured: dict[str, list[Measurement]]) -> None:
     """Print a row a candidate."""
     baseline = [m.seconds_step for m in next(iter(measured.values()))]
 
-    def of(attribute: Callable[[Measurement], float | None]) -> Callable[[list[Measurement]], list[float]]:
-        return lambda ms: [value for m in ms if (value := attribute(m)) is not None]
+    def milliseconds(attribute: Callable[[Measurement], float]) -> Callable[[list[Measurement]], str]:
+        return lambda ms: f"{1e3 * median(map(attribute, ms)):.1f}"
 
-    def volume(values: list[float]) -> str:
-        return scaled(median(values), "B") if values else "–"  # noqa: RUF001
+    def volume(attribute: Callable[[Measurement], int | None]) -> Callable[[list[Measurement]], str]:
+        return lambda ms: scaled(median(known), "B") if (known := told(attribute, ms)) else "–"  # noqa: RUF001
+
+    def told(attribute: Callable[[Measurement], float | None], ms: list[Measurement]) -> list[float]:
+        return [value for m in ms if (value := attribute(m)) is not None]
 
     columns: list[Column[list[Measurement]]] = [
-        ("ms a step", lambda ms: spread([1e3 * m.seconds_step for m in ms])),
-        ("communicating", lambda ms: spread([1e3 * m.seconds_communication for m in ms])),
-        ("ratio", lambda ms: f"{paired_ratio([m.seconds_step for m in ms], baseline):.2f}"),
-        ("counted", lambda ms: volume(of(lambda m: m.bytes_counted)(ms))),
-        ("on the network", lambda ms: volume(of(lambda m: m.bytes_network)(ms))),
-        ("on loopbacks", lambda ms: volume(of(lambda m: m.bytes_loopback)(ms))),
-        ("memory", lambda ms: volume(of(lambda m: m.memory)(ms))),
-        ("accuracy", lambda ms: "".join(f"{value:.2f} %" for value in of(lambda m: m.accuracy)(ms)[:1]) or "–"),  # noqa: RUF001
+        ("ms a step", milliseconds(lambda m: m.seconds_step)),
+        ("least", lambda ms: f"{1e3 * min(m.seconds_step for m in ms):.1f}"),
+        ("most", lambda ms: f"{1e3 * max(m.seconds_step for m in ms):.1f}"),
+        ("arithmetic", milliseconds(lambda m: m.seconds_arithmetic)),
+        ("times it", lambda ms: f"{median(m.seconds_step / m.seconds_arithmetic for m in ms):.2f}"),
+        ("waits", milliseconds(lambda m: m.seconds_communication)),
+        ("hidden", milliseconds(lambda m: m.seconds_hidden)),
+        ("of the first", lambda ms: f"{paired_ratio([m.seconds_step for m in ms], baseline):.2f}"),
+        ("counted", volume(lambda m: m.bytes_counted)),
+        ("on the network", volume(lambda m: m.bytes_network)),
+        ("on loopbacks", volume(lambda m: m.bytes_loopback)),
+        ("memory", volume(lambda m: m.memory)),
+        ("accuracy", lambda ms: "".join(f"{value:.2f} %" for value in told(lambda m: m.accuracy, ms)[:1]) or "–"),  # noqa: RUF001
     ]
     steps = settings.rounds * settings.local_iterations
     print_rows(
@@ -166,7 +189,10 @@ def show(settings: CompareSettings, world: World, backend: str, measured: dict[s
         f"PyTorch over {backend}",
         measured,
         columns,
-        f"{counted(settings.repeats, 'repeat')} in turn: medians, and the least and the most in brackets. Bytes of "
-        "all ranks in all steps: counted is payload handed over, network and loopbacks are the kernel's. Memory: "
-        "the most of a rank above what it had before.",
+        f"{counted(settings.repeats, 'repeat')} in turn: medians, and the least and the most of a step. Arithmetic: "
+        "ms of a step in which nothing communicates; times it: a step over it. Waits: ms of a step in which "
+        "communication was waited for; hidden: in which it went on beside steps. Of the first: a step over the first "
+        "row's. Bytes of all ranks in all steps: counted is payload handed over, network and loopbacks are the "
+        "kernel's. Memory: the most of a rank above what it had before.",
+        width=160,
     )

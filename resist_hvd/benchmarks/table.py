@@ -20,11 +20,6 @@ def paired_ratio(candidate: Sequence[float], baseline: Sequence[float]) -> float
     return median(a / b for a, b in zip(candidate, baseline, strict=True))
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return a median, and the least and the most in brackets."""
-    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
 def show(title: str, seconds: Mapping[str, Sequence[float]], note: str = "", *, images: int = 0) -> None:
     """Print a table of seconds, the first row being what the others are compared with.
 

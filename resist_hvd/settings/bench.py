@@ -9,12 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.group import Bound, Count, Natural, Positive
-from resist_hvd.settings.run import MethodName, Settings
+from resist_hvd.settings.rows import Row, usual_rows
+from resist_hvd.settings.run import Settings
 from resist_hvd.units import counted
-
-OURS: tuple[MethodName, ...] = ("resist", "local-sgd", "data-parallel")
-THEIRS = ("pytorch-ddp", "pytorch-post-local-sgd")
-"""Candidates of `compare`: our methods, and PyTorch's."""
 
 STEPS_A_BATCH_READY = 8
 """Steps that `loader` times on a GPU for each batch that may be ready: those are few of them then."""
@@ -195,21 +192,15 @@ class CompareSettings(Settings):
     Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel and its PostLocalSGDOptimizer.
     """
 
-    TAKES: ClassVar = (
-        "local_iterations",
-        "overlap",
-        "min_blocks",
-        "seed",
-        "device",
-        "model",
-        "data",
-        "optim",
-        "exchange",
-    )
+    TAKES: ClassVar = ("local_iterations", "min_blocks", "seed", "device", "model", "data", "optim")
     BASE: ClassVar[dict[str, Any]] = {"local_iterations": 10, "model.sections": "1,1,13,1", "model.width_factor": 0.25}
 
-    candidates: str = ",".join((*OURS, *THEIRS))
-    """Names of the candidates, with commas between."""
+    rows: str | None = None
+    """Ways of training to compare, with commas between: resist, local-sgd, data-parallel, pytorch-ddp,
+    pytorch-post-local-sgd. What our methods do otherwise follows the name: +overlapT, T local iterations beside a
+    synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and the blocks'. The first
+    is what others are compared with. Default: all of them, ResIST and local SGD with and without overlap and int8, too,
+    and resist+int4/int8."""
 
     rounds: Count = 4
     """Timed rounds of each measurement, after one that is not; each begins anew from the same weights and images."""
@@ -227,13 +218,33 @@ class CompareSettings(Settings):
     """Write every measurement into this file as JSON."""
 
     def check(self) -> None:
-        """Refuse candidates that there are not."""
+        """Refuse rows that there are not, or that such a run cannot have."""
         super().check()
-        unknown = set(self.names) - {*OURS, *THEIRS}
-        if unknown or not self.names:
-            raise ValueError(f"--candidates is {self.candidates!r}; give some of {', '.join((*OURS, *THEIRS))}")
+        for name in self.names:
+            try:
+                self.training(Row.read(name))
+            except ValueError as error:
+                raise ValueError(f"--rows has {name!r}: {error}") from None
 
     @property
     def names(self) -> list[str]:
-        """The candidates' names."""
-        return [name for name in self.candidates.split(",") if name]
+        """The rows' names, each once."""
+        named = usual_rows(self.local_iterations) if self.rows is None else self.rows.split(",")
+        return list(dict.fromkeys(name.strip() for name in named))
+
+    def training(self, row: Row) -> Settings:
+        """Return the settings of a run by a row's method; local SGD's for PyTorch's.
+
+        So few steps would all be of a warm-up in epochs: there is none.
+        """
+        return Settings(
+            method=row.method or "local-sgd",
+            local_iterations=self.local_iterations,
+            overlap=row.overlap,
+            min_blocks=self.min_blocks,
+            seed=self.seed,
+            model=self.model,
+            data=self.data,
+            optim=replace(self.optim, warmup_epochs=0.0),
+            exchange=row.exchange,
+        )

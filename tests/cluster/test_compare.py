@@ -6,7 +6,7 @@ from . import labs
 
 OWN_NAME_IS_A_LOOPBACK = 'printf "127.0.1.1 %s\\n%s\\n" "$(hostname)" "$(cat /etc/hosts)" >/etc/hosts'
 FLAGS = (
-    *("--candidates=local-sgd,pytorch-ddp", "--rounds=1", "--repeats=1", "--local_iterations=1", "--evaluate=false"),
+    *("--rows=local-sgd,pytorch-ddp", "--rounds=1", "--repeats=1", "--local_iterations=1", "--evaluate=false"),
     *("--model.sections=1,1,2,1", "--model.width_factor=0.125", "--data.batch_size=8"),
 )
 

@@ -30,6 +30,7 @@ SETTINGS = CompareSettings(
     local_iterations=2,
     rounds=2,
     repeats=1,
+    rows="pytorch-ddp,data-parallel,local-sgd,resist,resist+int8+overlap1",
     min_blocks=3,
     model=ModelSettings(sections="1,1,6,1", width_factor=1 / 16),
     data=DataSettings(batch_size=8, image_size=16, calibration_images=64),
@@ -43,8 +44,14 @@ def trained(name: str, world: World, momentum: float, rounds: int = 2) -> tuple[
     # Images of noise: the margins of digits are all alike, and a norm of what is all alike is rounding errors.
     candidate = make(name, settings, world, tiny.source(settings, rank=world.rank, size=world.size))
     for _ in range(rounds):
-        assert candidate.round() >= 0
-    return candidate.trained().subnet.parameters_flat.clone(), candidate.sent
+        waited = candidate.round()
+        assert waited is None if name.startswith("pytorch") else waited is not None and waited >= 0
+    sent, weights = candidate.sent, candidate.trained().subnet.parameters_flat.clone()
+    assert candidate.arithmetic() > 0
+    # It sends nothing, and trains nothing that counts.
+    assert candidate.sent == sent
+    assert torch.equal(candidate.trained().subnet.parameters_flat, weights)
+    return weights, sent
 
 
 @pytest.mark.parametrize(
@@ -77,10 +84,14 @@ def test_a_comparison(world: World, folder: Path, capsys: Any) -> None:
     for name, (once,) in measured.items():
         assert name in printed
         assert 0 <= once["seconds_communication"] <= once["seconds_step"]
+        assert once["seconds_arithmetic"] > 0
+        assert (once["seconds_hidden"] > 0) == ("overlap" in name)
         assert 0 < once["accuracy"] < 100
         assert (once["bytes_counted"] > 0) == (world.size > 1)
     if world.size > 1:
-        assert measured["resist"][0]["bytes_counted"] < measured["local-sgd"][0]["bytes_counted"]
+        sent = {name: once["bytes_counted"] for name, (once,) in measured.items()}
+        assert sent["resist"] < sent["local-sgd"] < sent["data-parallel"]
+        assert sent["resist+int8+overlap1"] < 0.3 * sent["resist"]
         # Gloo's messages go through the loopback; what MPI shares in memory goes nowhere.
         ddp = measured["pytorch-ddp"][0]
         assert ddp["bytes_loopback"] > ddp["bytes_counted"]
@@ -90,7 +101,7 @@ class Forgetful:
     """A candidate whose first round ever makes something large that stays, as libraries do."""
 
     kept: ClassVar[list[torch.Tensor]] = []
-    sent = 0
+    sent, hidden = 0, 0.0
 
     def __init__(self) -> None:
         self._own = torch.ones(4 * 2**20)
@@ -100,6 +111,9 @@ class Forgetful:
             self.kept.append(torch.ones(16 * 2**20))
         return 0.0
 
+    def arithmetic(self) -> float:
+        return 1.0
+
 
 def test_memory_does_not_hang_on_the_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     if PeakMemory(world.device).above() is None:
@@ -108,7 +122,7 @@ def test_memory_does_not_hang_on_the_order(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(compare, "make", lambda *_: Forgetful())
     monkeypatch.setattr(compare, "show", lambda settings, world, backend, measured: seen.update(measured))
     try:
-        compare.run(replace(SETTINGS, evaluate=False, candidates="resist,local-sgd"), world)
+        compare.run(replace(SETTINGS, evaluate=False, rows="resist,local-sgd"), world)
     finally:
         Forgetful.kept.clear()
     if world.is_first:
