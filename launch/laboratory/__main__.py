@@ -50,7 +50,15 @@ def parser() -> argparse.ArgumentParser:
     batch = commands.add_parser("slurm", parents=[common, installing], help="start SLURM on all hosts")
     batch.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs that each host shall seem to have")
     batch.add_argument("--accounting", action="store_true", help="keep accounts of jobs, for sacct")
-    count = commands.add_parser("bytes", parents=[common], help="print what crossed each host's link")
+    count = commands.add_parser(
+        "bytes",
+        parents=[common],
+        help="print what crossed each host's link",
+        description="Print what crossed each host's link since the lab was made, by the kernel's counters. `payload` "
+        "(in JSON sent_payload) is the bytes sent without the headers of Ethernet, IP and TCP. `sent again` (in JSON "
+        "retransmitted_segments) is the TCP segments that the host retransmitted, because a packet was lost or its "
+        f"answer late: the payload counts them too, at most {links.SEGMENT} bytes each.",
+    )
     count.add_argument("--json", action="store_true", help="print it as JSON")
     list_ = commands.add_parser("ps", parents=[common], help="print the processes of each host")
     list_.add_argument("--json", action="store_true", help="print them as JSON")
@@ -136,10 +144,13 @@ def count_bytes(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({name: asdict(one) | {"sent_payload": one.sent_payload} for name, one in counted.items()}))
         return 0
-    print(f"{'host':<6}{'sent bytes':>16}{'packets':>12}{'payload':>16}{'received bytes':>16}{'packets':>12}")
+    print(
+        f"{'host':<6}{'sent bytes':>16}{'packets':>12}{'payload':>16}{'sent again':>12}"
+        f"{'received bytes':>16}{'packets':>12}"
+    )
     for name, one in counted.items():
         print(
-            f"{name:<6}{one.sent_bytes:>16,}{one.sent_packets:>12,}{one.sent_payload:>16,}"
+            f"{name:<6}{one.sent_bytes:>16,}{one.sent_packets:>12,}{one.sent_payload:>16,}{one.retransmitted_segments:>12,}"
             f"{one.received_bytes:>16,}{one.received_packets:>12,}"
         )
     return 0

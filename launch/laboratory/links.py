@@ -17,6 +17,9 @@ PORT = "eth0"
 HEADERS = 14 + 20 + 32
 """Bytes that Ethernet, IPv4 and TCP (with time stamps) add to a segment: what a packet counts besides payload."""
 
+SEGMENT = 1500 - 20 - 32
+"""Largest payload of a TCP segment in bytes: Ethernet's MTU less the headers of IPv4 and TCP (with time stamps)."""
+
 BURST_SECONDS = 0.002
 """Seconds' worth of bytes that a link may send at once, above its speed."""
 
@@ -103,16 +106,26 @@ def connect(switch_pid: int, name: str, *, up: bool) -> None:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Kernel's counts of a host's link since the lab was made, in bytes and packets."""
+    """Kernel's counts of a host's link since the lab was made, in bytes and packets.
+
+    Attributes:
+        sent_bytes: bytes sent, with all headers.
+        sent_packets: packets sent.
+        received_bytes: bytes received, with all headers.
+        received_packets: packets received.
+        retransmitted_segments: TCP segments that the host sent again, of at most `SEGMENT` bytes each. TCP does so if a
+            packet is lost, and also if an answer is merely late, as on a busy machine.
+    """
 
     sent_bytes: int
     sent_packets: int
     received_bytes: int
     received_packets: int
+    retransmitted_segments: int
 
     @property
     def sent_payload(self) -> int:
-        """Bytes sent without the headers of Ethernet, IP and TCP."""
+        """Bytes sent without the headers of Ethernet, IP and TCP; retransmitted ones are counted each time."""
         return self.sent_bytes - HEADERS * self.sent_packets
 
 
@@ -122,5 +135,12 @@ def traffic(pid: int) -> Traffic:
         name, _, counters = line.strip().partition(":")
         if name == PORT:
             numbers = [int(word) for word in counters.split()]
-            return Traffic(numbers[8], numbers[9], numbers[0], numbers[1])
+            return Traffic(numbers[8], numbers[9], numbers[0], numbers[1], retransmitted_segments(pid))
     raise LabError(f"process {pid} has no {PORT}", mend=f"Its host has ended; `{typed('down')}` removes the lab.")
+
+
+def retransmitted_segments(pid: int) -> int:
+    """Return the TCP segments that were sent again in the network namespace that a process is in."""
+    lines = Path(f"/proc/{pid}/net/snmp").read_text().splitlines()
+    names, counters = (line.split() for line in lines if line.startswith("Tcp:"))
+    return int(counters[names.index("RetransSegs")])

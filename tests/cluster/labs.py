@@ -94,10 +94,10 @@ class Lab:
         assert ended.status == 0, ended
         return ended.stdout
 
-    def sent_payload(self) -> int:
-        """Return the bytes that all hosts' links carried so far, without headers."""
-        counted = json.loads(self.do("bytes", "--json").stdout)
-        return sum(one["sent_payload"] for one in counted.values())
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Return what the kernel has counted so far on each host's link."""
+        counted: dict[str, dict[str, int]] = json.loads(self.do("bytes", "--json").stdout)
+        return counted
 
     def processes(self) -> dict[str, list[dict[str, Any]]]:
         """Return what runs on each host besides sshd and SLURM's daemons."""

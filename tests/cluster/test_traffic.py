@@ -1,8 +1,10 @@
 """What the kernel counts on the links of four hosts is what a run's own account says it sent."""
 
 import json
+from collections import Counter
 
 import pytest
+from laboratory import links
 
 from . import labs
 
@@ -13,20 +15,30 @@ more than the other is what its further rounds did."""
 SETTINGS = (*labs.TINY, "--model.width_factor=0.25", "--local_iterations=1")
 
 
+def sums(lab: labs.Lab) -> Counter[str]:
+    """Return the kernel's counts so far, summed over all hosts' links."""
+    return sum(map(Counter, lab.traffic().values()), Counter())
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("method", ["resist", "local-sgd"])
 def test_links_carry_what_rounds_say_within_five_per_cent(lab_of_four: labs.Lab, method: str) -> None:
     lab = lab_of_four
-    counted = {}
+    counted, again = {}, {}
     for rounds in (SHORT, LONG):
-        before = lab.sent_payload()
+        before = sums(lab)
         output = lab.folder / f"run-{rounds}"
         lab.train(*SETTINGS, f"--method={method}", f"--max_rounds={rounds}", "--output", output)
-        counted[rounds] = lab.sent_payload() - before
+        after = sums(lab)
+        counted[rounds] = after["sent_payload"] - before["sent_payload"]
+        again[rounds] = links.SEGMENT * (after["retransmitted_segments"] - before["retransmitted_segments"])
     lines = [json.loads(line) for line in (lab.folder / f"run-{LONG}/rounds.jsonl").read_text().splitlines()]
     said = sum(line["bytes_sent"] for line in lines[SHORT:])
     assert len(lines) == LONG
     assert said > 10_000_000, "too little is sent to tell it from what else there is"
-    print(f"{method}: {said:,} bytes by rounds.jsonl, {counted[LONG] - counted[SHORT]:,} on the links")
+    # What TCP sent twice, since an answer was late, is in the counts and in nobody's account: these many bytes at most.
+    least, most = counted[LONG] - again[LONG] - counted[SHORT], counted[LONG] - counted[SHORT] + again[SHORT]
+    print(f"{method}: {said:,} bytes by rounds.jsonl, {least:,} to {most:,} on the links")
     # Headers of Ethernet, IP and TCP are taken off; MPI's and the daemons' own stay, and are what the margin is for.
-    assert counted[LONG] - counted[SHORT] == pytest.approx(said, rel=0.05)
+    assert least < 1.05 * said
+    assert most > 0.95 * said
