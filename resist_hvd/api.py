@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from resist_hvd import console
 from resist_hvd.comm.devices import DeviceName
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
@@ -27,7 +28,7 @@ from resist_hvd.nets.parts import Network, Part, check_residual
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.settings.exchange import ExchangeSettings
-from resist_hvd.settings.run import Momentum
+from resist_hvd.settings.run import Momentum, Overlap
 from resist_hvd.tasks.base import Metric
 from resist_hvd.training.disk import append, disk_errors
 from resist_hvd.training.evaluate import calibrate, inference, walk
@@ -222,7 +223,8 @@ class Rounds:
         optimizer: any of PyTorch's, of the net's parameters.
         local_iterations: l, local iterations of a round.
         overlap: T, how many of them are made while a synchronisation is under way: see docs/runs.md. Blocks that move
-            stand still meanwhile: their parameters have no gradients.
+            stand still meanwhile: their parameters have no gradients. auto measures the first rounds, chooses T, and
+            has rank 0 print why.
         folder: where `rounds.jsonl` is written, a line a round, for `resist_hvd.report`; None for nowhere.
 
     Attributes:
@@ -236,15 +238,15 @@ class Rounds:
         optimizer: torch.optim.Optimizer,
         *,
         local_iterations: int = 50,
-        overlap: int = 0,
+        overlap: Overlap = 0,
         folder: str | Path | None = None,
     ) -> None:
         if local_iterations < 1:
             raise UserError(f"local_iterations is {local_iterations}", mend="Give 1 or more.", everywhere=True)
-        if not 0 <= overlap < local_iterations:
+        if overlap != "auto" and not 0 <= overlap < local_iterations:
             raise UserError(
                 f"overlap is {overlap}, and a round has {local_iterations} local iterations",
-                mend="Give 0 or more, and fewer than local_iterations.",
+                mend="Give 0 or more, and fewer than local_iterations, or auto.",
                 everywhere=True,
             )
         ours = set(map(id, net.parameters()))
@@ -260,7 +262,7 @@ class Rounds:
         self._length, self._overlap = local_iterations, overlap
         net.method.optimizer_state = TorchState(optimizer, net.subnet)
         self._training = Training(world=net.world, method=net.method)
-        if overlap:
+        if overlap not in (0, "auto"):
             net.method.make_room()
         self._rounds = RoundCounter(
             self._training, seed=net.seed, length=lambda: local_iterations, longest=local_iterations, overlap=overlap
@@ -303,6 +305,8 @@ class Rounds:
         if record is not None:
             self._net.subnet.gradients_flat.zero_()
             self._write(record)
+            if self._rounds.choice is not None and self._net.world.is_first:
+                console.out(self._rounds.choice.sentence)
             self._rounds.begin()
         return record
 
@@ -394,13 +398,14 @@ class Rounds:
                     )
             if not net.method.hold(state["held"]):
                 raise UserError("The state's blocks were dealt by another min_blocks", mend="Give the one it had.")
+        self._training.progress = Progress(**state["progress"])
+        self._rounds.resume()
         flat.copy_(state["parameters"])
         for name, pieces in net.method.own_by_this_worker().items():
             for piece, saved in zip(pieces, state.get("own", {}).get(name, ()), strict=False):
                 piece.copy_(saved)
         net.subnet.gradients_flat.zero_()
         self._optimizer.load_state_dict(state["optimizer"])
-        self._training.progress = Progress(**state["progress"])
         self._rounds.begin()
         self._rounds.made, self.steps = state["made"], state["steps"]
         self._rounds.losses.copy_(state["losses"])

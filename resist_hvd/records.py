@@ -150,6 +150,7 @@ class RoundRecord(Record):
         bytes_blocks: of these, for single blocks.
         seconds_prepare: before its first step, of compiling or capturing it, the slowest worker's; of no other account.
             None where there was nothing to prepare.
+        overlap: how many local iterations were made while its synchronisation was under way; None where none was.
         partition: for each worker the numbers of the blocks it trained.
         ranks: each rank's seconds; None in a file of the first version.
     """
@@ -166,6 +167,7 @@ class RoundRecord(Record):
     bytes_trunk: int
     bytes_blocks: int
     seconds_prepare: float | None = None
+    overlap: int | None = None
     partition: tuple[tuple[int, ...], ...]
     ranks: RankSeconds | None = None
 

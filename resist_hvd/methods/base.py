@@ -135,6 +135,9 @@ class Method(ABC):
     trains_scaled = False
     """True where those scales are not in the evaluated network alone, but in that which is trained."""
 
+    can_overlap = False
+    """True where steps can come between a synchronisation's departure and its arrival, once there is room."""
+
     members_apart = False
     """True where each worker's network is evaluated by itself, on all inputs, and predictions are pooled."""
 

@@ -52,6 +52,8 @@ class LocalSGD(Replicated):
     Where steps come between departure and arrival, it takes the memory of one more network.
     """
 
+    can_overlap = True
+
     def __init__(self, setup: Setup, *, scales: Sequence[float] = ()) -> None:
         super().__init__(setup, scales=scales)
         flat = self.subnet.parameters_flat

@@ -80,6 +80,8 @@ class Resist(Method):
         seed: of the first round's partition, the same on every rank.
     """
 
+    can_overlap = True
+
     def __init__(self, setup: Setup, seed: int) -> None:
         super().__init__(setup)
         self.scales = setup.scales
@@ -235,6 +237,7 @@ class WarmUp(LocalSGD):
     """
 
     trains_scaled = True
+    can_overlap = False
 
     def __init__(self, setup: Setup, *, seed: int) -> None:
         # Steps that hide its averages would take the memory of one more whole network.

@@ -81,23 +81,25 @@ class Setting(NamedTuple):
         optional: whether it may be None.
         bound: the condition on its value.
         default: its value where nothing is given.
+        words: texts that may stand in its place, as "auto" in that of a number.
     """
 
     kind: Any
     optional: bool
     bound: Bound | None
     default: Any
+    words: tuple[str, ...] = ()
 
     def allows(self, value: Any) -> bool:
         """Return whether a value of the right type is right."""
         if get_origin(self.kind) is Literal:
             return value in get_args(self.kind)
-        return self.bound is None or self.bound.holds(value)
+        return value in self.words or self.bound is None or self.bound.holds(value)
 
     @property
     def wanted(self) -> str:
         """A right value in words."""
-        return self.bound.words if self.bound else self.type_wanted
+        return ", or ".join((self.bound.words, *self.words)) if self.bound else self.type_wanted
 
     @property
     def type_wanted(self) -> str:
@@ -105,7 +107,7 @@ class Setting(NamedTuple):
         if get_origin(self.kind) is Literal:
             return f"one of {', '.join(get_args(self.kind))}"
         names = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
-        return names.get(self.kind, "numbers in brackets, like [0.5,0.75]")
+        return ", or ".join((names.get(self.kind, "numbers in brackets, like [0.5,0.75]"), *self.words))
 
     @property
     def placeholder(self) -> str:
@@ -113,7 +115,7 @@ class Setting(NamedTuple):
         if get_origin(self.kind) is Literal:
             return "{" + ",".join(get_args(self.kind)) + "}"
         names = {bool: "{true,false}", int: "N", float: "X", Path: "PATH", str: "TEXT"}
-        return names.get(self.kind, "[X,...]")
+        return "|".join((names.get(self.kind, "[X,...]"), *self.words))
 
     def read(self, value: Any) -> Any:
         """Return a flag's text, or a value of YAML's, as a value of this type.
@@ -126,6 +128,8 @@ class Setting(NamedTuple):
                 return None
             raise ValueError(value)
         kind, is_text = self.kind, isinstance(value, str)
+        if is_text and value in self.words:
+            return value
         if get_origin(kind) is Literal:
             if value in get_args(kind):
                 return value
@@ -156,11 +160,13 @@ def _settings_of(group: type[Group], prefix: str = "") -> dict[str, Setting]:
             found |= settings_of(kind, f"{prefix}{each.name}.")
             continue
         members = [kind] if get_origin(kind) in (Annotated, Literal, tuple, dict) else get_args(kind) or (kind,)
-        bare, *_ = (member for member in members if member is not NoneType)
+        bare, *others = (member for member in members if member is not NoneType)
+        words = tuple(word for other in others for word in get_args(other))
         bounds = [extra for extra in getattr(bare, "__metadata__", ()) if isinstance(extra, Bound)]
         bare = get_args(bare)[0] if get_origin(bare) is Annotated else bare
         default = each.default_factory() if each.default_factory is not MISSING else each.default
-        found[f"{prefix}{each.name}"] = Setting(bare, NoneType in members, bounds[0] if bounds else None, default)
+        bound = bounds[0] if bounds else None
+        found[f"{prefix}{each.name}"] = Setting(bare, NoneType in members, bound, default, words)
     return found
 
 

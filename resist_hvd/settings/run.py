@@ -17,6 +17,7 @@ AVERAGING: tuple[MethodName, ...] = ("resist", "local-sgd")
 """Methods that average parameters at the end of a round."""
 
 Momentum = Literal["restart", "keep"]
+Overlap = Natural | Literal["auto"]
 Precision = Literal["auto", "fp32", "bf16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -36,10 +37,11 @@ class Settings(Group):
     local_iterations: Count = 50
     """l, the local iterations of a round: training steps between two synchronisations."""
 
-    overlap: Natural = 0
+    overlap: Overlap = 0
     """T, the local iterations that are made while a synchronisation is under way: it departs T before a round's end,
     and what was trained since is added to the average. Blocks that move or are shared stand still meanwhile. Hides the
-    network's time, at some accuracy where rounds are short; 0 waits for it."""
+    network's time, at some accuracy where rounds are short; 0 waits for it. auto measures the first rounds, and takes
+    the least T that hides what they waited, of those that are known to cost less than 0.3 points."""
 
     min_blocks: Natural = 5
     """m, the fewest partitionable blocks a sub-network has; blocks are shared among workers where that needs it."""
@@ -150,7 +152,7 @@ class Settings(Group):
         """Refuse steps beside a synchronisation where there can be none."""
         if not self.overlap:
             return
-        if self.overlap >= self.local_iterations:
+        if self.overlap != "auto" and self.overlap >= self.local_iterations:
             raise ValueError(
                 f"--overlap is {self.overlap}, but a round has --local_iterations {self.local_iterations}; give fewer"
             )

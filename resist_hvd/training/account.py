@@ -46,6 +46,7 @@ class Round:
     seconds_trunk: float
     seconds_blocks: float
     bytes_sent: BytesSent
+    overlap: int
     partition: Partition
 
 
@@ -95,6 +96,7 @@ def add_round(run: Training, done: Round) -> RoundRecord:
         bytes_trunk=trunk,
         bytes_blocks=blocks,
         seconds_prepare=float(of_ranks.seconds_prepare.max()) or None,
+        overlap=done.overlap or None,
         partition=done.partition.held,
         ranks=RankSeconds(
             **{name.name: tuple(getattr(of_ranks, name.name).round(6).tolist()) for name in fields(RankSeconds)}

@@ -186,6 +186,11 @@ class Checkpoint:
         """The run's progress when it was written."""
         return Progress(**self.manifest["progress"])
 
+    def setting(self, name: str) -> Any:
+        """Return a setting of the run that wrote it, None where it does not say."""
+        settings = self.manifest.get("settings")
+        return settings.get(name) if isinstance(settings, dict) else None
+
     def read(self, names: NamedPieces, *, files: str = "") -> None:
         """Fill named flat tensors from the checkpoint's files.
 

@@ -80,6 +80,11 @@ class Journal:
             )
             self._to_board(record.round, {"accuracy": record.accuracy, "test_loss": record.loss})
 
+    def remark(self, sentence: str) -> None:
+        """Show a sentence on the console."""
+        if self.run.world.is_first:
+            self.display.line(f"  {sentence}")
+
     def extra_test(self, record: ExtraTestRecord) -> None:
         """Write an evaluation on a further test set.
 

@@ -34,6 +34,8 @@ def train(run: Run, journal: Journal) -> None:
                 save(run)
         while not run.finished:
             journal.round(train_round(local))
+            if local.rounds.choice is not None:
+                journal.remark(local.rounds.choice.sentence)
             if (heir := run.method.successor(run.progress.samples)) is not None:
                 run.method = heir
                 local = LocalTraining(run)

@@ -59,12 +59,12 @@ def strange_in(manifest: dict[str, Any]) -> str:
     Raises:
         KeyError, TypeError, AttributeError: something that every version writes is missing or of another type.
     """
-    known = {field.name for field in fields(Progress)}
+    known = {field.name: field.default for field in fields(Progress)}
     progress = manifest["progress"]
-    if unknown := sorted(set(progress) - known):
+    if unknown := sorted(set(progress) - set(known)):
         return f"its progress has {unknown[0]}, which this one does not know"
     for name, value in progress.items():
-        if not (type(value) in (int, float) or (value is None and "accuracy" in name)):
+        if not (type(value) in (int, float) or (value is None and known[name] is None)):
             return f"its progress has {name} {value!r}"
     workers = manifest["workers"]
     samples = progress["samples"]

@@ -142,6 +142,8 @@ def make_run(settings: Settings, world: World, source: DataSource, folder: Path,
         UserError: on every rank, where the settings train nothing, or the checkpoint is of something else.
     """
     progress = checkpoint.progress if checkpoint else Progress()
+    if checkpoint and checkpoint.setting("local_iterations") != settings.local_iterations:
+        progress.overlap = None  # it was chosen for rounds of another length
     run = begin(settings, world, source, folder, progress)
     refuse_degenerate(settings, run.method.setup.network, source.spec)
     sentence = f"No checkpoint in {folder}: starting anew"

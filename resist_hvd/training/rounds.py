@@ -11,7 +11,9 @@ from torch import Tensor
 from resist_hvd.comm.devices import finish
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
+from resist_hvd.settings.run import Overlap
 from resist_hvd.training.account import Round, add_round
+from resist_hvd.training.hiding import Choice, Chooser
 from resist_hvd.training.run import Training
 
 
@@ -38,23 +40,28 @@ class RoundCounter:
         length: returns how many local iterations the round has that begins now.
         longest: the most that a round can have.
         overlap: T, how many local iterations come between a synchronisation's departure and its arrival, where the
-            method has it so. A round that has no more than T departs after its first one: it must have trained.
+            method has it so. A round that has no more than T departs after its first one: it must have trained. With
+            auto, T is what the training's progress says; where that says nothing, it is chosen after some rounds.
 
     Attributes:
         made: local iterations of the present round so far.
         losses: each one's loss [longest].
+        choice: of T, when the last round has led to it, until the next one begins.
     """
 
     def __init__(
-        self, training: Training, *, seed: int, length: Callable[[], int], longest: int, overlap: int = 0
+        self, training: Training, *, seed: int, length: Callable[[], int], longest: int, overlap: Overlap = 0
     ) -> None:
         self.training = training
-        self._overlap = overlap if training.method.overlaps else 0
+        self._wanted = overlap
+        self._longest = longest
+        self.choice: Choice | None = None
         self.made = 0
         self._seed = seed
         self._length = length
         self.losses = torch.zeros(longest, device=training.world.device)
         self._clock = Clock(training.world.device)
+        self.resume()
         self.begin()
 
     @property
@@ -62,9 +69,20 @@ class RoundCounter:
         """True between a synchronisation's departure and its arrival."""
         return self._departs_after <= self.made
 
+    def resume(self) -> None:
+        """Take over what the training's progress says of steps beside synchronisations."""
+        method, chosen = self.training.method, self.training.progress.overlap
+        auto = self._wanted == "auto"
+        self._chooser = Chooser(self._longest) if auto and chosen is None and method.can_overlap else None
+        if auto and chosen and method.can_overlap and not method.overlaps:
+            method.make_room()
+        overlap = chosen or 0 if self._wanted == "auto" else self._wanted
+        self._overlap = overlap if method.overlaps else 0
+
     def begin(self) -> None:
         """Begin a round: what lay between it and the one before, as an evaluation, is no round's time."""
         training = self.training
+        self.choice = None
         self._iterations = self._length()
         self._departs_after = max(1, self._iterations - self._overlap)
         training.method.exact = training.ends_with(self._iterations)
@@ -133,7 +151,13 @@ class RoundCounter:
             seconds_trunk=watch.seconds["trunk"] - before["trunk"],
             seconds_blocks=watch.seconds["blocks"] - before["blocks"],
             bytes_sent=method.transport.sent - self._sent,
+            overlap=self._iterations - self._departs_after,
             partition=partition,
         )
         self.made = 0
-        return add_round(training, made)
+        record = add_round(training, made)
+        if self._chooser is not None and (choice := self._chooser.take(record)) is not None:
+            training.progress.overlap = choice.overlap
+            self.choice = choice
+            self.resume()
+        return record

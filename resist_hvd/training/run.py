@@ -30,7 +30,8 @@ from resist_hvd.training.optim import make_state
 class Progress:
     """Progress of a run; a checkpoint's manifest holds it.
 
-    Seconds are of training alone, the mean over workers; bytes are payload sent, summed over workers.
+    Seconds are of training alone, the mean over workers; bytes are payload sent, summed over workers. `overlap` is what
+    `--overlap auto` has chosen, None before that.
     """
 
     round: int = 0
@@ -44,6 +45,7 @@ class Progress:
     accuracy: float | None = None
     best_accuracy: float | None = None
     evaluated_round: int = -1
+    overlap: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -78,6 +80,11 @@ class Run(Training):
     source: DataSource
     folder: Path
     claim: Claim | None = None
+
+    @property
+    def overlap(self) -> int:
+        """T, the steps beside a synchronisation, as far as it is known: 0 while `auto` measures."""
+        return overlap_of(self.settings, self.progress)
 
     @cached_property
     def task(self) -> Task:
@@ -135,20 +142,25 @@ class Run(Training):
         return arithmetic.autocast(self.settings.precision, self.world.device)
 
 
-def method_setup(settings: Settings, source: DataSource, world: World, *, begins: bool = True) -> Setup:
+def overlap_of(settings: Settings, progress: Progress) -> int:
+    """Return T, the steps beside a synchronisation, of a run that has come so far; 0 where it is still to be chosen."""
+    return progress.overlap or 0 if settings.overlap == "auto" else settings.overlap
+
+
+def method_setup(settings: Settings, source: DataSource, world: World, progress: Progress | None = None) -> Setup:
     """Return what the run's method is made from.
 
     Args:
         settings: the run's.
         source: the data.
         world: all workers.
-        begins: whether the run is at its beginning; one that goes on needs no file of weights to begin with.
+        progress: how far the run has come, at its beginning by default; one that goes on needs no file of weights.
 
     Raises:
         UserError: the network cannot be made, or not be dealt out.
     """
-    spec = source.spec
-    model = settings.model if begins else replace(settings.model, weights=None)
+    spec, progress = source.spec, progress or Progress()
+    model = settings.model if progress.round == 0 else replace(settings.model, weights=None)
     network = families.chosen(model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes))
     return Setup(
         network=network,
@@ -157,7 +169,7 @@ def method_setup(settings: Settings, source: DataSource, world: World, *, begins
         min_blocks=settings.min_blocks,
         momentum=settings.momentum,
         scale_activations=settings.scale_activations,
-        overlap=settings.overlap > 0,
+        overlap=overlap_of(settings, progress) > 0,
         optimizer_state=partial(make_state, settings=settings.optim),
         exchange=settings.exchange,
         warmup_samples=round(settings.warmup_epochs * spec.train_size),
@@ -197,7 +209,7 @@ def begin(
     """
     progress = progress or Progress()
     with world.agree("making the network"):
-        setup = method_setup(settings, source, world, begins=progress.round == 0)
+        setup = method_setup(settings, source, world, progress)
     seed = world.broadcast_seed(derive(settings.seed, "round", progress.round))
     method = method_of(settings.method).begin(setup, seed=seed, samples=progress.samples)
     return Run(

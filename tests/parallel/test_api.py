@@ -18,7 +18,10 @@ from resist_hvd.methods.state import FlatState
 from resist_hvd.nets.norms import Norm
 from resist_hvd.records import RoundRecord
 from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.run import Overlap
 from resist_hvd.tasks.classification import AccuracyAndLoss
+from resist_hvd.training import hiding
+from resist_hvd.training.hiding import MEASURED, SKIPPED, Choice
 from resist_hvd.training.loop import train
 
 from . import tiny
@@ -64,7 +67,7 @@ class Loop:
         *,
         network: Any = None,
         folder: Path | None = None,
-        overlap: int = 0,
+        overlap: Overlap = 0,
         **options: Any,
     ) -> None:
         self.world = world
@@ -196,6 +199,31 @@ def test_it_resumes_exactly(steps: int, changes: dict[str, Any], world: World, f
         lines = [tiny.timeless_lines(folder / name / "rounds.jsonl") for name in ("whole", "parted")]
         assert lines[0] == lines[1]
         assert [line["round"] for line in lines[1]] == [0, 1, 2, 3]
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("rounds", [SKIPPED + MEASURED - 2, SKIPPED + MEASURED + 1], ids=["measuring", "chosen"])
+def test_it_chooses_its_overlap_and_goes_on_with_it(
+    rounds: int, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hiding, "choose", lambda *_: Choice(1, "as a test has it"))
+    whole = Loop(world, overlap="auto")
+    records = whole.steps(ITERATIONS * (rounds + 2))
+    overlaps = [record.overlap or 0 for record in records]
+    assert overlaps == [int(number >= SKIPPED + MEASURED) for number in range(rounds + 2)]
+    assert capsys.readouterr().out.count("T = 1 ") == world.is_first
+
+    first = Loop(world, overlap="auto")
+    first.steps(ITERATIONS * rounds)
+    state = first.rounds.state()
+    second = Loop(world, overlap="auto")
+    second.rounds.load(state)
+    again = second.steps(ITERATIONS * 2)
+    assert [record.overlap or 0 for record in again] == overlaps[rounds:]
+    assert [record.loss for record in again] == [record.loss for record in records[rounds:]]
+    assert torch.equal(second.net.subnet.parameters_flat, whole.net.subnet.parameters_flat)
+    with pytest.raises(resist.UserError, match="auto for overlap, where it is 1"):
+        Loop(world, overlap=1).rounds.load(state)
 
 
 @pytest.mark.parametrize(

@@ -59,14 +59,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"overlap": 5, "local_iterations": 5},
         "--overlap is 5, but a round has --local_iterations 5; give fewer",
     ),
-    ({"overlap": -1}, "--overlap is -1; give 0 or more"),
+    ({"overlap": -1}, "--overlap is -1; give 0 or more, or auto"),
     *(
-        ({"overlap": 1, "method": method}, f"--overlap hides what ends a round, and --method {method} has none")
+        ({"overlap": overlap, "method": method}, f"--overlap hides what ends a round, and --method {method} has none")
         for method in ("data-parallel", "ensemble")
+        for overlap in (1, "auto")
     ),
     *(
-        ({"overlap": 1, flag: True}, f"--overlap has blocks that are under way stand still, and --{flag} records")
+        ({"overlap": overlap, flag: True}, f"--overlap has blocks that are under way stand still, and --{flag} records")
         for flag in ("compile", "cuda_graphs")
+        for overlap in (1, "auto")
     ),
     *(
         (
@@ -100,6 +102,13 @@ def test_codecs_that_there_are_not_are_refused() -> None:
         assert codec in caught.value.seen
         assert all(name in caught.value.mend for name in get_args(CodecName))
     assert parse(["--exchange.trunk=int4", "--method=local-sgd"]).exchange.trunk == "int4"
+
+
+def test_a_number_or_a_word() -> None:
+    assert parse(["--overlap=2"]).overlap == 2
+    assert parse(["--overlap=auto"]).overlap == "auto"
+    with pytest.raises(UserError, match=r"--overlap is 'never'.* a whole number, or auto"):
+        parse(["--overlap=never"])
 
 
 def test_the_lowest_that_is_right() -> None:
