@@ -33,6 +33,10 @@ HEARTBEAT = 1.0
 MISSED = 3
 """Heartbeats that a rank may miss before it is worth a mention."""
 
+STOPPED = 2
+"""Heartbeats after which a rank that has not come to send its own counts as stopped, or starved: it has heard nobody
+meanwhile, and would blame all others where the limit is short."""
+
 LEAVING = 15.0
 """Seconds in which all others must have ended once a rank has ended by a failure: launchers see to it, mostly."""
 
@@ -145,7 +149,7 @@ class Watchdog:
                     self._stop_listening()
             if now - last < HEARTBEAT:
                 continue
-            if now - last > 5 * HEARTBEAT:
+            if now - last > STOPPED * HEARTBEAT:
                 self._excuse_silence(now - last)
             self._beat = last = now
             own = self._own_state(now)

@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from resist_hvd.comm import activity
 from resist_hvd.comm.world import World
 from resist_hvd.guard import endings, rendezvous
+from resist_hvd.guard import watchdog as guard
 from resist_hvd.guard.channel import Channel
+from resist_hvd.guard.judging import RankState
 from resist_hvd.guard.rendezvous import LONGEST_HELLO, MOST_CALLERS, Caller, Listener, Rendezvous, receive_exactly
-from resist_hvd.guard.watchdog import Watchdog
+from resist_hvd.guard.watchdog import Peer, Watchdog
 
 SIZE = 4
 
@@ -286,3 +289,30 @@ def test_a_rank_among_more_callers_than_are_kept_is_heard(watchdog: Watchdog) ->
         for _ in range(2 * MOST_CALLERS // rendezvous.A_TURN):
             watchdog._receive_all(0.1)
         assert list(watchdog._peers) == [1]
+
+
+@pytest.mark.parametrize(("stopped", "blames"), [(0.0, True), (2.5, False), (600.0, False)])
+def test_a_rank_that_was_stopped_itself_blames_nobody_for_the_silence_meanwhile(
+    stopped: float, blames: bool, watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, turns, said = 1000.0, 0, list[str]()
+
+    def receive(patience: float) -> None:
+        """Hear nothing for three turns, in each of which this process stands still for so long."""
+        nonlocal now, turns
+        now, turns = now + max(patience, stopped), turns + 1
+        if turns == 3:
+            watchdog._over.set()
+
+    clock = SimpleNamespace(monotonic=lambda: now, time=lambda: now)
+    for module in (guard, activity):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(watchdog, "_end", lambda message, *, stalled: said.append(message))
+    monkeypatch.setattr(watchdog, "_receive_all", receive)
+    monkeypatch.setattr(watchdog, "_asked", 2.0)
+    watchdog._all_in.set()
+    watchdog.world.activity.progress()
+    channel: Any = SimpleNamespace(send=lambda _: None, close=lambda: None)
+    watchdog._peers[1] = Peer(channel, RankState(rank=1, host="n1", words="a step", idle=0.0, still=0.0), now)
+    watchdog._watch_until_over()
+    assert bool(said) == blames
