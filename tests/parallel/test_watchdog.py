@@ -4,8 +4,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from resist_hvd.guard.watchdog import Watchdog, watched
 pytestmark = pytest.mark.world_sizes(1, 4)
 
 LIMIT = 1.5
+LONGEST = 60.0
+"""Seconds after which what was to happen counts as never happening."""
 
 
 class Listening(Watchdog):
@@ -55,12 +57,27 @@ def wait_in_a_collective(world: World, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def stand_still(world: World, culprit: int) -> None:
-    """Have a rank get on no more for longer than the limit, while the others wait for it."""
-    if world.rank == culprit:
-        time.sleep(LIMIT + 1)
-    else:
-        wait_in_a_collective(world, LIMIT + 1)
+def until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONGEST
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def wait_until(world: World, happened: Callable[[], bool], ranks: Sequence[int], *, culprit: int | None = None) -> None:
+    """Wait until something has happened on some ranks, for which all others wait, but a culprit, which stands still.
+
+    All ranks call it together.
+    """
+    with nullcontext() if world.rank == culprit else world.activity.waiting():
+        until(lambda: world.rank not in ranks or happened())
+        meeting = world.comm.Ibarrier()
+        until(meeting.Test)
+
+
+def stand_still(world: World, culprit: int, dog: Listening) -> None:
+    """Have a rank get on no more until the first one's watchdog has spoken, while the others wait for it."""
+    wait_until(world, lambda: bool(dog.said), [0], culprit=culprit)
 
 
 def test_a_world_that_gets_on_is_left_alone(world: World) -> None:
@@ -94,7 +111,7 @@ def test_where_a_host_is_cut_off_both_sides_say_so(world: World) -> None:
                 return []
 
         dog._peers[0].channel.__class__ = Cut
-    wait_in_a_collective(world, LIMIT + 1)
+    wait_until(world, lambda: bool(dog.said), [0, culprit])
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has not been heard of for ")
     assert everyone[culprit][0].startswith(f"Rank 0 of {world.size} on {world.host} has not been heard of for ")
@@ -106,11 +123,11 @@ def test_who_has_missed_some_words_is_known_before_it_counts_as_lost(world: Worl
     culprit = world.size - 1
     dog = Listening(world, 1000)
     time.sleep(0.5)
-    assert dog.silent_ranks() == ""
+    until(lambda: dog.silent_ranks() == "")
     world.barrier()
     if world.rank == culprit:
         dog._over.set()  # it beats no more
-    time.sleep(1.5)
+    wait_until(world, lambda: (dog.silent_ranks() != "") == world.is_first, range(culprit))
     silent = dog.silent_ranks()
     world.barrier()
     dog.stop()
@@ -124,7 +141,7 @@ def test_the_rank_that_does_not_get_on_is_named_and_not_those_that_wait(world: W
     culprit = world.size - 1
     dog = Listening(world, LIMIT)
     world.position = "round 7, local training"
-    stand_still(world, culprit)
+    stand_still(world, culprit, dog)
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has made no progress for ")
     assert "[round 7, local training]" in everyone[0][0]
@@ -139,7 +156,7 @@ def test_a_process_that_is_gone_is_noticed_at_once(world: World) -> None:
     if world.rank == culprit:
         dog._over.set()
         dog._peers[0].channel.close()  # as the kernel does
-    time.sleep(0.5)
+    wait_until(world, lambda: bool(dog.said), [0])
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {culprit} of {world.size} on {world.host} has died [")
     assert not any(everyone[1:culprit])
@@ -151,7 +168,7 @@ def test_a_rank_that_left_with_a_failure_is_not_waited_for(world: World, monkeyp
     dog = Listening(world, 1000)
     if world.rank == world.size - 1:
         dog.leave(143)
-    time.sleep(1.5)
+    wait_until(world, lambda: bool(dog.said), [0])
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"Rank {world.size - 1} of {world.size} has ended with status 143, at ")
 
@@ -164,9 +181,8 @@ def test_without_a_connection_it_is_off_and_says_so(
     if world.rank == culprit:
         monkeypatch.setattr(Rendezvous, "connect", lambda *_: None)
     dog = Listening(world, 0.5)
-    time.sleep(1)
+    until(dog._over.is_set)
     assert dog.said == []
-    assert dog._over.is_set()
     said = capfd.readouterr().err
     text = f"The watchdog is off: rank {culprit} on {world.host} cannot reach {world.host} by TCP at 127.0.0.1, port "
     assert said.startswith(text if world.is_first else "")
@@ -176,8 +192,7 @@ def test_without_a_connection_it_is_off_and_says_so(
 @pytest.mark.world_size(2)
 def test_where_all_wait_and_nothing_moves_the_verdict_tells_why(world: World) -> None:
     dog = Listening(world, LIMIT)
-    time.sleep(0.5)
-    wait_in_a_collective(world, LIMIT + 1)
+    wait_until(world, lambda: bool(dog.said), [0])
     everyone = dog.stopped()
     assert everyone[0][0].startswith(f"All {world.size} ranks wait for one another: rank 0 on {world.host} since ")
     assert re.search(r"All are in wait \d+ and keep [\d.]+ processors busy each", everyone[0][0])
@@ -195,16 +210,15 @@ def test_where_all_wait_before_the_first_round_they_are_left_alone(world: World)
 @pytest.mark.world_size(2)
 def test_where_all_wait_and_bytes_move_they_are_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "SETTLING", 0.2)
-    end = time.monotonic() + LIMIT + 2
+    over = threading.Event()
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         one = socket.create_connection(server.getsockname())
         other, _ = server.accept()
 
         def trickle() -> None:
-            while time.monotonic() < end:
+            while not over.wait(0.05):
                 one.sendall(bytes(2**16))
                 other.recv(2**20)
-                time.sleep(0.05)
 
         dog = Listening(world, LIMIT)
         link = threading.Thread(target=trickle)
@@ -212,6 +226,7 @@ def test_where_all_wait_and_bytes_move_they_are_left_alone(world: World, monkeyp
             link.start()
         wait_in_a_collective(world, LIMIT + 1)
         everyone = dog.stopped()
+        over.set()
         if link.ident is not None:
             link.join()
         one.close(), other.close()
@@ -241,11 +256,10 @@ def test_callers_who_come_before_all_ranks_are_in_end_blind_and_delay_nothing(
 
     monkeypatch.setattr(Rendezvous, "connect", late)
     dog = Listening(world, LIMIT)
-    time.sleep(0.5)
-    assert dog._listener is None
+    until(lambda: dog._listener is None)
     world.barrier()
     for caller in callers:  # they were let go of, every one
-        caller.settimeout(5)
+        caller.settimeout(LONGEST)
         with suppress(ConnectionError):
             assert caller.recv(1) == b""
         caller.close()
@@ -254,7 +268,7 @@ def test_callers_who_come_before_all_ranks_are_in_end_blind_and_delay_nothing(
             socket.create_connection(("127.0.0.1", port))
     # It still sees a rank that stands still.
     world.barrier()
-    stand_still(world, culprit)
+    stand_still(world, culprit, dog)
     everyone = dog.stopped()
     assert f"Rank {culprit} of {world.size} on {world.host} has made no progress for " in everyone[0][0]
     assert not any(everyone[1:])
