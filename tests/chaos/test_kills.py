@@ -117,7 +117,7 @@ def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, 
                 time.sleep(delay)
         if outside:
             running.signalled()
-            outcome.sent = send(running, kill)
+            outcome.sent = send(running, kill.rank, kill.signal)
         elif told.exists():
             outcome.sent, running.since = True, float(told.read_text())
         ended = end_of(running, SLOWEST if outcome.sent else LONGEST)
@@ -129,7 +129,7 @@ def killed(kill: Kill, arguments: list[str | Path], seconds: float, told: Path, 
 def wait_until_begun(running: runs.Running, kill: Kill) -> None:
     """Wait until the rank has begun to import the package: before, Python answers signals, or the kernel."""
     while running.process.poll() is None and time.monotonic() - running.since < LONGEST:
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(KeyError, OSError):
             process = Path("/proc", str(running.rank(kill.rank)))
             caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
             answers = caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1
@@ -138,11 +138,11 @@ def wait_until_begun(running: runs.Running, kill: Kill) -> None:
         time.sleep(0.02)
 
 
-def send(running: runs.Running, kill: Kill) -> bool:
-    """Send a rank its signal; return whether it was there to get it."""
+def send(running: runs.Running, rank: int, number: signal.Signals) -> bool:
+    """Send a rank a signal; return whether it was there to get it."""
     try:
-        os.kill(running.rank(kill.rank), kill.signal)
-    except (ValueError, OSError):  # it has not started, or has ended
+        os.kill(running.rank(rank), number)
+    except (KeyError, OSError):  # it has not started, or has ended
         return False
     return True
 
@@ -152,8 +152,9 @@ def end_of(running: runs.Running, limit: float) -> runs.Ended:
     try:
         running.process.wait(timeout=limit)
     except subprocess.TimeoutExpired:
-        for pid in running.ranks():
-            os.kill(pid, signal.SIGUSR1)
+        for pid in running.ranks().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
         time.sleep(3)
     return running.end(limit=1, patience=30)
 
@@ -163,8 +164,6 @@ def cut_short(arguments: list[str | Path], kill: Kill, seconds: float) -> bool:
     setting = kill.setting
     with runs.started(*arguments, ranks=setting.ranks, program=setting.program, **setting.variables) as running:
         time.sleep((1 - kill.share) * seconds)
-        ranks = running.ranks()[-1:]
-        for pid in ranks:
-            os.kill(pid, signal.SIGKILL)
+        sent = send(running, max(running.ranks(), default=0), signal.SIGKILL)
         running.end(limit=LONGEST)
-    return bool(ranks)
+    return sent

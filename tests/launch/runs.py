@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +28,11 @@ TRAIN = (PYTHON, "-m", "resist_hvd.train")
 MARK = "RESIST_HVD_TEST_RUN"
 HOST = socket.gethostname().split(".")[0]
 
-LONGEST = 120.0
+LONGEST = 240.0
 """Seconds after which a run counts as hanging, and is killed."""
 
-SOON = 20.0
-"""Seconds within which all ranks must be gone once something is wrong, on a machine that has other work to do."""
+SOON = 60.0
+"""Seconds within which all ranks must be gone once something is wrong, on a machine that has much other work to do."""
 
 PATH = f"{PROGRAMS}{os.pathsep}{os.environ.get('PATH', '')}"
 """Where launchers are: beside Python, or, with a site's own MPI, where that is."""
@@ -139,27 +139,28 @@ class Running:
                 found[int(folder.name)] = dict(entry.partition("=")[::2] for entry in variables if entry)
         return found
 
-    def ranks(self) -> list[int]:
-        """Return the processes that are ranks."""
-        return [
-            pid
+    def ranks(self) -> dict[int, int]:
+        """Return the living processes that are ranks, by rank; not what they have started themselves."""
+        numbers = {
+            pid: int(variables["OMPI_COMM_WORLD_RANK"])
             for pid, variables in self.processes().items()
-            if "OMPI_COMM_WORLD_RANK" in variables and _is_python(pid)
-        ]
+            if "OMPI_COMM_WORLD_RANK" in variables
+        }
+        found = {rank: pid for pid, rank in numbers.items() if _is_python(pid) and numbers.get(_parent(pid)) != rank}
+        return dict(sorted(found.items()))
 
     def rank(self, rank: int) -> int:
-        """Return the process that is a rank."""
-        (pid,) = (
-            pid
-            for pid, variables in self.processes().items()
-            if variables.get("OMPI_COMM_WORLD_RANK") == str(rank) and _is_python(pid)
-        )
-        return pid
+        """Return the process that is a rank.
 
-    def wait_for(self, pattern: str) -> None:
-        """Wait until the run has printed what a regular expression describes."""
+        Raises:
+            KeyError: there is none.
+        """
+        return self.ranks()[rank]
+
+    def wait_for(self, pattern: str, file: Path | None = None) -> None:
+        """Wait until the run has printed what a regular expression describes: to its output, or to `err`."""
         end = time.monotonic() + LONGEST
-        while not re.search(pattern, self.out.read_text(errors="replace")):
+        while not re.search(pattern, (file or self.out).read_text(errors="replace")):
             assert self.process.poll() is None, f"it ended before {pattern!r} was printed:\n{self.end()}"
             assert time.monotonic() < end, f"it ran for {LONGEST} s before {pattern!r} was printed"
             time.sleep(0.05)
@@ -168,7 +169,7 @@ class Running:
         """Count the seconds to its end from now."""
         self.since = time.monotonic()
 
-    def end(self, *, limit: float = LONGEST, patience: float = 5.0) -> Ended:
+    def end(self, *, limit: float = LONGEST, patience: float = 30.0) -> Ended:
         """Wait for its end, and see that nothing of it is left.
 
         Args:
@@ -201,13 +202,26 @@ class Running:
     def kill(self) -> None:
         """End all that is left of it."""
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
 
 def _is_python(pid: int) -> bool:
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return bool(re.search(rb"(?:^|/)python[\d.]*$", command[0]))
+    """Return whether a process runs Python, and neither has ended nor looks after a rank from beside it."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return bool(re.search(rb"(?:^|/)python[\d.]*$", command[0])) and not any(b"/guard/" in word for word in command)
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of a process, 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 @contextmanager

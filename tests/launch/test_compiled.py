@@ -24,13 +24,14 @@ def test_a_run_that_cannot_compile_is_refused_at_its_start(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_compiled_and_in_bfloat16(tmp_path: Path) -> None:
     # Blocks that begin as the identity would still be much alike: one that is taken for another might not be noticed.
     model = ("--model.sections", "1,1,4", "--model.zero_init_residual", "false")
     flags = ("--compile", "--precision", "bf16", "--data.image_size", "8", "--local_iterations", "20")
     folder = tmp_path / "run"
     # One worker, to whom all blocks are lent, too. The compiler takes a minute.
-    ended = runs.run(*flags, *model, "--max_rounds", "3", "--output", folder, launcher="none", ranks=1, limit=500)
+    ended = runs.run(*flags, *model, "--max_rounds", "3", "--output", folder, launcher="none", ranks=1, limit=800)
     assert ended.status == 0, ended
     said = json.loads((folder / "eval.jsonl").read_text().splitlines()[-1])
     shard = Shard(rank=0, size=1)

@@ -4,11 +4,13 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -49,9 +51,12 @@ def test_another_module_and_the_status_of_a_mistake(tmp_path: Path) -> None:
 
 def listening(process: int) -> set[str]:
     """Return the addresses at which a process, or one that it has started, listens."""
-    family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
-    connections = [connection for member in family for connection in member.net_connections("tcp")]
-    return {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    found = set()
+    for member in [psutil.Process(process), *psutil.Process(process).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # a helper that has just ended
+            connections = member.net_connections("tcp")
+            found |= {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    return found
 
 
 def endless(tiny: list[str], folder: Path) -> list[str | Path]:
@@ -197,10 +202,13 @@ def test_ranks_write_to_a_terminal_that_stops_what_is_in_the_background(
         assert process.wait(timeout=runs.LONGEST) == 5
     finally:
         process.kill()
-    printed = os.read(ours, 10_000).decode()
+    # The kernel hands over what was written to a terminal in its own time, and not in one piece.
+    printed, wanted = b"", b"mpirun -np 4 python -m resist_hvd.train\r\n"
+    while wanted not in printed and select.select([ours], [], [], runs.LONGEST)[0]:
+        printed += os.read(ours, 10_000)
     os.close(ours)
     os.close(terminal)
-    assert "mpirun -np 4 python -m resist_hvd.train" in printed.splitlines()
+    assert wanted.strip() in printed.splitlines()
 
 
 @pytest.mark.parametrize("output", [">/dev/full", ">&-"])

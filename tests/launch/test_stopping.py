@@ -27,6 +27,24 @@ def step(self):
 loop.LocalTraining.step = step
 """
 
+WAITING = """
+import os, time
+from resist_hvd.training import loop
+
+sound = loop.LocalTraining.step
+
+
+def step(self):
+    if self.run.progress.round == {round}:
+        print("in that round", flush=True)
+        while not os.path.exists({go!r}):
+            time.sleep(0.02)
+    return sound(self)
+
+
+loop.LocalTraining.step = step
+"""
+
 
 def stop_message(name: str, folder: Path, round_number: int) -> str:
     return (
@@ -48,18 +66,20 @@ def test_told_by_mpirun_and_resumed_it_ends_with_the_same_model(
     flags = [*tiny, "--epochs=3", "--checkpoint_every=0", "--evaluate_every=1"]
     whole = runs.run(*flags, "--output", tmp_path / "whole", ranks=3)
     assert whole.status == 0, whole
-    cut = tmp_path / "cut"
-    slow = program(SLOW.format(seconds=0.3, after=2))
-    with runs.started(*flags, "--output", cut, ranks=3, program=slow) as running:
-        running.wait_for(r"round +3/")
+    cut, go = tmp_path / "cut", tmp_path / "go"
+    waits = program(WAITING.format(round=3, go=str(go)))
+    with runs.started(*flags, "--output", cut, ranks=3, program=waits) as running:
+        running.wait_for("in that round")
         running.signalled()
         running.process.send_signal(signal.SIGUSR2)
+        running.wait_for(re.escape("Told to stop by USR2 ["), running.err)
+        go.touch()
         ended = running.end()
     assert ended.status == STOPPED, ended
     assert ended.mistake == stop_message("USR2", cut, last_round(cut))
     assert ended.stderr.count("Told to stop by USR2 [") == 1
     assert ended.seconds < runs.SOON
-    assert 3 <= last_round(cut) < 8
+    assert last_round(cut) == 4
     assert not (cut / "model.safetensors").exists()
     resumed = runs.run(*flags, "--resume", "--output", cut, ranks=3)
     assert resumed.status == 0, resumed
@@ -83,15 +103,11 @@ def test_told_to_one_rank_alone_all_stop(tiny: list[str], tmp_path: Path, progra
 
 def test_second_signal_means_now(tiny: list[str], copy_of_cut: Path, program: Callable[[str], list[str]]) -> None:
     before = runs.contents(copy_of_cut / "checkpoints")
-    hangs = program(SLOW.format(seconds=100, after=2))
+    hangs = program(WAITING.format(round=2, go="/nowhere"))
     with runs.started(*tiny, "--resume", "--output", copy_of_cut, program=hangs, launcher="none") as running:
-        running.wait_for("resist on 1 worker")
-        time.sleep(1)
+        running.wait_for("in that round")
         running.process.send_signal(signal.SIGINT)
-        end = time.monotonic() + runs.LONGEST
-        while "Told to stop by INT [round 3, local training" not in running.err.read_text():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        running.wait_for(re.escape("Told to stop by INT [round 3, local training"), running.err)
         time.sleep(2.5)  # what comes sooner counts as the same signal
         running.signalled()
         running.process.send_signal(signal.SIGTERM)

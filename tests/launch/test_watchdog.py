@@ -85,7 +85,7 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
     assert ended.status == LOST
     judges = "0" if rank else "12"  # rank 0 judges all, and all judge rank 0
     assert re.fullmatch(
-        rf"Rank {rank} of {ranks} on {runs.HOST} has not been heard of for [2-9] s, since \d\d:\d\d:\d\d "
+        rf"Rank {rank} of {ranks} on {runs.HOST} has not been heard of for \d+ s, since \d\d:\d\d:\d\d "
         rf"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off, "
         rf"says rank [{judges}] of {ranks} on {runs.HOST}\. Stacks: {folder}/stalled-rank\*\.txt\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
@@ -108,17 +108,14 @@ def test_told_to_stop_while_a_rank_is_silent_it_names_that_rank_and_stops_once_i
         os.kill(running.rank(1), signal.SIGSTOP)
         time.sleep(5)
         os.kill(running.rank(0), signal.SIGTERM)  # as Open MPI's launcher does once it has lost a host
-        end = time.monotonic() + runs.LONGEST
-        while "has not been heard of" not in running.err.read_text():
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        running.wait_for("has not been heard of", running.err)
         os.kill(running.rank(1), signal.SIGCONT)
         ended = running.end()
     assert ended.status == STOPPED, ended
     named, stopped = ended.messages
     assert re.fullmatch(
         r"Told to stop by TERM \[round \d+, [\w ,]+\], and the round cannot be ended without all ranks\. "
-        rf"Rank 1 of 3 on {runs.HOST} has not been heard of for [4-9] s, since \d\d:\d\d:\d\d "
+        rf"Rank 1 of 3 on {runs.HOST} has not been heard of for \d+ s, since \d\d:\d\d:\d\d "
         r"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
         named,
@@ -134,7 +131,7 @@ def test_rank_whose_data_do_not_come_is_named(
     ended = runs.run(*flags, ranks=2, program=program(HANGS.format(rank=1)))
     assert ended.status == LOST
     assert re.fullmatch(
-        rf"Rank 1 of 2 on {runs.HOST} has made no progress for \d s, since \d\d:\d\d:\d\d "
+        rf"Rank 1 of 2 on {runs.HOST} has made no progress for \d+ s, since \d\d:\d\d:\d\d "
         rf"\[round 4, local training, waiting for a batch\], says rank 0 of 2 on {runs.HOST}\. "
         rf"Stacks: {folder}/stalled-rank\*\.txt\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
