@@ -23,7 +23,7 @@ SEGMENT = 1500 - 20 - 32
 BURST_SECONDS = 0.002
 """Seconds' worth of bytes that a link may send at once, above its speed."""
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds within which a mended link must carry packets."""
 
 

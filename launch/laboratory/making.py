@@ -15,7 +15,7 @@ from laboratory.switch import module
 
 LAUNCH = Path(__file__).resolve().parents[1]
 MOST_HOSTS = 200
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def make(name: str, *, hosts: int, bandwidth: str, shares: list[str]) -> Lab:

@@ -10,7 +10,7 @@ from laboratory.errors import LabError, typed
 from laboratory.state import HEAD, Lab
 from laboratory.switch import NAMESPACES
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 SLOTS = 8
 """Ranks that a host may have at once, however many cores it has."""
 

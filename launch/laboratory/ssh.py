@@ -15,7 +15,7 @@ from laboratory.errors import LabError, do, typed
 FOLDER = Path("/etc/ssh")
 LOG = Path("/run/sshd.log")
 READY = Path("/run/sshd.pid")
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 CLIENT = """\
 Host *

@@ -58,6 +58,31 @@ class Ended:
         return f"status {self.status}\n-- stdout\n{self.stdout}\n-- stderr\n{self.stderr}"
 
 
+@dataclass(frozen=True)
+class Hold:
+    """Holds a job's ranks in a round, so that what befalls them there does not come too late, however fast they are.
+
+    Attributes:
+        prefix: of the files that hold them, one for each start of the job.
+    """
+
+    prefix: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The job's environment."""
+        folder = ROOT / "tests/cluster/holding"
+        return {"PYTHONPATH": f"{folder}:{ROOT}", "RESIST_HVD_TEST_HOLD": str(self.prefix)}
+
+    def file(self, start: int) -> Path:
+        """Return what holds the job after so many earlier starts."""
+        return Path(f"{self.prefix}-{start}")
+
+    def end(self, start: int = 0) -> None:
+        """Have the ranks go on."""
+        self.file(start).unlink()
+
+
 @dataclass
 class Lab:
     """A lab that is up.
@@ -110,7 +135,7 @@ class Lab:
 
     def assert_empty(self) -> None:
         """See that no process is left on any host, now or in a moment."""
-        wait_until(lambda: not any(self.processes().values()), lambda: f"left behind: {self.processes()}", 20)
+        wait_until(lambda: not any(self.processes().values()), lambda: f"left behind: {self.processes()}", 60)
 
     @contextmanager
     def ranks(self, *flags: str | Path, number: int = 4) -> Iterator[subprocess.Popen[bytes]]:
@@ -139,6 +164,13 @@ class Lab:
     def said(self) -> str:
         """Return what the last training wrote to both its outputs."""
         return "".join((self.folder / name).read_text(errors="replace") for name in ("stdout", "stderr"))
+
+    def hold(self, starts: int = 1) -> Hold:
+        """Return what holds a job's ranks in the second round of each of its first starts."""
+        hold = Hold(self.folder / f"hold-{uuid.uuid4().hex[:8]}")
+        for start in range(starts):
+            hold.file(start).touch()
+        return hold
 
     def submit(self, script: str, *flags: str | Path, options: tuple[str, ...] = (), **variables: str) -> int:
         """Submit a batch script and return the job's number; its runs and logs are in `self.folder`."""

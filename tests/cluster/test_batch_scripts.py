@@ -19,7 +19,7 @@ echo "srun $*" >> "$TOLD"
 case "$*" in
     *"-c from mpi4py"*)
         touch "$TOLD.trying"
-        if [ -n "$TRIAL_WAITS" ]; then sleep 1; fi
+        if [ -n "$TRIAL_WAITS" ]; then while [ ! -e "$TOLD.go" ]; do sleep 0.05; done; fi
         case "$1" in --mpi="$FITS" | --ntasks="$FITS") exit 0 ;; esac
         # The first rank to end without having found the others has srun end them, unless told not to.
         case "$*" in *--kill-on-bad-exit=0*) exit "${TRIAL:-1}" ;; *) exit 143 ;; esac ;;
@@ -85,7 +85,7 @@ def told(folder: Path) -> str:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     return process.returncode, said
 
 
@@ -327,6 +327,7 @@ def test_warning_during_the_trial_brings_the_job_back(job: Job, tmp_path: Path) 
     process = job("train.sbatch", TRIAL_WAITS="yes")
     await_file(tmp_path / "told.trying", tmp_path)
     process.send_signal(signal.SIGUSR2)
+    (tmp_path / "told.go").touch()
     status, _ = ended(process)
     assert status == 75
     assert "resist_hvd.train" not in told(tmp_path)
@@ -339,7 +340,7 @@ def test_warning_once_the_ranks_have_ended_is_too_late_to_matter(job: Job, tmp_p
 
 
 def await_file(file: Path, folder: Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not file.exists():
         assert time.monotonic() < end, told(folder)
         time.sleep(0.02)

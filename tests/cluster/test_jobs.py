@@ -26,7 +26,11 @@ def rounds_of(lab: labs.Lab, job: int) -> list[int]:
 def await_round(lab: labs.Lab, job: int, start: int) -> None:
     """Wait until a job's ranks, started for the `start`th time, have done a round."""
 
-    pattern = rf"start {start} of job.*^round +\d+/"
+    await_word(lab, job, rf"start {start} of job.*^round +\d+/")
+
+
+def await_word(lab: labs.Lab, job: int, pattern: str) -> None:
+    """Wait until a job has printed what a regular expression describes."""
     labs.wait_until(
         lambda: re.search(pattern, lab.log(job), re.MULTILINE | re.DOTALL) is not None, lambda: lab.log(job)
     )
@@ -86,16 +90,20 @@ def test_flags_for_srun_reach_it(slurm_lab: labs.Lab) -> None:
 
 
 def test_stopped_and_preempted_job_ends_with_the_same_model(slurm_lab: labs.Lab, unstopped: int) -> None:
-    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS)
+    hold = slurm_lab.hold(2)
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS, **hold.variables)
     await_round(slurm_lab, job, start=1)
     slurm_lab.ask("scancel", "--batch", "--signal=USR2", str(job))
+    await_word(slurm_lab, job, "Told to stop by USR2")
+    hold.end(0)
     await_round(slurm_lab, job, start=2)
     # A job that goes before takes its hosts.
     slurm_lab.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    await_word(slurm_lab, job, "Told to stop by TERM")
+    hold.end(1)
     await_round(slurm_lab, job, start=3)
     ended = slurm_lab.await_job(job, "COMPLETED")
     assert ended["Restarts"] == "2"
-    assert "USR2" in slurm_lab.log(job)
     assert rounds_of(slurm_lab, job) == list(range(30))
     assert model_of(slurm_lab, job) == model_of(slurm_lab, unstopped)
     slurm_lab.assert_empty()
@@ -109,7 +117,7 @@ def test_mpirun_in_the_allocation_gives_the_same_model(slurm_lab: labs.Lab, unst
 
 
 def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
-    job = slurm_lab.submit("quickstart.sbatch", *labs.TINY)
+    job = slurm_lab.submit("quickstart.sbatch", *labs.TINY, **slurm_lab.hold().variables)
     await_round(slurm_lab, job, start=1)
     slurm_lab.ask("scancel", str(job))
     labs.wait_until(lambda: not any(slurm_lab.processes().values()), lambda: str(slurm_lab.processes()))
@@ -120,7 +128,8 @@ def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
 @pytest.mark.parametrize(("launcher", "rank"), [("srun:pmix", 1), ("mpirun", 0)])
 def test_killed_rank_brings_the_job_back(slurm_lab: labs.Lab, unstopped: int, launcher: str, rank: int) -> None:
     """As by the kernel where memory is short: launchers then give 137, whatever the other ranks find out."""
-    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS, RESIST_HVD_LAUNCHER=launcher)
+    variables = {"RESIST_HVD_LAUNCHER": launcher, **slurm_lab.hold().variables}
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, *LENGTH, options=ACROSS, **variables)
     await_round(slurm_lab, job, start=1)
     assert slurm_lab.do("kill", f"rank{rank}").status == 0
     ended = slurm_lab.await_job(job, "COMPLETED")
@@ -130,12 +139,13 @@ def test_killed_rank_brings_the_job_back(slurm_lab: labs.Lab, unstopped: int, la
 
 def test_job_preempted_while_its_ranks_start_comes_back(slurm_lab: labs.Lab) -> None:
     """With time to end in, a preempted job's ranks get TERM and its script does not: so here, by scancel."""
-    job = slurm_lab.submit(
-        "train.sbatch", *labs.TINY, "--max_rounds=3", options=ACROSS, RESIST_HVD_LAUNCHER="srun:pmix"
-    )
+    hold = slurm_lab.hold()  # should the signal come late
+    variables = {"RESIST_HVD_LAUNCHER": "srun:pmix", **hold.variables}
+    job = slurm_lab.submit("train.sbatch", *labs.TINY, "--max_rounds=3", options=ACROSS, **variables)
     # Until Python has imported what it needs, TERM ends it without a word.
     labs.wait_until(lambda: "rank 0" in slurm_lab.do("ps").stdout, lambda: slurm_lab.log(job))
     slurm_lab.ask("scancel", "--signal=TERM", str(job))
+    hold.end()
     ended = slurm_lab.await_job(job, "COMPLETED", "FAILED")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), slurm_lab.log(job)
     assert rounds_of(slurm_lab, job) == list(range(3))

@@ -149,10 +149,10 @@ if "child" not in sys.argv:
 stand_still()
 """
     began = time.monotonic()
-    hung, after = make([Step(1, "one", "", 1.5, hang), Step(3, "three", "", 9, act)], check(lines), tmp_path, 100)
-    assert time.monotonic() - began < 30
+    hung, after = make([Step(1, "one", "", 5, hang), Step(3, "three", "", 9, act)], check(lines), tmp_path, 100)
+    assert time.monotonic() - began < 300
     assert (hung.verdict, after.verdict) == (Verdict.FAIL, Verdict.PASS)
-    assert "still ran at the step's limit of 2 s" in hung.reason
+    assert "still ran at the step's limit of 5 s" in hung.reason
     assert "in stand_still" in hung.finding.tail
     assert running.marked(running.SESSION) == {}
 
@@ -245,7 +245,7 @@ def test_packing_and_installing_are_setups(monkeypatch: pytest.MonkeyPatch) -> N
     "flags", [["--ranks", "0"], ["--steps", "11"], ["--images", "/nowhere"], ["--frobnicate"], ["--seconds", "x"]]
 )
 def test_a_wrong_flag_is_a_mistake(flags: list[str]) -> None:
-    done = subprocess.run([COMMAND, *flags], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([COMMAND, *flags], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
     assert flags[0] in done.stderr
 
@@ -318,7 +318,9 @@ def test_programs_that_a_program_starts_end_with_it(tmp_path: Path) -> None:
     told = tmp_path / "session"
     command = [sys.executable, "-c", STARTS.format(more=""), tmp_path / "inner.log", told]
     outer = running.start(command, tmp_path / "outer.log", {"PYTHONPATH": str(COMMAND.parent)})
-    assert ended_within(30, lambda: told.is_file() and told.read_text().startswith(outer.mark)), outer.output()
+    assert ended_within(runs.LONGEST, lambda: told.is_file() and told.read_text().startswith(outer.mark)), (
+        outer.output()
+    )
     assert len(outer.processes()) == 2
     outer.end()
     assert running.marked(outer.mark) == {}
@@ -331,13 +333,13 @@ def test_killed_it_leaves_no_program_behind(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(COMMAND.parent)},
     )
     try:
-        assert ended_within(30, lambda: told.is_file() and told.read_text() != "")
+        assert ended_within(runs.LONGEST, lambda: told.is_file() and told.read_text() != "")
         session = told.read_text()
         assert len(running.marked(session)) == 1
     finally:
         killed.kill()
         killed.wait()
-    assert ended_within(30, lambda: running.marked(session) == {})
+    assert ended_within(runs.LONGEST, lambda: running.marked(session) == {})
 
 
 # The machine
@@ -520,7 +522,7 @@ def test_models_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_limits_tell_a_wrong_step_from_rounding(tmp_path: Path) -> None:
-    own = Check(Machine(cores=2), 1, tmp_path, limit=250)
+    own = Check(Machine(cores=2), 1, tmp_path, limit=600)
 
     def trained(name: str, variables: Mapping[str, str] = training.TINY_RUN, **changes: Any) -> Path:
         flags = training.flags(device="cpu", max_rounds=training.ROUNDS, evaluate_every=1, **changes)
@@ -545,14 +547,14 @@ def test_without_a_compiler_nothing_is_compiled(check: Make) -> None:
 
 @pytest.mark.parametrize("act", [training.resume, training.kill, measuring.synchronise])
 def test_what_cpus_can_do_of_a_step(act: Callable[[Check], None], tmp_path: Path) -> None:
-    own = Check(Machine(cores=2), 2, tmp_path, limit=250)
+    own = Check(Machine(cores=2), 2, tmp_path, limit=600)
     act(own)
     assert len(own.finding.words) == 1
     assert own.finding.faults == []
 
 
 def test_a_network_is_evaluated_in_both_precisions(tmp_path: Path) -> None:
-    own = Check(Machine(cores=2), 1, tmp_path, limit=250)
+    own = Check(Machine(cores=2), 1, tmp_path, limit=600)
     found = training.both_precisions(own)
     assert found["images"] == 360
     assert found["fp32"]["accuracy"] == pytest.approx(found["bf16"]["accuracy"], abs=training.POINTS)

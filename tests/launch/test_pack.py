@@ -200,7 +200,7 @@ def test_setup_says_of_a_missing_pack_that_it_is_missing(tmp_path: Path) -> None
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     command = ["/bin/bash", tmp_path / "launch/setup", "--python", sys.executable, "--offline", tmp_path / "none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert done.stdout == "[1/6] tools ... failed\n"
     assert f"{tmp_path / 'none'} holds no pack" in done.stderr

@@ -224,12 +224,12 @@ def test_ranks_start_where_nothing_can_be_printed(
 
 @pytest.mark.parametrize("flags", [["-np"], ["-np", "0"], ["-np=two"]])
 def test_a_number_of_ranks_that_is_none(flags: list[str]) -> None:
-    done = subprocess.run([RUN, *flags], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([RUN, *flags], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
     assert re.fullmatch(r"launch/run: -np [^\n]+\n", done.stderr)
 
 
 def test_its_help() -> None:
-    done = subprocess.run([RUN, "--help"], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([RUN, "--help"], capture_output=True, text=True, check=True, timeout=300)
     assert "-np N" in done.stdout
     assert "-m MODULE" in done.stdout

@@ -38,7 +38,7 @@ def run_setup(*flags: str, path: str = os.environ["PATH"], **variables: str) -> 
         ["/bin/bash", SETUP, *flags],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         cwd="/",
         env=os.environ | {"PATH": path} | variables,
@@ -147,7 +147,7 @@ def test_setup_without_a_compiler_stops_at_its_first_step(tmp_path: Path) -> Non
         ["/bin/bash", tmp_path / "launch/setup"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env={"PATH": path, "HOME": str(tmp_path)},
     )
@@ -448,7 +448,7 @@ def test_help_that_cannot_be_printed_tests_nothing(tmp_path: Path) -> None:
         shutil.copy(ROOT / "launch" / name, tmp_path)
     make_programs(tmp_path, setup='touch "$0.started"')
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(["/bin/bash", tmp_path / "test", "--help"], stdout=full, check=False, timeout=60)
+        done = subprocess.run(["/bin/bash", tmp_path / "test", "--help"], stdout=full, check=False, timeout=300)
     assert done.returncode != 0
     assert not (tmp_path / "setup.started").exists()
 

@@ -67,8 +67,7 @@ def test_a_rank_that_is_told_alone_while_the_others_wait_for_it_ends_all(
     rank: int, name: str, status: int, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
 ) -> None:
     told = program(IS_TOLD_WHILE_OTHERS_WAIT.format(rank=rank, name=name))
-    with runs.started(*tiny, "--output", tmp_path / "run", program=told) as running:
-        ended = running.end(limit=50.0)  # sooner than the start limit would end it, and the end limit
+    ended = runs.run(*tiny, "--output", tmp_path / "run", program=told)
     assert ended.status == status, ended
     assert ended.mistake.startswith(f"Stopped by {name.removeprefix('SIG')} before anything was begun")
 

@@ -19,10 +19,10 @@ import torch
 
 from resist_hvd.comm.world import World
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds that a rank whose test failed waits for the others to end theirs."""
 
-LONGEST_TEST = 120.0
+LONGEST_TEST = 600.0
 """Seconds after which a test counts as hanging."""
 
 

@@ -135,6 +135,7 @@ class Peak(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self.join()
+        self.bytes = max(self.bytes, self.now())
 
 
 def train_and_evaluate(settings: Settings, world: World, folder: Path) -> Run:

@@ -31,10 +31,10 @@ def test_the_next_item_is_made_without_being_asked_for_and_no_more_than_one() ->
             yield number
 
     ahead = Ahead(items())
-    assert one_more.acquire(timeout=20)
+    assert one_more.acquire(timeout=60)
     assert made == [0]
     assert next(ahead) == 0
-    assert one_more.acquire(timeout=20)
+    assert one_more.acquire(timeout=60)
     assert made == [0, 1]
     ahead.close()
     assert made == [0, 1]
@@ -88,6 +88,6 @@ def items():
 
 print(next(Ahead(items())))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     assert done.stdout == "1\nlet go\n"
     assert done.stderr == ""

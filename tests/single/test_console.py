@@ -35,7 +35,7 @@ def run(tmp_path: Path, redirection: str, **variables: str) -> "subprocess.Compl
     """Run the program by a shell, whose status is the program's, and see that it came to its end."""
     command = f'set -o pipefail; {sys.executable} -c "$PROGRAM" {tmp_path / "reached"} {redirection}'
     environment = {**os.environ, "PROGRAM": PROGRAM, **variables}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, env=environment, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, env=environment, timeout=300)
     assert (tmp_path / "reached").read_text() == "reached", done.stderr
     return done
 

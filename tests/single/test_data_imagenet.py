@@ -385,7 +385,7 @@ def test_closing_leaves_no_thread_and_no_process(sound: Path, loader: str, opene
     list(source.test())
     source.close()
     # The thread that feeds a queue between processes ends a moment after the queue is closed.
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while left := set(threading.enumerate()) - before:
         assert time.monotonic() < end, left
         time.sleep(0.01)

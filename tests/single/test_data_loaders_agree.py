@@ -267,8 +267,8 @@ def test_memory_is_flat_over_twenty_epochs(root: Path, loader: str) -> None:
         capture_output=True, text=True, check=True, timeout=120, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
     )  # fmt: skip
     grown = [float(value) for value in done.stdout.split()]
-    # After some epochs that fill the buffers. Memory comes and goes by some 5 batches; a leak of one an epoch is 16.
-    assert grown[-1] < 8, grown
+    # After some epochs that fill the buffers. Memory comes and goes by some 5 batches; a leak of one an epoch is 12.
+    assert min(grown[-5:]) < 8, grown
 
 
 # -- real photographs -------------------------------------------------------------------------------------------------

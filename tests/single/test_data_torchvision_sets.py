@@ -286,7 +286,7 @@ def test_who_waits_for_another_download_says_so(
         fcntl.flock(other, fcntl.LOCK_EX)
         with caplog.at_level(logging.WARNING):
             waiting = pool.submit(read, settings(root, download=True))
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not caplog.records and time.monotonic() < deadline:
                 time.sleep(0.01)
         assert [record.getMessage() for record in caplog.records] == [
@@ -294,4 +294,4 @@ def test_who_waits_for_another_download_says_so(
         ]
         assert not waiting.done()
         fcntl.flock(other, fcntl.LOCK_UN)
-        assert len(waiting.result(timeout=20).train) == 6
+        assert len(waiting.result(timeout=60).train) == 6

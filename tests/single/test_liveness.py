@@ -119,7 +119,7 @@ def test_the_kernel_counts_this_process_s_connections() -> None:
         received = 0
         while received < 50_000:
             received += len(other.recv(2**16))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while (after := dict(tcp_connections())[name]).bytes - before.bytes < 50_000:
             assert time.monotonic() < end
         assert after.packets > before.packets
@@ -139,7 +139,7 @@ def test_many_small_messages_are_chatter_to_the_kernel_s_counters_and_a_large_on
         reader = threading.Thread(target=lambda: [other.recv(2**16) for _ in range(1000)], daemon=True)
         reader.start()
         one.sendall(bytes(2**20))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not Sample.take().moved_since(before):
             assert time.monotonic() < end
         one.close()

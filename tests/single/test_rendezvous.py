@@ -63,8 +63,8 @@ class Rank0:
             self.turns += 1
 
     def caller(self) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.rendezvous.port), timeout=10)
-        connection.settimeout(10)
+        connection = socket.create_connection(("127.0.0.1", self.rendezvous.port), timeout=60)
+        connection.settimeout(60)
         return connection
 
     def joined_by(self, rank: int) -> bool:
@@ -78,7 +78,7 @@ class Rank0:
 
     def stop(self) -> None:
         self._over.set()
-        self._thread.join(10)
+        self._thread.join(60)
         self.listener.close()
         for channel in self.ranks.values():
             channel.close()
@@ -87,7 +87,7 @@ class Rank0:
 
 
 def until(happened: Any) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -255,7 +255,7 @@ def watchdog(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
 
 def call(watchdog: Watchdog, said: bytes = b"") -> socket.socket:
     assert watchdog._listener is not None
-    connection = socket.create_connection(("127.0.0.1", watchdog._listener.rendezvous.port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", watchdog._listener.rendezvous.port), timeout=60)
     connection.sendall(said)
     return connection
 

@@ -37,7 +37,7 @@ def rank_program(
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     return process.returncode, said
 
 
@@ -69,7 +69,7 @@ def test_then_the_launcher_is_ended_too(tmp_path: Path) -> None:
 
 
 def test_what_comes_up_in_time_is_left_alone() -> None:
-    status, said = ended(rank_program("pass", "time.sleep(3)", "sys.exit(5)"))
+    status, said = ended(rank_program("pass", "time.sleep(4)", "sys.exit(5)", limit=3.0))
     assert (status, said) == (5, "")
 
 
@@ -84,7 +84,7 @@ def test_a_rank_that_is_killed_takes_its_helper_along() -> None:
     assert process.stderr is not None
     process.stderr.read(1)
     process.kill()
-    assert process.communicate(timeout=60)[1].strip() == ""
+    assert process.communicate(timeout=300)[1].strip() == ""
 
 
 def test_without_a_launcher_there_is_nobody_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_rank_that_its_launcher_ends_while_it_starts_says_nothing_beside_the_o
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == (75 if number == signal.SIGUSR2 else 128 + number)
     assert (number.name.removeprefix("SIG") in said) == speaks
 
@@ -150,7 +150,7 @@ def test_ranks_that_are_late_are_named_by_what_keeps_them() -> None:
             assert process.stdout is not None
             process.stdout.readline()
         os.kill(ranks[0].pid, signal.SIGSTOP)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not (said := start_limit.late(os.getpid())) or "is stopped by a signal" not in said[-1]:
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -184,7 +184,7 @@ def test_ctrl_c_ends_a_program_that_is_one_process_without_a_traceback() -> None
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert (process.returncode, said) == (128 + signal.SIGINT, "")
 
 
@@ -224,5 +224,5 @@ ctypes.PyDLL(None).sleep(50)
     for how, status in (("given", 69), ("cancelled", 5)):
         # Python warns of forks beside threads since 3.12.
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, how]
-        done = subprocess.run(command, timeout=60, capture_output=True, text=True)
+        done = subprocess.run(command, timeout=300, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (status, "")
