@@ -13,6 +13,7 @@ from resist_hvd import __version__, console, drawing
 from resist_hvd.drawing import Theme
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.reporting import results
+from resist_hvd.reporting.curves import Link, group
 from resist_hvd.reporting.figures import Figure, figures
 from resist_hvd.reporting.page import Drawn, page
 from resist_hvd.reporting.reading import RunRecord, read_runs
@@ -37,11 +38,14 @@ def run_from_flags() -> None:
     if not places:
         raise UserError("There is no run to report", mend="Give the folders of runs before any flag.")
     runs = read_runs([Path(place) for place in places])
+    if settings.group:
+        group(runs)
     show(runs, console.screen(width=None if sys.stdout.isatty() else 170))
     folder = settings.output or runs[0].folder / "report"
+    link = Link(rate=settings.rate, step=settings.seconds_step) if settings.rate else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(runs, settings.title, folder)
+        write(runs, settings.title, folder, link)
     except OSError as error:
         raise UserError(
             f"Cannot write the report: {error.strerror}",
@@ -67,15 +71,21 @@ def show(runs: list[RunRecord], screen: Console) -> None:
             screen.print(f"{run.label}: {sentence}")
 
 
-def write(runs: list[RunRecord], title: str, folder: Path) -> None:
+def write(runs: list[RunRecord], title: str, folder: Path, link: Link | None = None) -> None:
     """Write the page, and every picture as a PNG file beside it.
+
+    Args:
+        runs: what is reported.
+        title: the page's heading.
+        folder: where to.
+        link: the network for which accuracy's seconds are computed.
 
     Raises:
         UserError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
     pictures = []
-    for figure in figures(runs):
+    for figure in figures(runs, link):
         render(figure, drawing.LIGHT, folder / f"{figure.name}.png")
         light, dark = (render(figure, theme) for theme in (drawing.LIGHT, drawing.DARK))
         pictures.append(Drawn(figure, light, dark))

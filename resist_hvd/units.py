@@ -10,6 +10,9 @@ RATES = {f"{prefix}bit": factor / 8 for prefix, factor in PREFIXES.items()} | {
     f"{prefix}byte": factor for prefix, factor in PREFIXES.items()
 }
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+PAYLOAD = 0.94
+"""Payload's share of what a link carries: that of TCP in Ethernet frames of 1,500 bytes."""
+
 FLOPS = {f"{prefix}flop": factor for prefix, factor in PREFIXES.items()}
 
 

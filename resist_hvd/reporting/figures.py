@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from resist_hvd import drawing
 from resist_hvd.drawing import Theme
-from resist_hvd.records import EvaluationRecord
+from resist_hvd.reporting.curves import Curve, Link, Point, curves
 from resist_hvd.reporting.phases import seconds_of_ranks
 from resist_hvd.reporting.reading import RunRecord
 from resist_hvd.units import counted, scaled
@@ -19,6 +19,9 @@ MOST_ROUNDS = 60
 
 MOST_RANKS = 32
 """So many ranks of a run have bars of their own."""
+
+
+MEANS = "Runs that differ in their seeds alone are one curve: the mean, and a band from the least to the most."
 
 
 class Figure(NamedTuple):
@@ -37,17 +40,24 @@ class Figure(NamedTuple):
     draw: Callable[[Theme], Any]
 
 
-def figures(runs: list[RunRecord]) -> list[Figure]:
-    """Return the pictures that these runs give."""
+def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
+    """Return the pictures that these runs give.
+
+    Args:
+        runs: in the order in which they are shown.
+        link: the network for which accuracy's seconds are computed; None for those that were measured.
+    """
     made = []
-    if any(run.evaluations for run in runs):
+    if drawn := curves(runs, link):
         made.append(
             Figure(
                 "accuracy",
                 "Accuracy",
                 "On the test set, of the global network, against rounds, seconds of training, and payload sent by all "
-                "workers together.",
-                lambda theme: accuracy(runs, theme),
+                "workers together."
+                + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")
+                + (f" {link.says}" if link else ""),
+                lambda theme: accuracy(drawn, theme, link),
             )
         )
     if any(run.rounds for run in runs):
@@ -96,26 +106,27 @@ def figures(runs: list[RunRecord]) -> list[Figure]:
     return made
 
 
-def accuracy(runs: list[RunRecord], theme: Theme) -> Any:
+def accuracy(drawn: list[Curve], theme: Theme, link: Link | None) -> Any:
     """Draw accuracy against rounds, seconds and bytes."""
     plt = drawing.pyplot(theme)
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 3.7), sharey=True, layout="constrained")
-    against: dict[str, Callable[[EvaluationRecord], float]] = {
-        "rounds": lambda line: line.round,
-        "seconds": lambda line: line.seconds,
-        "sent, GB": lambda line: line.bytes_sent / 1e9,
+    against: dict[str, Callable[[Point], float]] = {
+        "rounds": lambda point: point.round,
+        f"seconds, computed for {scaled(8 * link.rate, 'bit/s')}" if link else "seconds": lambda point: point.seconds,
+        "sent, GB": lambda point: point.bytes_sent / 1e9,
     }
     for axes, (label, x_of) in zip(panels, against.items(), strict=True):
-        for number, run in enumerate(runs):
-            if run.evaluations:
-                x = [x_of(line) for line in run.evaluations]
-                y = [line.accuracy for line in run.evaluations]
-                axes.plot(x, y, color=drawing.colour(number), marker="o", markersize=4)
+        for curve in drawn:
+            x, colour = [x_of(point) for point in curve.points], drawing.colour(curve.colour)
+            axes.plot(x, [point.accuracy for point in curve.points], color=colour, marker="o", markersize=4)
+            least, most = [point.least for point in curve.points], [point.most for point in curve.points]
+            axes.fill_between(x, least, most, color=colour, alpha=0.2, linewidth=0)
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
     drawing.whole_numbers(panels[0].xaxis)
     panels[0].set_ylabel("accuracy, %")
-    _legend(figure, runs, [bool(run.evaluations) for run in runs])
+    if len(drawn) > 1:
+        _legend(figure, [(curve.colour, curve.label) for curve in drawn])
     return figure
 
 
@@ -123,21 +134,21 @@ def loss(runs: list[RunRecord], theme: Theme) -> Any:
     """Draw the training loss against rounds and seconds."""
     plt = drawing.pyplot(theme)
     figure, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True, layout="constrained")
-    for number, run in enumerate(runs):
+    for run in runs:
         if not run.rounds:
             continue
         values = [line.loss for line in run.rounds]
         seconds = list(accumulate(line.seconds for line in run.rounds))
         rounds = [line.round + 1 for line in run.rounds]
         for axes, x in zip(panels, (rounds, seconds), strict=True):
-            axes.plot(x, values, color=drawing.colour(number), alpha=0.25, linewidth=1)
-            axes.plot(x, running_mean(values), color=drawing.colour(number))
+            axes.plot(x, values, color=drawing.colour(run.colour), alpha=0.25, linewidth=1)
+            axes.plot(x, running_mean(values), color=drawing.colour(run.colour))
     for axes, label in zip(panels, ("rounds", "seconds"), strict=True):
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
     drawing.whole_numbers(panels[0].xaxis)
     panels[0].set_ylabel("loss")
-    _legend(figure, runs, [bool(run.rounds) for run in runs])
+    _legend_of_runs(figure, runs, [run for run in runs if run.rounds])
     return figure
 
 
@@ -153,11 +164,11 @@ def time(runs: list[RunRecord], theme: Theme) -> Any:
     plt = drawing.pyplot(theme)
     bars, ticks, y = [], [], 0.0
     heads = []
-    for number, run in enumerate(runs):
+    for run in runs:
         ranks = seconds_of_ranks(run)
         if not ranks:
             continue
-        heads.append((y, number, drawing.literal(run.label)))
+        heads.append((y, run.colour, drawing.literal(run.label)))
         y += 1
         for rank, phases in enumerate(ranks[:MOST_RANKS]):
             bars.append((y, phases))
@@ -263,7 +274,7 @@ def mosaic(
 def memory(runs: list[RunRecord], theme: Theme) -> Any:
     """Draw every rank's peak memory."""
     plt = drawing.pyplot(theme)
-    known = [(number, run.peak_memory_bytes[:MOST_RANKS]) for number, run in enumerate(runs) if run.peak_memory_bytes]
+    known = [(run.colour, run.peak_memory_bytes[:MOST_RANKS]) for run in runs if run.peak_memory_bytes]
     most = max(len(values) for _, values in known)
     figure, axes = plt.subplots(figsize=(WIDTH, 3.0), layout="constrained")
     width = 0.8 / len(known)
@@ -276,20 +287,25 @@ def memory(runs: list[RunRecord], theme: Theme) -> Any:
     axes.set_ylabel("peak memory, GB")
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.15)
-    _legend(figure, runs, [bool(run.peak_memory_bytes) for run in runs])
+    _legend_of_runs(figure, runs, [run for run in runs if run.peak_memory_bytes])
     return figure
 
 
-def _legend(figure: Any, runs: list[RunRecord], drawn: list[bool]) -> None:
+def _legend_of_runs(figure: Any, runs: list[RunRecord], drawn: list[RunRecord]) -> None:
     """Put the legend of the runs that are drawn above the panels, where there is more than one run."""
+    if len(runs) > 1:
+        _legend(figure, [(run.colour, run.label) for run in drawn])
+
+
+def _legend(figure: Any, shown: list[tuple[int, str]]) -> None:
+    """Put a legend above the panels: for each entry the number of its colour, and its name."""
     from matplotlib.lines import Line2D
 
-    if len(runs) > 1:
-        shown = [(number, drawing.literal(run.label)) for number, run in enumerate(runs) if drawn[number]]
-        handles = [Line2D([], [], color=drawing.colour(number), linewidth=3) for number, _ in shown]
-        # Names may be long: as many columns as fit.
-        columns = max(1, int(1.15 * WIDTH * 10 / (8 + max(len(label) for _, label in shown))))
-        figure.legend(handles, [label for _, label in shown], loc="outside upper left", ncols=min(4, columns))
+    labels = [drawing.literal(label) for _, label in shown]
+    handles = [Line2D([], [], color=drawing.colour(colour), linewidth=3) for colour, _ in shown]
+    # Names may be long: as many columns as fit.
+    columns = max(1, int(1.15 * WIDTH * 10 / (8 + max(map(len, labels)))))
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(4, columns))
 
 
 def _is_dealt(run: RunRecord) -> bool:

@@ -26,6 +26,8 @@ class RunRecord:
     Attributes:
         folder: where it was read.
         label: what the report calls it.
+        colour: the number of its colour in pictures.
+        curve: the name of its curve of accuracy, which runs that differ in their seeds may share.
         config: its settings; empty where they cannot be read.
         rounds: the good lines of `rounds.jsonl`, in order.
         evaluations: the good lines of `eval.jsonl`, in order.
@@ -35,6 +37,8 @@ class RunRecord:
 
     folder: Path
     label: str
+    colour: int = 0
+    curve: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
@@ -93,9 +97,10 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
     """
     runs = [read_run(folder) for folder in folders]
     labels = [run.label for run in runs]
-    for run in runs:
+    for number, run in enumerate(runs):
         if labels.count(run.label) > 1:
             run.label = printable(f"{run.folder.resolve().parent.name}/{run.label}")
+        run.colour, run.curve = number, run.label
     return runs
 
 

@@ -70,7 +70,7 @@ class PlanSettings(Settings):
     bandwidth: str = "10gbit"
     """Of a host's link, each way: 10gbit, 100mbit, 1.25gbyte."""
 
-    efficiency: Share = 0.94
+    efficiency: Share = units.PAYLOAD
     """Payload's share of what a link carries: 0.94 for TCP in Ethernet frames of 1,500 bytes."""
 
     latency: str = "50us"

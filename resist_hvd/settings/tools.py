@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from resist_hvd import units
 from resist_hvd.settings.group import Count, Group, Positive
 from resist_hvd.settings.run import DeviceName, Settings
 
@@ -39,6 +40,36 @@ class ReportSettings(Group):
 
     title: str = "ResIST: what runs did"
     """The page's heading."""
+
+    group: bool = False
+    """Draw the accuracy of runs that differ in their seeds alone as one curve, their mean; the others are named by the
+    settings in which they differ."""
+
+    bandwidth: str | None = None
+    """Compute accuracy's seconds for workers that each have a link of this rate, as 20mbit: arithmetic and data as
+    measured, and the payload that was counted; nothing is hidden. Default: seconds as measured."""
+
+    step: str | None = None
+    """With --bandwidth: what a local iteration takes, as 150ms, instead of what runs measured, which were perhaps not
+    alone on their machine."""
+
+    def check(self) -> None:
+        """Refuse quantities that are none, and a step without a link."""
+        if self.step is not None and self.bandwidth is None:
+            raise ValueError("--step is for seconds that are computed; give --bandwidth, too")
+        _ = self.rate, self.seconds_step
+
+    @property
+    def rate(self) -> float | None:
+        """The bandwidth in bytes a second."""
+        if self.bandwidth is None:
+            return None
+        return units.quantity(self.bandwidth, units.RATES, setting="bandwidth", example="20mbit")
+
+    @property
+    def seconds_step(self) -> float | None:
+        """What a local iteration takes, in seconds."""
+        return None if self.step is None else units.quantity(self.step, units.TIMES, setting="step", example="150ms")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,12 @@ from markupsafe import Markup
 from resist_hvd import drawing, report
 from resist_hvd.errors import UserError
 from resist_hvd.reporting import results
+from resist_hvd.reporting.curves import Link, curves, group
 from resist_hvd.reporting.figures import Figure, figures, mosaic, running_mean
 from resist_hvd.reporting.page import Drawn, page
 from resist_hvd.reporting.paper import papers_row
 from resist_hvd.reporting.phases import PHASES, seconds_of_ranks
-from resist_hvd.reporting.reading import read_run, read_runs
+from resist_hvd.reporting.reading import RunRecord, read_run, read_runs
 
 from .report_runs import write_run
 
@@ -202,6 +203,74 @@ def test_the_papers_row_stands_beside_its_like(tmp_path: Path) -> None:
         assert papers_row(read_run(write_run(tmp_path / str(len(list(tmp_path.iterdir()))), **changed))) is None
 
 
+# -- curves of accuracy ------------------------------------------------------------------------------------------------
+
+
+def runs_of(folder: Path, **settings: Any) -> list[RunRecord]:
+    """Three runs of three seeds; the accuracy of the n-th is n points higher."""
+    found = []
+    for seed in (1, 2, 3):
+        place = write_run(folder / f"seed-{seed}")
+        config = json.loads((place / "config.yaml").read_text()) | settings | {"seed": seed}
+        (place / "config.yaml").write_text(json.dumps(config))
+        rewrite(place / "eval.jsonl", lambda line, more=seed: {**line, "accuracy": line["accuracy"] + more})
+        found.append(read_run(place))
+    return found
+
+
+def test_runs_that_differ_in_their_seeds_are_one_curve(tmp_path: Path) -> None:
+    short = runs_of(tmp_path / "short", local_iterations=5, exchange={"trunk": "int8", "blocks": "fp32"})
+    long = runs_of(tmp_path / "long", local_iterations=10, exchange={"trunk": "fp32", "blocks": "fp32"})
+    (long[2].folder / "eval.jsonl").write_text(long[2].evaluations[0].as_line())
+    runs = [*short, *long[:2], read_run(long[2].folder)]
+    group(runs)
+    assert [run.colour for run in runs] == [0, 0, 0, 1, 1, 1]
+    first, second = curves(runs)
+    assert first.label == "local_iterations 5, exchange.trunk int8 (3 runs)"
+    assert second.label == "local_iterations 10, exchange.trunk fp32 (3 runs)"
+    assert [point.round for point in first.points] == [2, 4, 6, 8]
+    # 50 and the round and the seed.
+    assert first.points[1] == (4, 28.0, 4 * 10**6, 56.0, 55.0, 57.0)
+    assert [point.round for point in second.points] == [2]  # where all of them were evaluated
+
+
+def test_runs_of_unknown_settings_are_curves_of_their_own(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / name) for name in ("one", "other")])
+    assert [curve.label for curve in curves(runs)] == ["one", "other"]
+    for run in runs:
+        run.config = {}
+    group(runs)
+    assert [curve.label for curve in curves(runs)] == ["one", "other"]
+
+
+def test_seconds_are_computed_from_bytes_that_were_counted(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    # A round's 1 MB are of four workers; 20 Mbit/s are 2.5 MB/s, of which headers take 6 %.
+    transfer = 0.25 / (0.94 * 2.5)
+    (measured,) = curves([run], Link(rate=2.5e6))
+    assert [point.seconds for point in measured.points] == pytest.approx([n * (3.5 + transfer) for n in (2, 4, 6, 8)])
+    (given,) = curves([run], Link(rate=2.5e6, step=0.15))
+    assert [point.seconds for point in given.points] == pytest.approx([n * (0.75 + transfer) for n in (2, 4, 6, 8)])
+    assert [point.accuracy for point in given.points] == [52, 54, 56, 58]
+
+
+def test_computed_seconds_are_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    places = [run.folder for run in runs_of(tmp_path)]
+    for place in places:
+        (place / "rounds.jsonl").unlink()  # fewer pictures take less time
+    make_report(monkeypatch, *places, "--group", "--bandwidth", "20mbit", "--step=150ms", "--output", tmp_path / "out")
+    html = (tmp_path / "out/report.html").read_text()
+    assert "Seconds are computed, not measured: 0.15 s a local iteration" in html
+    assert "20.0 Mbit/s" in html
+    runs = read_runs(places)
+    group(runs)
+    link = Link(rate=2.5e6)
+    drawn = next(each for each in figures(runs, link) if each.name == "accuracy").draw(drawing.LIGHT)
+    assert [axes.get_xlabel() for axes in drawn.axes][1] == "seconds, computed for 20.0 Mbit/s"
+    assert [len(axes.get_lines()) for axes in drawn.axes] == [1, 1, 1]
+
+
 # -- page and pictures -------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +322,8 @@ def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
         (): "There is no run to report. Give the folders of runs before any flag.",
         (str(write_run(tmp_path / "run")), "--output", str(file)): "Cannot write the report: File exists "
         f"[{file}]. Give an --output that can be written.",
+        (str(tmp_path / "run"), "--bandwidth", "20"): "--bandwidth is '20'. Give a number and a unit, like 20mbit.",
+        (str(tmp_path / "run"), "--step", "1s"): "--step is for seconds that are computed. Give --bandwidth, too.",
         (str(tmp_path / "run"), "--titel", "x"): "There is no flag --titel. Perhaps you mean --title; see --help.",
     }
     for arguments, message in told.items():
