@@ -88,15 +88,15 @@ IMAGENET: dict[str, object] = {
 
 SETTINGS = (
     Setting("resist", 4, {"checkpoint_every": 1}),
-    Setting("resist", 2, {"min_blocks": 0, "evaluate_every": 1}),
+    Setting("resist encoded", 2, {"min_blocks": 0, "exchange.trunk": "int4", "exchange.blocks": "int8"}),
     Setting("resist", 1, {"checkpoint_every": 1}),
     Setting("resist kept, warmed up", 3, {"momentum": "keep", "warmup_epochs": 3 * BATCH * 3 / FOLDER_IMAGES}),
     Setting("resist kept, warmed up", 2, {"momentum": "keep", "warmup_epochs": 0.25, "checkpoint_every": 1}),
-    Setting("resist all", 3, {"model.partition": "all", "checkpoint_every": 1}),
+    Setting("resist all", 3, {"model.partition": "all", "overlap": 1, "checkpoint_every": 1}),
     Setting("data-parallel", 2, {"method": "data-parallel", "checkpoint_every": 1}),
     Setting("data-parallel", 3, {"method": "data-parallel", "momentum": "keep"}),
     Setting("ensemble", 3, {"method": "ensemble", "min_blocks": 2, "evaluate_every": 3}),
-    Setting("local-sgd", 4, {"method": "local-sgd", "momentum": "keep", "evaluate_every": 1}),
+    Setting("local-sgd", 4, {"method": "local-sgd", "momentum": "keep", "overlap": 1, "exchange.trunk": "int8"}),
     Setting("imagenet", 2, {**IMAGENET, "checkpoint_every": 1}, data="imagenet"),
     Setting("digits", 2, {"epochs": 4 * ROUNDS * BATCH * 2 / 1437, "max_rounds": ROUNDS}, data="digits", board=True),
 )

@@ -14,17 +14,21 @@ OVERLAP = ["--local_iterations=6", "--overlap=5", "--epochs=4", "--evaluate_ever
 # rank 0 is in its steps, something befalls it.
 IN_MID_FLIGHT = """
 import os, signal, time
+from resist_hvd.comm.changes import EncodedShift
 from resist_hvd.comm.shift import Shift
 from resist_hvd.training import loop
 
-sound, sound_advance, stuck = loop.LocalTraining.step, Shift.advance, []
+sound, stuck = loop.LocalTraining.step, []
 
 
-def advance(self):
-    if stuck:
-        {in_the_thread}
-        return False
-    return sound_advance(self)
+def holding_up(sound_advance):
+    def advance(self):
+        if stuck:
+            {in_the_thread}
+            return False
+        return sound_advance(self)
+
+    return advance
 
 
 def step(self):
@@ -37,19 +41,27 @@ def step(self):
     return sound(self)
 
 
-loop.LocalTraining.step, Shift.advance = step, advance
+loop.LocalTraining.step = step
+for each in (Shift, EncodedShift):
+    each.advance = holding_up(each.advance)
 """
 
 
 @pytest.mark.parametrize(
-    ("signal", "says"), [("SIGKILL", "has died"), ("SIGSTOP", "has not been heard of for")], ids=["killed", "paused"]
+    ("signal", "codec", "says"),
+    [
+        pytest.param("SIGKILL", "fp32", "has died", id="killed"),
+        pytest.param("SIGKILL", "int8", "has died", id="killed-encoded"),
+        pytest.param("SIGSTOP", "int8", "has not been heard of for", id="paused"),
+    ],
 )
 def test_lost_rank(
-    signal: str, says: str, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+    signal: str, codec: str, says: str, tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
 ) -> None:
     act = f"time.sleep(1.5); os.kill(os.getpid(), signal.{signal})"  # what ranks say of themselves is a second old
     broken = program(IN_MID_FLIGHT.format(in_the_thread="pass", on_the_main_thread=act))
-    ended = runs.run(*tiny, *OVERLAP, "--watchdog=4", "--output", tmp_path / "run", program=broken)
+    flags = (*tiny, *OVERLAP, f"--exchange.trunk={codec}", f"--exchange.blocks={codec}", "--watchdog=4")
+    ended = runs.run(*flags, "--output", tmp_path / "run", program=broken)
     assert re.match(rf"Rank 1 of 2 on {runs.HOST} {says} .*\[round 2, ", ended.mistake), ended
     assert ended.status != 0
 

@@ -12,6 +12,7 @@ import torch
 
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.optim import OptimSettings
 from resist_hvd.training import checkpoint
 from resist_hvd.training.checkpoint import find_newest, save
@@ -81,6 +82,9 @@ def test_numbers_that_are_not_finite_are_neither_reported_nor_saved(
     assert not (folder / "eval.jsonl").exists() or "NaN" not in (folder / "eval.jsonl").read_text()
 
 
+HIDDEN = {"overlap": 1, "exchange": ExchangeSettings(trunk="int8", blocks="int8")}
+
+
 @contextmanager
 def files_may_grow_to(size: int) -> Iterator[None]:
     """Have the kernel refuse to let a file of this process grow beyond a size, as it does on a full disk."""
@@ -92,9 +96,11 @@ def files_may_grow_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("culprit", ["first", "last"])
-def test_no_room_for_a_checkpoint(culprit: str, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny.settings(world, iterations=12, checkpoint_every=1)
+@pytest.mark.parametrize(("culprit", "changes"), [("first", {}), ("last", HIDDEN)], ids=["first", "last-and-hidden"])
+def test_no_room_for_a_checkpoint(
+    culprit: str, changes: dict[str, Any], world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(world, iterations=12, checkpoint_every=1, **changes)
     run = tiny.make_run(settings, world, folder)
     save(run)
     rank = 0 if culprit == "first" else world.size - 1
