@@ -28,6 +28,7 @@ from resist_hvd.nets.parts import Network, Part, check_residual
 from resist_hvd.records import RoundRecord
 from resist_hvd.seeds import derive
 from resist_hvd.settings.exchange import ExchangeSettings
+from resist_hvd.settings.group import settings_of
 from resist_hvd.settings.run import Momentum, Overlap
 from resist_hvd.tasks.base import Metric
 from resist_hvd.training.disk import append, disk_errors
@@ -148,7 +149,7 @@ def deal(
     seed: int = 1,
     method: Literal["resist", "local-sgd"] = "resist",
     momentum: Momentum = "restart",
-    exchange: Mapping[str, str] | None = None,
+    exchange: Mapping[str, str | float] | None = None,
     inputs: Tensor | None = None,
 ) -> Net:
     """Deal a network out to all workers, and return this worker's share of it with its initial weights.
@@ -163,8 +164,9 @@ def deal(
         method: local-sgd gives every worker the whole network, to compare with.
         momentum: what becomes of the optimizer's state when a round ends: it restarts, or is kept for the trunk and for
             blocks that stay with their worker.
-        exchange: codecs of what workers send: `{"trunk": "int8", "blocks": "int8"}`; fp32 by default. The last round is
-            encoded as others are, since nobody knows which it is.
+        exchange: codecs of what workers send, and the share of the trunk that they do: `{"trunk": "int8", "keep": 0.25,
+            "blocks": "int8"}`; fp32, and all, by default. The last round is encoded as others are, since nobody knows
+            which it is.
         inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
             and blocks that are not residual.
 
@@ -200,12 +202,15 @@ def deal(
     return Net(setup, method)
 
 
-def _codecs(chosen: Mapping[str, str]) -> ExchangeSettings:
+def _codecs(chosen: Mapping[str, str | float]) -> ExchangeSettings:
+    settings = settings_of(ExchangeSettings)
+    if not set(chosen) <= set(settings):
+        raise UserError(f"exchange has {', '.join(chosen)}", mend=f"Give values for some of {', '.join(settings)}.")
+    for name, value in chosen.items():
+        if settings[name].kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"exchange.{name} is {value!r}", mend=f"Give {settings[name].wanted}.")
     try:
         return ExchangeSettings(**chosen)  # type: ignore[arg-type]  # it checks them
-    except TypeError:
-        known = ", ".join(asdict(ExchangeSettings()))
-        raise UserError(f"exchange has {', '.join(chosen)}", mend=f"Give codecs for some of {known}.") from None
     except ValueError as error:
         seen, _, mend = str(error).partition("; ")
         raise UserError(seen.removeprefix("--"), mend=f"{mend.capitalize()}.") from None
@@ -382,7 +387,7 @@ class Rounds:
                     )
             flat = net.subnet.parameters_flat
             codecs = asdict(net.method.setup.exchange)
-            encoded = state.get("exchange", dict.fromkeys(codecs, "fp32"))
+            encoded = asdict(ExchangeSettings()) | state.get("exchange", {})
             for what, old, new in (
                 ("workers", state["workers"], world.size),
                 ("the seed", state["seed"], net.seed),

@@ -122,6 +122,7 @@ class PendingExchange:
         # Numbers of chunks that have not come: by turn, and for each block of whose part this rank is the owner.
         self._awaited: Counter[int] = Counter()
         self._copies_awaited: Counter[int] = Counter()
+        self._chunks_awaited: Counter[Fetch] = Counter()
         # Chunks of shares that have not left, where a part in its final state is to land; and how it comes.
         self._leaving: Counter[tuple[int, int]] = Counter()
         self._landing: dict[tuple[int, int], Fetch] = {}
@@ -180,6 +181,8 @@ class PendingExchange:
 
     def _receive(self, message: Message, into: Numbers) -> None:
         comm, source = self._way(message, message.source)
+        if isinstance(message, Fetch):
+            self._chunks_awaited[message] = len(self._chunks(into))
         for chunk in self._chunks(into):
             self._requests.append(comm.Irecv(chunk, source=source, tag=message.block))
             self._under_way.append(UnderWay(message, 0.0))
@@ -194,6 +197,14 @@ class PendingExchange:
             if not self._copies_awaited[message.block]:
                 del self._copies_awaited[message.block]
                 self._average(message)
+        else:
+            self._chunks_awaited[message] -= 1
+            if not self._chunks_awaited[message]:
+                del self._chunks_awaited[message]
+                self._has_come(message)
+
+    def _has_come(self, fetch: Fetch) -> None:
+        """Act on a part in its final state, all of which has come."""
 
     def _average(self, share: Share) -> None:
         """Replace a part by the average of all holders' copies, summed in ascending order of ranks."""
@@ -214,11 +225,19 @@ class PendingExchange:
             if early or (isinstance(message, Fetch) and message.block in self._copies_awaited):
                 kept.append(message)
                 continue
+            self._prepare(message)
             chunks = self._chunks(self._part(message))
             self._queue.extend((message, chunk) for chunk in chunks)
             if (message.block, message.part) in self._landing:
                 self._leaving[message.block, message.part] += len(chunks)
+            self._fill_window()
         self._departures = kept
+        self._fill_window()
+
+    def _prepare(self, message: Message) -> None:
+        """Make what a message takes with it, right before it leaves."""
+
+    def _fill_window(self) -> None:
         while self._queue and (self._window is None or self._sending < self._window.size):
             self._send(*self._queue.popleft())
 

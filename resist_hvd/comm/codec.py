@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from resist_hvd.protocol.codes import GROUP, RECORDS, SCALE_BYTES, encoded_bytes
+from resist_hvd.protocol.codes import GROUP, RECORDS, SCALE_BYTES
 from resist_hvd.settings.exchange import CodecName
 
 PIECE_NUMBERS = {"cpu": 127 * GROUP, "cuda": 2**23}
@@ -58,14 +58,15 @@ class Codec(ABC):
 
     def bytes_of(self, numbers: int) -> int:
         """Return the bytes of so many numbers: codes and scales."""
-        return encoded_bytes(self.name, numbers)
+        return -(-numbers // self.group) * self.record
 
-    def encode(self, flat: Tensor, out: Tensor) -> None:
+    def encode(self, flat: Tensor, out: Tensor, *, subtract: bool = False) -> None:
         """Encode a buffer.
 
         Args:
             flat: [n], contiguous, float32. A group with a number that is not finite is decoded without any that is.
             out: [bytes_of(n)], contiguous, uint8; where its storage is cut, each cut is at a multiple of 4 bytes.
+            subtract: leave in the buffer what its codes do not say: the numbers less what is decoded.
 
         Raises:
             ValueError: a buffer is of another type, or `out` of another size.
@@ -74,7 +75,7 @@ class Codec(ABC):
         for first in range(0, len(flat), self.piece):
             numbers = flat[first : first + self.piece]
             at = self.bytes_of(first)
-            self._encode_piece(numbers, out[at : at + self.bytes_of(len(numbers))])
+            self._encode_piece(numbers, out[at : at + self.bytes_of(len(numbers))], subtract)
 
     def decode(self, codes: Tensor, out: Tensor, *, add: bool = False) -> None:
         """Decode into a buffer.
@@ -101,7 +102,7 @@ class Codec(ABC):
             )
 
     @abstractmethod
-    def _encode_piece(self, numbers: Tensor, out: Tensor) -> None:
+    def _encode_piece(self, numbers: Tensor, out: Tensor, subtract: bool) -> None:
         """Encode at most `piece` numbers."""
 
     @abstractmethod
@@ -114,8 +115,10 @@ class Float(Codec):
 
     dtype: torch.dtype
 
-    def _encode_piece(self, numbers: Tensor, out: Tensor) -> None:
-        out.view(self.dtype).copy_(numbers)
+    def _encode_piece(self, numbers: Tensor, out: Tensor, subtract: bool) -> None:
+        codes = out.view(self.dtype).copy_(numbers)
+        if subtract:
+            numbers.sub_(self._work[: len(numbers)].copy_(codes))
 
     def _decode_piece(self, codes: Tensor, out: Tensor, add: bool) -> None:
         if add:
@@ -158,26 +161,32 @@ class Integers(Codec):
         self._bytes = torch.empty(self.piece, dtype=torch.uint8, device=device)
         self._short = torch.zeros(self.group, device=device)
 
-    def _encode_piece(self, numbers: Tensor, out: Tensor) -> None:
+    def _encode_piece(self, numbers: Tensor, out: Tensor, subtract: bool) -> None:
         whole = len(numbers) // self.group
         if whole:
-            self._encode_groups(numbers[: whole * self.group].view(whole, self.group), out[: whole * self.record])
+            groups = numbers[: whole * self.group].view(whole, self.group)
+            self._encode_groups(groups, out[: whole * self.record], subtract)
         if rest := len(numbers) - whole * self.group:
             self._short[:rest].copy_(numbers[-rest:])
             self._short[rest:].zero_()
-            self._encode_groups(self._short.view(1, self.group), out[whole * self.record :])
+            self._encode_groups(self._short.view(1, self.group), out[whole * self.record :], subtract)
+            if subtract:
+                numbers[-rest:].copy_(self._short[:rest])
 
-    def _encode_groups(self, numbers: Tensor, out: Tensor) -> None:
+    def _encode_groups(self, numbers: Tensor, out: Tensor, subtract: bool) -> None:
         count = len(numbers)
         work, scales = self._work[: numbers.numel()], self._scales[:count]
         torch.abs(numbers, out=work.view_as(numbers))
         torch.amax(work.view_as(numbers), 1, keepdim=True, out=scales)  # NaN where there is one
         scales.mul_(ROUNDED_UP / self._limit).clamp_(min=SMALLEST_SCALE).view(torch.int32).bitwise_and_(SCALE_BITS)
-        stretches = work.view(self.planes, count, -1)
-        torch.div(numbers.view(count, self.planes, -1), scales[:, :, None], out=stretches.transpose(0, 1))
+        stretches, in_planes = work.view(self.planes, count, -1), numbers.view(count, self.planes, -1)
+        torch.div(in_planes, scales[:, :, None], out=stretches.transpose(0, 1))
+        stretches.round_()
+        if subtract:
+            in_planes.addcmul_(stretches.transpose(0, 1), scales[:, :, None], value=-1)
         kept, packed = self._fields(out)
         kept.copy_(scales)
-        self._pack(stretches.round_(), packed)
+        self._pack(stretches, packed)
 
     def _decode_piece(self, codes: Tensor, out: Tensor, add: bool) -> None:
         whole = len(out) // self.group

@@ -8,7 +8,6 @@ nobody else gets is not encoded.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -79,9 +78,10 @@ class EncodedExchange(PendingExchange):
         sizes = {place: codec.bytes_of(self._numbers(message).numel()) for place, message in places.items()}
         room.reserve(sum(sizes.values()))
         self._codes = {place: room.take(size) for place, size in sizes.items()}
-        self._chunks_left: Counter[Fetch] = Counter()
+        self._encoded: set[tuple[type[Message], int, int, int]] = set()
         for message in places.values():
-            if message.source == rank and (isinstance(message, Share) or len(plan.holders[message.block]) == 1):
+            # What is to stay here as its codes say must do so before steps that are made beside this exchange.
+            if message.source == rank and isinstance(message, Fetch) and self._stays_with_its_only_holder(message):
                 self._encode(message)
         copies = {
             (share.block, share.source): self._codes[self._place(share)][1]
@@ -101,6 +101,7 @@ class EncodedExchange(PendingExchange):
     def _encode(self, message: Message) -> None:
         """Encode what a message takes with it; go on with what a part's fetchers get, where the block stays."""
         numbers, (codes, host) = self._numbers(message), self._codes[self._place(message)]
+        self._encoded.add(self._place(message))
         self._codec.encode(numbers, codes)
         if isinstance(message, Fetch) and self._here in self._of.next_holders[message.block]:
             self._codec.decode(codes, numbers)
@@ -122,17 +123,16 @@ class EncodedExchange(PendingExchange):
         """No codes land where others are."""
         return False
 
-    def _receive(self, message: Message, into: Numbers) -> None:
-        super()._receive(message, into)
-        if isinstance(message, Fetch):
-            self._chunks_left[message] = len(self._chunks(into))
+    def _stays_with_its_only_holder(self, fetch: Fetch) -> bool:
+        return len(self._of.holders[fetch.block]) == 1 and self._here in self._of.next_holders[fetch.block]
 
-    def _take_in(self, message: Message) -> None:
-        super()._take_in(message)
-        if isinstance(message, Fetch):
-            self._chunks_left[message] -= 1
-            if not self._chunks_left[message]:
-                self._decode(message, add=False)
+    def _prepare(self, message: Message) -> None:
+        """Encode what a message takes with it, unless an average or a message before it has."""
+        if self._place(message) not in self._encoded:
+            self._encode(message)
+
+    def _has_come(self, fetch: Fetch) -> None:
+        self._decode(fetch, add=False)
 
     def _average(self, share: Share) -> None:
         """Average this rank's copy of its part and the others', added to it in ascending order of ranks."""

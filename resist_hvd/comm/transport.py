@@ -19,12 +19,13 @@ from torch import Tensor
 
 from resist_hvd.comm.blocks import Mail, PendingExchange, Window
 from resist_hvd.comm.changes import ChangesAverage, EncodedShift
-from resist_hvd.comm.codec import CODECS
+from resist_hvd.comm.codec import CODECS, Float32
 from resist_hvd.comm.encoded_blocks import CodeRoom, EncodedExchange
 from resist_hvd.comm.shift import Shift
+from resist_hvd.comm.sparse import codec_of
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, ring_bytes
-from resist_hvd.settings.exchange import CodecName
+from resist_hvd.settings.exchange import CodecName, ExchangeSettings
 
 AWAITED = 1e-4
 """Seconds between two looks at what has come, where two things are waited for."""
@@ -122,17 +123,17 @@ class Transport:
 
     # -- among all workers ---------------------------------------------------------------------------------------
 
-    def count_changes(self, flat: Tensor, codec: CodecName) -> ChangesAverage | None:
-        """Return what averages a buffer by encoding how it changes from what it is now; None where codes say it all.
+    def count_changes(self, flat: Tensor, exchange: ExchangeSettings) -> ChangesAverage | None:
+        """Return what averages a buffer by encoding how it changes from what it is now; None where all of it is sent.
 
         Args:
             flat: the buffer, equal on all ranks.
-            codec: what encodes its changes.
+            exchange: the codec of averages, and the share of numbers that they send.
         """
-        if codec == "fp32" or self.world.size == 1:
+        codec = codec_of(exchange.trunk, flat.device, exchange.keep)
+        if isinstance(codec, Float32) or self.world.size == 1:
             return None
-        encoder = CODECS[codec](flat.device)
-        return ChangesAverage(self.world, flat, encoder, staged=self._stages_messages, window=self._window)
+        return ChangesAverage(self.world, flat, codec, staged=self._stages_messages, window=self._window)
 
     def start_average(
         self, flat: Tensor, name: str, changes: ChangesAverage | None = None, *, exact: bool = False
@@ -181,7 +182,6 @@ class Transport:
                 self._encoded = None
                 with self.world.activity.waiting():
                     changes.wait(self.world.activity.progress)
-                changes.end(flat)
         watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
 
     def _await(self, handle: int) -> None:

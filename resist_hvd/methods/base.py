@@ -60,10 +60,10 @@ class Setup:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for name, codec in asdict(self.exchange).items():
-            if codec != "fp32" and self.dtype != torch.float32:
+        for name, chosen in asdict(self.exchange).items():
+            if self.exchange.changed(name) and self.dtype != torch.float32:
                 raise UserError(
-                    f"--exchange.{name} is {codec}, which encodes float32, and parameters are {self.dtype}",
+                    f"--exchange.{name} is {chosen}, which encodes float32, and parameters are {self.dtype}",
                     mend="Leave it out.",
                     everywhere=True,
                 )

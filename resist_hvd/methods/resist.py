@@ -89,7 +89,7 @@ class Resist(Method):
         self.transport = Transport(setup.world, self.rule.groups, block_codec=setup.exchange.blocks)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
-        self.changes = self.transport.count_changes(self.subnet.trunk, setup.exchange.trunk)
+        self.changes = self.transport.count_changes(self.subnet.trunk, setup.exchange)
         slots = accumulate(self.rule.depths, initial=0)
         self._block_sizes = tuple(
             self.subnet.slots[slot].numel()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
-from resist_hvd.protocol.codes import RECORDS, encoded_bytes
+from resist_hvd.protocol.codes import RECORDS, encoded_bytes, record_of
 from resist_hvd.protocol.exchange import BUCKET_BYTES
 from resist_hvd.protocol.rule import depth
 
@@ -145,6 +145,7 @@ class Work:
         micro_batches: into how many GPipe cuts a step's images; None for four times its stages, from where on its
             authors found the pipeline's bubble negligible.
         trunk: codec of averages among all workers.
+        keep: share of numbers that these send.
         blocks: codec of blocks.
     """
 
@@ -154,7 +155,12 @@ class Work:
     min_blocks: int = 0
     micro_batches: int | None = None
     trunk: str = "fp32"
+    keep: float = 1.0
     blocks: str = "fp32"
+
+    def bytes_of_average(self, numbers: int) -> int:
+        """Return what so many numbers take where they are averaged among all workers."""
+        return encoded_bytes(self.trunk, numbers, self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +242,7 @@ def resist(network: Network, work: Work, machine: Machine) -> Cost:
     """
     workers = work.workers
     load = network.sub_network(workers, work.min_blocks)
-    trunk = encoded_bytes(work.trunk, network.trunk.parameters)
+    trunk = work.bytes_of_average(network.trunk.parameters)
     each = RECORDS[work.blocks].bytes / RECORDS[work.blocks].numbers
     codes = 0.0 if work.blocks == "fp32" or workers == 1 else 2 * each * (load.parameters - network.trunk.parameters)
     sent, busiest = 2.0 * (workers - 1) * trunk, _ring(trunk, workers)
@@ -264,7 +270,7 @@ def local_sgd(network: Network, work: Work, machine: Machine) -> Cost:
     All P parameters are averaged once a round: 2 (S - 1) P in all, or that of codes; in the paper's convention 8 S P.
     """
     load, workers = network.whole, work.workers
-    size = encoded_bytes(work.trunk, load.parameters)
+    size = work.bytes_of_average(load.parameters)
     return _local(
         "local-sgd",
         load,
@@ -284,7 +290,7 @@ def data_parallel(network: Network, work: Work, machine: Machine) -> Cost:
     has computed goes on beside the rest of it: of a step's transfer, what exceeds two thirds of its arithmetic is seen,
     and in any case that of the last bucket, which is full when the pass is over.
     """
-    once = local_sgd(network, replace(work, trunk="fp32"), machine)
+    once = local_sgd(network, replace(work, trunk="fp32", keep=1.0), machine)
     steps = work.local_iterations
     hidden = once.seconds_compute * (TRAINING - 1) / TRAINING
     transfer = steps * once.seconds_bandwidth
@@ -389,10 +395,10 @@ def _cut(parts: Sequence[Part], limit: int) -> list[list[Part]]:
 
 
 def _memory_of_changes(work: Work, numbers: int) -> float:
-    """Return what a worker keeps to average so many numbers by their changes (`comm.changes`): nothing with fp32."""
-    if work.trunk == "fp32" or work.workers == 1:
+    """Return what a worker keeps to average so many numbers by their changes (`comm.changes`), if it does."""
+    if record_of(work.trunk, work.keep) == record_of("fp32") or work.workers == 1:
         return 0.0
-    return FLOAT * numbers * (2 + 1 / work.workers) + 3 * encoded_bytes(work.trunk, numbers)
+    return 2 * FLOAT * numbers + (3 - 1 / work.workers) * work.bytes_of_average(numbers)
 
 
 def _ring(size: float, workers: int) -> float:

@@ -38,6 +38,7 @@ def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:
         batch=settings.data.batch_size,
         micro_batches=settings.micro_batches,
         trunk=settings.exchange.trunk,
+        keep=settings.exchange.keep,
         blocks=settings.exchange.blocks,
         **given,
     )

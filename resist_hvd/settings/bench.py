@@ -198,9 +198,9 @@ class CompareSettings(Settings):
     rows: str | None = None
     """Ways of training to compare, with commas between: resist, local-sgd, data-parallel, pytorch-ddp,
     pytorch-post-local-sgd. What our methods do otherwise follows the name: +overlapT, T local iterations beside a
-    synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and the blocks'. The first
-    is what others are compared with. Default: all of them, ResIST and local SGD with and without overlap and int8, too,
-    and resist+int4/int8."""
+    synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and the blocks'; +keepF,
+    as +keep0.25, a part. The first is what others are compared with. Default: all of them, ResIST and local
+    SGD with and without overlap and int8, too, and resist+int4/int8."""
 
     rounds: Count = 4
     """Timed rounds of each measurement, after one that is not; each begins anew from the same weights and images."""

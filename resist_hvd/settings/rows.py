@@ -12,7 +12,7 @@ OURS: tuple[MethodName, ...] = ("resist", "local-sgd", "data-parallel")
 THEIRS = ("pytorch-ddp", "pytorch-post-local-sgd")
 """Ways of training: our methods, and PyTorch's own."""
 
-OVERLAP = "overlap"
+OVERLAP, KEEP = "overlap", "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,18 @@ class Row:
         number = word.removeprefix(OVERLAP)
         if number != word and number.isdecimal():
             return replace(self, overlap=int(number))
+        share = word.removeprefix(KEEP)
+        if share != word and share.replace(".", "", 1).isdecimal():
+            return replace(self, exchange=replace(self.exchange, keep=float(share)))
         trunk, slash, blocks = word.partition("/")
         if trunk in CODECS and (blocks if slash else trunk) in CODECS:
             blocks = blocks or (trunk if self.method == "resist" else "fp32")
-            return replace(self, exchange=ExchangeSettings(trunk=trunk, blocks=blocks))  # type: ignore[arg-type]
+            codecs = {"trunk": trunk, "blocks": blocks}
+            return replace(self, exchange=replace(self.exchange, **codecs))  # type: ignore[arg-type]
         raise ValueError(
             f"nothing is called {word!r}; after a name give +overlapT, T a number of local iterations, or a codec as "
-            f"+int8 ({', '.join(CODECS)}), or the trunk's and the blocks' as +int4/int8"
+            f"+int8 ({', '.join(CODECS)}), or the trunk's and the blocks' as +int4/int8, or the share of the trunk "
+            f"that is sent as +{KEEP}0.25"
         )
 
 

@@ -135,12 +135,13 @@ class Settings(Group):
                 "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out"
             )
         self._check_overlap()
-        if self.exchange.trunk != "fp32" and self.method not in AVERAGING:
-            averaged = "gradients" if self.method == "data-parallel" else "nothing"
-            raise ValueError(
-                f"--exchange.trunk is {self.exchange.trunk}, which encodes averages of parameters, and --method "
-                f"{self.method} averages {averaged}; leave it out"
-            )
+        for name, what in (("trunk", "encodes averages of parameters"), ("keep", "sends a part of averages")):
+            if self.exchange.changed(name) and self.method not in AVERAGING:
+                averaged = "gradients" if self.method == "data-parallel" else "nothing"
+                raise ValueError(
+                    f"--exchange.{name} is {getattr(self.exchange, name)}, which {what}, and --method "
+                    f"{self.method} averages {averaged}; leave it out"
+                )
         if self.exchange.blocks != "fp32" and self.method != "resist":
             raise ValueError(
                 f"--exchange.blocks is {self.exchange.blocks}, and blocks move with --method resist only; leave it out"

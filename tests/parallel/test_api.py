@@ -174,6 +174,7 @@ def test_an_optimizers_state_follows_its_block(momentum: Any, world: World) -> N
         {"momentum": "keep", "overlap": 1},
         {"exchange": {"trunk": "int4"}},
         {"exchange": {"trunk": "int4", "blocks": "int8"}, "overlap": 1},
+        {"exchange": {"keep": 0.25}},
         {"exchange": {"trunk": "int4"}, "method": "local-sgd"},
     ],
 )
@@ -393,9 +394,11 @@ def test_an_overlap_that_cannot_be_is_refused(overlap: int, world: World) -> Non
     [
         ({"trunk": "int3"}, ("exchange.trunk", "int3", "fp32, fp16, int8, int6, int5, int4")),
         ({"trunks": "int8"}, ("trunks", "trunk")),
+        ({"keep": 0}, ("exchange.keep", "0.01", "1")),
+        ({"keep": "half"}, ("exchange.keep", "half", "0.01", "1")),
     ],
 )
-def test_codecs_that_there_are_not_are_refused(exchange: dict[str, str], facts: tuple[str, ...], world: World) -> None:
+def test_codecs_that_there_are_not_are_refused(exchange: dict[str, Any], facts: tuple[str, ...], world: World) -> None:
     with pytest.raises(resist.UserError) as caught:
         resist.deal(parts(), world, exchange=exchange)
     assert caught.value.everywhere

@@ -76,7 +76,8 @@ def test_a_round_of_resist(changes: dict[str, Any], world: World, folder: Path) 
 
 
 @pytest.mark.parametrize(
-    ("min_blocks", "codecs"), [(0, {}), (5, {}), (5, {"trunk": "int8", "blocks": "fp16"}), (5, {"blocks": "int4"})]
+    ("min_blocks", "codecs"),
+    [(0, {}), (5, {}), (5, {"trunk": "int8", "blocks": "fp16"}), (5, {"keep": 0.25, "blocks": "int4"})],
 )
 def test_a_run_sends_what_was_planned(min_blocks: int, codecs: dict[str, Any], world: World, folder: Path) -> None:
     # A plan knows no seed: deals differ from what is to be expected of them by less, the more rounds there are.

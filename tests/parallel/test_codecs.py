@@ -45,20 +45,17 @@ def shared(run: Run) -> Tensor:
 
 def unsent(run: Run) -> Tensor:
     """Return what is still to be added to this rank's share of the averages, in double precision."""
-    left = torch.zeros(len(shared(run)), dtype=torch.float64)
-    if run.method.changes is not None:
-        kept = run.method.changes.tensors
-        left[run.method.changes.own] += kept["left_of_means"].double() * run.world.size
-        left += kept["left"]
-    return left
+    if run.method.changes is None:
+        return torch.zeros(len(shared(run)), dtype=torch.float64)
+    return run.method.changes.left.double()
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "int5", "int4"])
+@pytest.mark.parametrize(("codec", "keep"), [("fp16", 1), ("int8", 1), ("int4", 1), ("fp32", 0.25)])
 @pytest.mark.parametrize("changes", METHODS)
 def test_averages_among_all(
-    changes: dict[str, Any], codec: Any, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], codec: Any, keep: float, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of({**changes, "exchange": ExchangeSettings(trunk=codec)}, world, folder)
+    run = run_of({**changes, "exchange": ExchangeSettings(trunk=codec, keep=keep)}, world, folder)
     due: list[Tensor] = []
     exact: list[bool] = []
 
@@ -131,9 +128,9 @@ def encodes_to_itself(codec: Codec, numbers: Tensor) -> bool:
     return torch.equal(numbers, found)
 
 
-@pytest.mark.parametrize("flag", ["trunk", "blocks"])
-def test_parameters_of_another_type_are_refused(flag: Any, world: World, folder: Path) -> None:
-    settings = tiny.settings(world, exchange=ExchangeSettings(**{flag: "int8"}))
-    with pytest.raises(UserError, match=rf"exchange\.{flag}.*int8.*float64") as caught:
+@pytest.mark.parametrize(("flag", "value"), [("trunk", "int8"), ("blocks", "int8"), ("keep", 0.25)])
+def test_parameters_of_another_type_are_refused(flag: Any, value: Any, world: World, folder: Path) -> None:
+    settings = tiny.settings(world, exchange=ExchangeSettings(**{flag: value}))
+    with pytest.raises(UserError, match=rf"exchange\.{flag}.*{value}.*float64") as caught:
         tiny.make_run(settings, world, folder, dtype=torch.float64)
     assert caught.value.everywhere

@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1)
 RANDOM_VIT = replace(tiny.VIT, options={**tiny.VIT.options, "drop_path_rate": 0.5, "proj_drop_rate": 0.2})
-INT4, BOTH = ExchangeSettings(trunk="int4"), ExchangeSettings(trunk="int4", blocks="int8")
+INT4, BOTH = ExchangeSettings(trunk="int4"), ExchangeSettings(trunk="int4", keep=0.25, blocks="int8")
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),

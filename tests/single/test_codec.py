@@ -119,6 +119,9 @@ def test_a_number_is_its_decoded_value_and_what_was_left_of_it(name: CodecName, 
     left = flat[within] - found[within]
     assert torch.equal(left.double() + found[within].double(), flat[within].double())
     assert torch.equal(left + found[within], flat[within])
+    less = flat.clone()
+    codec.encode(less, torch.empty(codec.bytes_of(len(flat)), dtype=torch.uint8), subtract=True)
+    assert torch.equal(less[within], left)
 
 
 @given(names, buffers(), st.integers(0, 2**32))

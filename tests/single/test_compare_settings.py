@@ -27,8 +27,9 @@ def test_a_choice_of_rows() -> None:
 
 
 def test_what_follows_a_name() -> None:
-    plain, both, split, average, rival = rows(
-        "resist,resist+overlap2+int8,resist+int4/int8,local-sgd+int8+overlap3,pytorch-ddp"
+    plain, both, split, average, rival, kept, too = rows(
+        "resist,resist+overlap2+int8,resist+int4/int8,local-sgd+int8+overlap3,pytorch-ddp,resist+keep0.25+int8,"
+        "resist+int8+keep0.25"
     )
     assert (plain.method, plain.overlap, plain.exchange) == ("resist", 0, ExchangeSettings())
     assert (both.overlap, both.exchange) == (2, ExchangeSettings(trunk="int8", blocks="int8"))
@@ -36,6 +37,7 @@ def test_what_follows_a_name() -> None:
     assert (average.method, average.overlap) == ("local-sgd", 3)
     assert average.exchange == ExchangeSettings(trunk="int8")
     assert rival.method is None
+    assert kept.exchange == too.exchange == ExchangeSettings(trunk="int8", keep=0.25, blocks="int8")
 
 
 def test_a_row_is_trained_with_what_follows_its_name() -> None:
@@ -93,7 +95,9 @@ def test_what_is_wrong_is_told(flags: list[str], message: str) -> None:
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("word", ["int3", "overlap", "overlap-1", "int8/", "/int8", "int4/int8/int8", ""])
+@pytest.mark.parametrize(
+    "word", ["int3", "overlap", "overlap-1", "int8/", "/int8", "int4/int8/int8", "keep", "keephalf", ""]
+)
 def test_words_that_follow_no_name(word: str) -> None:
     with pytest.raises(UserError) as caught:
         rows(f"resist+{word}")
@@ -107,6 +111,8 @@ def test_words_that_follow_no_name(word: str) -> None:
     [
         ("data-parallel+int8", "--exchange.trunk"),
         ("data-parallel+overlap1", "--overlap"),
+        ("data-parallel+keep0.25", "--exchange.keep"),
+        ("resist+keep0", "--exchange.keep"),
         ("local-sgd+int4/int8", "--exchange.blocks"),
     ],
 )

@@ -196,11 +196,13 @@ def test_bytes_follow_the_codecs() -> None:
     assert few.bytes_busiest / plain.bytes_busiest == pytest.approx(260 / 1024, rel=1e-3)
     assert few.bytes_paper == plain.bytes_paper
     trunk, blocks = PAPERS.trunk.parameters, PAPERS.sub_network(4, 4).parameters - PAPERS.trunk.parameters
-    codes = 260 / 256 * (3 * trunk + 2 * blocks)
-    assert few.memory - plain.memory == pytest.approx(4 * trunk * 2.25 + codes, rel=1e-3)
+    codes = 260 / 256 * (2.75 * trunk + 2 * blocks)
+    assert few.memory - plain.memory == pytest.approx(4 * trunk * 2 + codes, rel=1e-3)
     local, local_few = (cost.local_sgd(PAPERS, replace(work(4), **codecs), MACHINE) for codecs in ({}, EIGHT_BITS))
     assert local_few.bytes_sent / local.bytes_sent == pytest.approx(260 / 1024, rel=1e-3)
     one, other = (cost.data_parallel(PAPERS, replace(work(4), **codecs), MACHINE) for codecs in ({}, EIGHT_BITS))
     assert one == other
+    kept = cost.local_sgd(PAPERS, replace(work(4), trunk="int8", keep=0.25), MACHINE)
+    assert kept.bytes_sent / local.bytes_sent == pytest.approx((128 + 260) / 4096, rel=1e-3)
     alone = cost.resist(PAPERS, replace(work(1), **EIGHT_BITS), MACHINE)
     assert alone == cost.resist(PAPERS, work(1), MACHINE)

@@ -80,6 +80,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     *(
         (
+            {"exchange": ExchangeSettings(keep=0.25), "method": method},
+            f"--exchange.keep is 0.25, which sends a part of averages, and --method {method} averages {what}; leave it "
+            "out",
+        )
+        for method, what in (("data-parallel", "gradients"), ("ensemble", "nothing"))
+    ),
+    *(
+        (
             {"exchange": ExchangeSettings(blocks="int8"), "method": method},
             "--exchange.blocks is int8, and blocks move with --method resist only; leave it out",
         )
@@ -109,6 +117,16 @@ def test_a_number_or_a_word() -> None:
     assert parse(["--overlap=auto"]).overlap == "auto"
     with pytest.raises(UserError, match=r"--overlap is 'never'.* a whole number, or auto"):
         parse(["--overlap=never"])
+
+
+def test_shares_that_cannot_be_sent_are_refused() -> None:
+    for share in ("0", "0.009", "1.01", "-0.5", "nan"):
+        with pytest.raises(UserError) as caught:
+            parse([f"--exchange.keep={share}"])
+        assert "--exchange.keep" in caught.value.seen
+        assert share in caught.value.seen
+        assert "0.01 to 1" in caught.value.mend
+    assert [parse([f"--exchange.keep={share}"]).exchange.keep for share in ("0.01", "0.25", "1")] == [0.01, 0.25, 1]
 
 
 def test_the_lowest_that_is_right() -> None:
