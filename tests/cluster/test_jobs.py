@@ -117,9 +117,11 @@ def test_mpirun_in_the_allocation_gives_the_same_model(slurm_lab: labs.Lab, unst
 
 
 def test_cancelled_job_does_not_come_back(slurm_lab: labs.Lab) -> None:
-    job = slurm_lab.submit("quickstart.sbatch", *labs.TINY, **slurm_lab.hold().variables)
+    hold = slurm_lab.hold()
+    job = slurm_lab.submit("quickstart.sbatch", *labs.TINY, **hold.variables)
     await_round(slurm_lab, job, start=1)
     slurm_lab.ask("scancel", str(job))
+    hold.end()
     labs.wait_until(lambda: not any(slurm_lab.processes().values()), lambda: str(slurm_lab.processes()))
     slurm_lab.await_job(job, "CANCELLED")
     assert "start 2 of job" not in slurm_lab.log(job)

@@ -5,6 +5,9 @@
 Rank 0 reports. After each test the ranks meet: a test that failed on any of them has failed, and rank 0 says where. If
 the others do not come, since they wait for what the failed rank was to send, it says why and takes the world down; a
 rank that hangs says where, and does the same. So a failure never looks like a test that takes long.
+
+Four ranks on two cores take as long as one, two and three together. What does not hang on how many workers hold a block
+is tested by up to three, of which one is neither the first nor the last (`world_sizes`).
 """
 
 import faulthandler

@@ -27,6 +27,8 @@ from resist_hvd.training.loop import train
 from . import tiny
 from .assembly import assemble, named_parameters
 
+pytestmark = pytest.mark.world_sizes(1, 2, 3)
+
 WIDTH, BLOCKS, ITERATIONS = 6, 5, 3
 
 

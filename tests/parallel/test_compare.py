@@ -24,7 +24,7 @@ from resist_hvd.settings.optim import OptimSettings
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 4)
+pytestmark = pytest.mark.world_sizes(1, 3)
 
 SETTINGS = CompareSettings(
     local_iterations=2,

@@ -18,6 +18,8 @@ from resist_hvd.training.run import Run
 from .. import photographs
 from . import tiny
 
+pytestmark = pytest.mark.world_sizes(1, 2, 3)
+
 CLASSES, IMAGES = 5, 7
 
 
@@ -97,7 +99,6 @@ def test_a_missing_folder_is_told_by_all_ranks_together(world: World, folder: Pa
     assert "--data.root" in caught.value.mend
 
 
-@pytest.mark.world_sizes(1, 2, 4)
 @pytest.mark.parametrize("momentum", ["restart", "keep"])
 def test_resuming_in_the_midst_of_an_epoch_is_exact(
     momentum: Any, root: Path, loader: str, world: World, folder: Path

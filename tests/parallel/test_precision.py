@@ -22,7 +22,7 @@ from resist_hvd.training.run import Run
 from .. import plain_network
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 4)
+pytestmark = pytest.mark.world_sizes(1, 3)
 
 STEPS = 64
 """Each worker's local iterations, after which most digits are told apart."""

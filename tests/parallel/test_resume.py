@@ -31,6 +31,8 @@ from resist_hvd.training.step import flat_state
 from . import tiny
 from .assembly import assemble, named_parameters
 
+pytestmark = pytest.mark.world_sizes(1, 2, 3)
+
 
 class StoppedError(Exception):
     """Stands for whatever ends a run in its midst."""

@@ -20,6 +20,8 @@ from resist_hvd.settings.optim import OptimSettings
 
 from . import tiny
 
+pytestmark = pytest.mark.world_sizes(1, 3)
+
 SETTINGS = StepSettings(
     image_size=16,
     classes=10,

@@ -26,6 +26,8 @@ from resist_hvd.training.step import GraphStep, StaticStep, Step, flat_state
 
 from . import tiny
 
+pytestmark = pytest.mark.world_sizes(1, 2, 3)
+
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0)
 EVERYTHING = OptimSettings(lr=0.1, nesterov=True, clip_norm=1.0, label_smoothing=0.1)
 CASES = [

@@ -19,7 +19,7 @@ from resist_hvd.training.run import Run
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 4)
+pytestmark = pytest.mark.world_sizes(1, 3)
 
 ROUNDS = 4
 
