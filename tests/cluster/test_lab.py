@@ -117,7 +117,7 @@ def test_status_streams_and_signals_pass_through(lab_of_two: labs.Lab) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"on\n"
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(timeout=120) == 9
+    assert process.wait(timeout=300) == 9
     lab.assert_empty()
 
 
@@ -189,7 +189,7 @@ def test_host_can_be_paused_resumed_and_killed(lab_of_two: labs.Lab) -> None:
         lab.do("resume", "n2")
         labs.wait_until(lambda: lab.processes()["n2"][0]["state"] == "S", lambda: str(lab.processes()))
         lab.do("kill", "n2")
-        process.wait(timeout=120)
+        process.wait(timeout=300)
         lab.assert_empty()
     ended = lab.do("run", "--on", "n2", "true")
     assert ended.status == 2
@@ -239,7 +239,7 @@ def test_killed_keeper_takes_all_hosts_with_it(needs_lab: None, tmp_path: Path) 
         labs.wait_until(lambda: bool(lab.processes()["n2"]), lambda: "it never ran")
         made = state.running(lab.name)
         os.kill(made.keeper, signal.SIGKILL)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert b"its host ended" in said
         assert f"is not up. Make it by `launch/lab up --name {lab.name}`." in lab.do("ps").stderr
         assert lab.do("up", "--hosts", "1").status == 0

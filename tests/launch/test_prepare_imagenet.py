@@ -429,12 +429,12 @@ def test_the_side_that_is_up_stays_known() -> None:
 
 def test_the_command_runs_from_anywhere_and_its_errors_are_a_line(kaggle: Path, output: Path) -> None:
     command = [ROOT / "launch/prepare-imagenet", "--download", kaggle, "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300, check=False)
     assert done.returncode == 2
     assert "ImageNet 50,000 of 1,000" in done.stderr
     assert done.stderr.count("\n") == 1
     command.append("--subset")
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert placed(output) == expected()
 

@@ -79,6 +79,6 @@ def browse(page: Path, home: Path, width: int, *flags: str) -> "subprocess.Compl
         f"--user-data-dir={home}/browser",
     )
     command = [BROWSER, *quiet, "--virtual-time-budget=5000", f"--window-size={width},1600", *flags, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done

@@ -270,7 +270,7 @@ endings.ending.exit_now("lost", endings.LOST, 0.0)
 
 
 def test_an_end_at_once_lets_the_folder_go(tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE, tmp_path], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE, tmp_path], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 69, ended.stderr
     assert list(tmp_path.iterdir()) == []
 

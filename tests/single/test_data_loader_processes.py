@@ -66,5 +66,5 @@ def test_signals_to_all_processes_end_none_and_a_killed_rank_leaves_none(tmp_pat
 
 def test_a_program_that_ends_with_a_loader_open_ends(tmp_path: Path) -> None:
     program = start(photographs.make_root(tmp_path / "data"), "batches = source.test(); next(batches)")
-    _, said = program.communicate(timeout=120)
+    _, said = program.communicate(timeout=300)
     assert program.returncode == 0, said

@@ -264,7 +264,7 @@ def test_memory_is_flat_over_twenty_epochs(root: Path, loader: str) -> None:
     """In batches' sizes, each epoch of three training batches and an evaluation: a leak of one of them is seen."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(root), loader],
-        capture_output=True, text=True, check=True, timeout=120, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+        capture_output=True, text=True, check=True, timeout=300, env={**os.environ, "MALLOC_ARENA_MAX": "2"},
     )  # fmt: skip
     grown = [float(value) for value in done.stdout.split()]
     # After some epochs that fill the buffers. Memory comes and goes by some 5 batches; a leak of one an epoch is 12.

@@ -87,7 +87,7 @@ def test_a_network_is_described_without_the_compiler() -> None:
         "sizes.part_sizes(preact_resnet.network(architecture, image_size=8)); "
         "sys.exit(','.join({'sympy', 'torch._dynamo'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.stderr.strip() == ""
 
 

@@ -127,7 +127,7 @@ def test_neither_mpi_nor_horovod_is_needed(run: Path, pictures: Path) -> None:
         "import sys\nsys.modules.update(mpi4py=None, horovod=None)\n"
         f"sys.argv = ['predict', {str(run)!r}, {str(pictures)!r}]\nfrom resist_hvd import predict\npredict.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 3), done
 
 
