@@ -1,4 +1,8 @@
-"""`bench link`: how much of what the links carry a synchronisation uses: the trunk alone, blocks alone, and both."""
+"""`bench link`: how much of what the links carry a synchronisation uses: the trunk alone, blocks alone, and both.
+
+Beside them stands what the same MPI carries on the same hosts at best: as many bytes, each rank's in one message to the
+next rank.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from torch import Tensor
 from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.sync import slowest
 from resist_hvd.benchmarks.table import Column, print_rows
+from resist_hvd.comm.probe import pass_on
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
@@ -20,12 +25,16 @@ from resist_hvd.methods.resist import Resist
 from resist_hvd.nets import families
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, exchange, ring_bytes
 from resist_hvd.protocol.hands import give
+from resist_hvd.protocol.partition import Partition
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import LinkSettings
 from resist_hvd.units import counted
 
 PAYLOAD = 0.94
 """Share of a link's raw rate that is left for payload beside the headers of Ethernet, IP, TCP and MPI."""
+
+BARE = "bare MPI"
+"""Row of what MPI alone does."""
 
 Sent = Iterable[tuple[int, int, int]]
 """Source, destination and bytes of messages."""
@@ -99,12 +108,15 @@ def run(settings: LinkSettings, world: World) -> float:
     exchanges = Exchanges(method, numbers)
     trunk, transport = torch.zeros_like(method.subnet.trunk), method.transport
     ring = list(sent_in_a_ring(trunk.nbytes, world.size))
-    measured: dict[str, list[Measurement]] = {"trunk": [], "blocks": [], "trunk and blocks": []}
+    measured: dict[str, list[Measurement]] = {BARE: [], "trunk": [], "blocks": [], "trunk and blocks": []}
 
     def measure(name: str, action: Callable[[], None], sent: Callable[[], Sent]) -> None:
         seconds = slowest(world, action)
         if repeat >= 0:
             measured[name].append(Measurement(busiest(sent(), hosts), seconds))
+
+    def sent_of_both(before: Partition) -> Sent:
+        return [*ring, *sent_by(exchange(before, method.partition), numbers, itemsize)]
 
     for repeat in range(-1, settings.repeats):
         seed = derive(settings.seed, "round", repeat + 2)
@@ -114,8 +126,12 @@ def run(settings: LinkSettings, world: World) -> float:
         measure(
             "trunk and blocks",
             lambda seed=seed: method.synchronise(seed),  # type: ignore[misc]
-            lambda before=before: [*ring, *sent_by(exchange(before, method.partition), numbers, itemsize)],  # type: ignore[misc]
+            lambda before=before: sent_of_both(before),  # type: ignore[misc]
         )
+        size = busiest(sent_of_both(before), hosts)
+        message = torch.zeros(2, size, dtype=torch.uint8)
+        to_next = [(rank, (rank + 1) % world.size, size) for rank in range(world.size)]
+        measure(BARE, lambda message=message: pass_on(world, *message), lambda to_next=to_next: to_next)  # type: ignore[misc]
     if world.is_first:
         show(settings, world, len(set(hosts)), measured)
         written = {name: [asdict(each) for each in repeats] for name, repeats in measured.items()}
@@ -152,16 +168,21 @@ def busiest(sent: Sent, hosts: Sequence[str]) -> int:
 
 
 def show(settings: LinkSettings, world: World, hosts: int, measured: dict[str, list[Measurement]]) -> None:
-    """Print a row each for the trunk, blocks and both."""
+    """Print a row each for MPI alone, the trunk, blocks and both."""
     rate = settings.rate
+    bare = median(m.payload / m.seconds for m in measured[BARE]) or 1.0  # on one host nothing crosses a link
     columns: list[Column[list[Measurement]]] = [
         ("payload MB", lambda each: f"{median(m.payload for m in each) / 1e6:.2f}"),
         ("seconds", lambda each: f"{median(m.seconds for m in each):.3f}"),
         ("min", lambda each: f"{min(m.seconds for m in each):.3f}"),
         ("max", lambda each: f"{max(m.seconds for m in each):.3f}"),
         ("Mbit/s", lambda each: f"{median(m.payload * 8e-6 / m.seconds for m in each):,.1f}"),
+        ("of bare MPI", lambda each: f"{median(m.payload / m.seconds for m in each) / bare:.3f}"),
     ]
-    note = "Payload: what the busiest link carries one way. Seconds: the slowest rank's."
+    note = (
+        "Payload: what the busiest link carries one way. Seconds: the slowest rank's. Bare MPI: as many bytes as of "
+        "trunk and blocks, each rank's in one message to the next rank."
+    )
     if rate is not None:
         columns += [
             ("bound s", lambda each: f"{median(m.bound(rate) for m in each):.3f}"),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 class Activity:
     """Present work of one rank. The main thread writes it, at no cost to speak of; other threads read it.
 
+    The thread that advances messages beside steps notes progress as well.
+
     Attributes:
         phase: in words: "round 7, local training".
         detail: what it does within the phase, if that is worth saying: "waiting for a batch".

@@ -1,16 +1,18 @@
-"""An exchange of blocks under way: non-blocking messages, which fill slow links without queues that hold up answers.
+"""An exchange of blocks under way: non-blocking messages, which fill slow links.
 
 On one host all messages leave at once, whole. Between hosts each is cut into chunks that MPI sends without asking the
-receiver first. Chunks are sent synchronously, so that their ends tell how long they took to be received, and no more
-are under way than a link carries in some milliseconds (as TCP Vegas does it, Brakmo and Peterson 1995): what waits in
-a long queue holds up all that comes after it. Messages leave in turns in which no rank gets two at a time.
+receiver first, and what becomes of a chunk does not wait for the next: as soon as all copies of it have come it is
+averaged, and goes on to next holders. Chunks leave in the order of turns, in which no rank gets two messages at a time.
+They are sent synchronously, so that their ends tell that they have been received, and only so many are under way to one
+rank: enough that its link and the kernel's buffers have something to send while neither rank has its core, and few
+enough that a rank whose link is busy with others' holds up no more than them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,52 +31,66 @@ CHUNKS = 8
 LEAST_BYTES, MOST_BYTES = 32 * 2**10, 2**20
 """Bytes of a chunk: the least is what every MPI sends without asking first, over TCP at any rate."""
 
-AHEAD = 4
-"""Turns by which a rank's messages may leave before what comes to it."""
+NAP = 2e-4
+"""Seconds between two looks at what has come from other hosts. The kernel goes on sending and receiving meanwhile; a
+rank that looked all the time would take the core that it, or another rank, needs for that."""
 
 
-class Window:
-    """Number of chunks that one rank may have under way, by how long they take to be received.
-
-    Args:
-        delay: seconds by which a chunk may take longer than the fastest one did.
-        least, most: bounds of the number.
+class Window(NamedTuple):
+    """Bounds of what one rank has under way.
 
     Attributes:
-        size: the number.
+        each: chunks to one other rank.
+        all: chunks to all others.
     """
 
-    def __init__(self, *, delay: float = 0.025, least: int = 3, most: int = 64) -> None:
-        self.size = least
-        self._delay, self._least, self._most = delay, least, most
-        self._fastest = float("inf")
-
-    def received(self, seconds: float) -> None:
-        """Take note of how long a chunk took."""
-        self._fastest = min(self._fastest, seconds)
-        if seconds < self._fastest + self._delay:
-            self.size = min(self._most, self.size + 1)
-        else:
-            self.size = max(self._least, self.size - 1)
+    each: int = 16
+    all: int = 24
 
 
 class Mail(NamedTuple):
-    """Communicators of an exchange.
+    """What carries an exchange.
 
     Attributes:
-        everyone: of all workers: fetches travel in it.
+        everyone: communicator of all workers: fetches travel in it.
         groups: of each group of ranks that can share a block and that this rank is in: shares travel in them.
+        progress: called whenever a chunk has come or gone, as a slow link shows no other.
     """
 
     everyone: Any
     groups: Mapping[tuple[int, ...], Any]
+    progress: Callable[[], None]
 
 
 class UnderWay(NamedTuple):
-    """A chunk that is sent or received: of what message, and since when."""
+    """A chunk that is sent or received, by its number in its message."""
 
     message: Message
-    began: float
+    number: int
+
+
+class Departure:
+    """A message of which chunks are still to leave."""
+
+    def __init__(self, message: Message, chunks: Sequence[Numbers]) -> None:
+        self.message, self.chunks = message, chunks
+        self.next = 0
+
+
+class Landing:
+    """A part that comes to where this rank's copy of it is: a chunk may come once that of the copy has left."""
+
+    def __init__(self, fetch: Fetch, chunks: Sequence[Numbers]) -> None:
+        self._fetch, self._chunks = fetch, chunks
+        self._left: set[int] = set()
+        self._next = 0
+
+    def has_left(self, number: int) -> Iterator[tuple[UnderWay, Numbers]]:
+        """Take note that a chunk of the copy has left; yield those that may come now, in order."""
+        self._left.add(number)
+        while self._next in self._left:
+            yield UnderWay(self._fetch, self._next), self._chunks[self._next]
+            self._next += 1
 
 
 class PendingExchange:
@@ -89,13 +105,15 @@ class PendingExchange:
         buffers: by block number, in host memory, those that this rank holds or receives. Averages and what arrives are
             in them in the end.
         copies: by block and source, where the copies of parts go that this rank averages.
-        mail: the communicators.
+        mail: what carries it.
         window: of this rank, where messages travel between hosts; None where none does.
 
     Attributes:
         bytes_sent: payload in bytes that this rank sends.
-        ended: number of chunks that have come or gone.
+        by_chunks: whether a chunk is averaged as soon as all copies of it have come, not their whole part.
     """
+
+    by_chunks = True
 
     def __init__(
         self,
@@ -111,36 +129,26 @@ class PendingExchange:
         self._copies = {key: copy.numpy() for key, copy in copies.items()}
         self._requests: list[Any] = []
         self._under_way: list[UnderWay] = []
-        self._sending = self.ended = 0
-        self._queue: deque[tuple[Message, Numbers]] = deque()
-        own: list[tuple[int, Message]] = [
-            (turn, message) for turn, message in self._in_turns() if rank in (message.source, message.destination)
-        ]
-        self._turn = {message: turn for turn, message in own}
-        self._departures = [message for _, message in own if message.source == rank]
-        self.bytes_sent = sum(self._part(message).nbytes for message in self._departures)
-        # Numbers of chunks that have not come: by turn, and for each block of whose part this rank is the owner.
-        self._awaited: Counter[int] = Counter()
-        self._copies_awaited: Counter[int] = Counter()
+        self._sending: Counter[int] = Counter()  # chunks under way, by destination
+        # Chunks that have not come: of copies by block and piece, of which this rank averages its part; of fetches.
+        self._copies_awaited: Counter[tuple[int, int]] = Counter()
         self._chunks_awaited: Counter[Fetch] = Counter()
-        # Chunks of shares that have not left, where a part in its final state is to land; and how it comes.
-        self._leaving: Counter[tuple[int, int]] = Counter()
-        self._landing: dict[tuple[int, int], Fetch] = {}
-        for _, message in own:
+        self._landing: dict[tuple[int, int], Landing] = {}
+        own = [message for message in self._in_order() if rank in (message.source, message.destination)]
+        departing = [message for message in own if message.source == rank]
+        self.bytes_sent = sum(self._part(message).nbytes for message in departing)
+        for message in own:
             if message.destination == rank:
                 self._expect(message)
+        self._departures = [Departure(message, self._chunks(self._part(message))) for message in departing]
         self._send_what_may_leave()
 
-    def _in_turns(self) -> list[tuple[int, Message]]:
-        """Return all messages in order of their turns, shares before fetches."""
+    def _in_order(self) -> list[Message]:
+        """Return all messages, shares first; where chunks travel in the order of turns."""
         shares, fetches = self._plan.shares, self._plan.fetches
         if self._window is None:
-            return [*((0, share) for share in shares), *((1, fetch) for fetch in fetches)]
-        of_shares = turns([(share.source, share.destination) for share in shares])
-        first = max(of_shares, default=-1) + 1
-        of_fetches = [first + turn for turn in turns([(fetch.source, fetch.destination) for fetch in fetches])]
-        messages: Sequence[Message] = (*shares, *fetches)
-        return sorted(zip((*of_shares, *of_fetches), messages, strict=True), key=lambda pair: pair[0])
+            return [*shares, *fetches]
+        return [*in_turns(shares), *in_turns(fetches)]
 
     def _part(self, message: Message) -> Numbers:
         buffer = self._buffers[message.block]
@@ -153,6 +161,10 @@ class PendingExchange:
         size = min(MOST_BYTES, max(LEAST_BYTES, numbers.nbytes // CHUNKS)) // numbers.itemsize
         return [numbers[begin : begin + size] for begin in range(0, numbers.size, size)]
 
+    def _piece(self, chunk: int) -> int:
+        """Return the number of the piece, averaged at once, that a chunk is in."""
+        return chunk if self.by_chunks else 0
+
     def _way(self, message: Message, other: int) -> tuple[Any, int]:
         """Return the communicator that a message travels in, and there the rank of the worker at its other end."""
         if isinstance(message, Fetch):
@@ -164,100 +176,89 @@ class PendingExchange:
 
     def _expect(self, message: Message) -> None:
         """Count what comes, and ask for it at once, unless it lands where a copy is that must have left first."""
+        share = isinstance(message, Share)
+        chunks = self._chunks(self._copies[message.block, message.source] if share else self._part(message))
         if isinstance(message, Share):
-            into = self._copies[message.block, message.source]
-            self._copies_awaited[message.block] += len(self._chunks(into))
+            self._copies_awaited.update((message.block, self._piece(number)) for number in range(len(chunks)))
         else:
-            into = self._part(message)
-        self._awaited[self._turn[message]] += len(self._chunks(into))
-        if isinstance(message, Fetch) and self._lands_on_copy(message):
-            self._landing[message.block, message.part] = message
-        else:
-            self._receive(message, into)
+            self._chunks_awaited[message] = len(chunks)
+            if self._lands_on_copy(message):
+                self._landing[message.block, message.part] = Landing(message, chunks)
+                return
+        for number, chunk in enumerate(chunks):
+            self._receive(UnderWay(message, number), chunk)
 
     def _lands_on_copy(self, fetch: Fetch) -> bool:
         """Return whether a part comes to where this rank's copy of it is, which must have left first."""
         return self._rank in self._plan.holders[fetch.block]
 
-    def _receive(self, message: Message, into: Numbers) -> None:
-        comm, source = self._way(message, message.source)
-        if isinstance(message, Fetch):
-            self._chunks_awaited[message] = len(self._chunks(into))
-        for chunk in self._chunks(into):
-            self._requests.append(comm.Irecv(chunk, source=source, tag=message.block))
-            self._under_way.append(UnderWay(message, 0.0))
+    def _receive(self, chunk: UnderWay, into: Numbers) -> None:
+        comm, source = self._way(chunk.message, chunk.message.source)
+        self._requests.append(comm.Irecv(into, source=source, tag=chunk.message.block))
+        self._under_way.append(chunk)
 
-    def _take_in(self, message: Message) -> None:
-        turn = self._turn[message]
-        self._awaited[turn] -= 1
-        if not self._awaited[turn]:
-            del self._awaited[turn]
-        if isinstance(message, Share):
-            self._copies_awaited[message.block] -= 1
-            if not self._copies_awaited[message.block]:
-                del self._copies_awaited[message.block]
-                self._average(message)
-        else:
+    def _take_in(self, chunk: UnderWay) -> None:
+        message = chunk.message
+        if isinstance(message, Fetch):
             self._chunks_awaited[message] -= 1
             if not self._chunks_awaited[message]:
-                del self._chunks_awaited[message]
                 self._has_come(message)
+            return
+        piece = message.block, self._piece(chunk.number)
+        self._copies_awaited[piece] -= 1
+        if not self._copies_awaited[piece]:
+            del self._copies_awaited[piece]
+            self._average(message, chunk.number)
 
     def _has_come(self, fetch: Fetch) -> None:
         """Act on a part in its final state, all of which has come."""
 
-    def _average(self, share: Share) -> None:
-        """Replace a part by the average of all holders' copies, summed in ascending order of ranks."""
-        part, holders = self._part(share), self._plan.holders[share.block]
-        copies = [part if rank == self._rank else self._copies[share.block, rank] for rank in holders]
+    def _average(self, share: Share, chunk: int) -> None:
+        """Replace a chunk of a part by the average of all holders' copies, summed in ascending order of ranks."""
+        own, holders = self._chunks(self._part(share))[chunk], self._plan.holders[share.block]
+        copies = [
+            own if rank == self._rank else self._chunks(self._copies[share.block, rank])[chunk] for rank in holders
+        ]
         with np.errstate(all="ignore"):  # numbers that are not finite are found where a run looks for them
             for copy in copies[1:]:
                 np.add(copies[0], copy, out=copies[0])
-            np.multiply(copies[0], part.dtype.type(1.0 / len(holders)), out=part)
+            np.multiply(copies[0], own.dtype.type(1.0 / len(holders)), out=own)
 
     # -- what leaves ---------------------------------------------------------------------------------------------
 
     def _send_what_may_leave(self) -> None:
-        last = min(self._awaited) + AHEAD if self._window is not None and self._awaited else None
-        kept = []
-        for message in self._departures:
-            early = last is not None and self._turn[message] > last
-            if early or (isinstance(message, Fetch) and message.block in self._copies_awaited):
-                kept.append(message)
-                continue
-            self._prepare(message)
-            chunks = self._chunks(self._part(message))
-            self._queue.extend((message, chunk) for chunk in chunks)
-            if (message.block, message.part) in self._landing:
-                self._leaving[message.block, message.part] += len(chunks)
-            self._fill_window()
-        self._departures = kept
-        self._fill_window()
+        for departure in self._departures:
+            while departure.next < len(departure.chunks) and self._may_leave(departure.message, departure.next):
+                if not departure.next:
+                    self._prepare(departure.message)
+                self._send(UnderWay(departure.message, departure.next), departure.chunks[departure.next])
+                departure.next += 1
+        self._departures = [each for each in self._departures if each.next < len(each.chunks)]
+
+    def _may_leave(self, message: Message, chunk: int) -> bool:
+        """Return whether a chunk is in its final state, if it is to be, and the window has room for it."""
+        if isinstance(message, Fetch) and (message.block, self._piece(chunk)) in self._copies_awaited:
+            return False
+        window, sending = self._window, self._sending
+        return window is None or (sending[message.destination] < window.each and sending.total() < window.all)
 
     def _prepare(self, message: Message) -> None:
         """Make what a message takes with it, right before it leaves."""
 
-    def _fill_window(self) -> None:
-        while self._queue and (self._window is None or self._sending < self._window.size):
-            self._send(*self._queue.popleft())
-
-    def _send(self, message: Message, chunk: Numbers) -> None:
-        comm, destination = self._way(message, message.destination)
+    def _send(self, chunk: UnderWay, numbers: Numbers) -> None:
+        comm, destination = self._way(chunk.message, chunk.message.destination)
         send = comm.Isend if self._window is None else comm.Issend
-        self._requests.append(send(chunk, dest=destination, tag=message.block))
-        self._under_way.append(UnderWay(message, perf_counter()))
-        self._sending += 1
+        self._requests.append(send(numbers, dest=destination, tag=chunk.message.block))
+        self._under_way.append(chunk)
+        self._sending[chunk.message.destination] += 1
 
     def _has_left(self, chunk: UnderWay) -> None:
-        self._sending -= 1
-        if self._window is not None:
-            self._window.received(perf_counter() - chunk.began)
-        place = (chunk.message.block, chunk.message.part)
-        if isinstance(chunk.message, Share) and place in self._landing:
-            self._leaving[place] -= 1
-            if not self._leaving[place]:
-                fetch = self._landing.pop(place)
-                self._receive(fetch, self._part(fetch))
+        message = chunk.message
+        self._sending[message.destination] -= 1
+        landing = self._landing.get((message.block, message.part))
+        if isinstance(message, Share) and landing is not None:
+            for following, into in landing.has_left(chunk.number):
+                self._receive(following, into)
 
     # -- both ----------------------------------------------------------------------------------------------------
 
@@ -273,24 +274,21 @@ class PendingExchange:
             pass
         return self._done
 
-    def finish(self, progress: Callable[[], None]) -> None:
-        """Wait until all is done.
-
-        Args:
-            progress: called whenever a chunk has come or gone, as a slow link shows no other.
-        """
+    def finish(self) -> None:
+        """Wait until all is done."""
         from mpi4py import MPI
 
         while not self._done:
-            self._go_on(MPI.Request.Waitsome(self._requests))
-            progress()
+            if self._window is None:
+                self._go_on(MPI.Request.Waitsome(self._requests))
+            elif not self.advance():
+                time.sleep(NAP)
 
     def _go_on(self, ended: list[int] | None) -> bool:
         """Act on chunks that have ended, by their places in the list of requests; return whether there are any."""
         if not ended:
             return False
         over = set(ended)
-        self.ended += len(ended)
         chunks = [self._under_way[place] for place in ended]
         self._requests = [request for place, request in enumerate(self._requests) if place not in over]
         self._under_way = [chunk for place, chunk in enumerate(self._under_way) if place not in over]
@@ -298,6 +296,13 @@ class PendingExchange:
             if chunk.message.source == self._rank:
                 self._has_left(chunk)
             else:
-                self._take_in(chunk.message)
+                self._take_in(chunk)
         self._send_what_may_leave()
+        self._mail.progress()
         return True
+
+
+def in_turns(messages: Sequence[Message]) -> list[Message]:
+    """Return messages in the order of their turns."""
+    found = turns([(message.source, message.destination) for message in messages])
+    return [message for _, message in sorted(zip(found, messages, strict=True), key=lambda pair: pair[0])]

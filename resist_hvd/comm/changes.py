@@ -15,7 +15,7 @@ that the means of one are sent beside the changes of the next, and a change is e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class ChangesAverage:
         sizes = groups * codec.record, groups * codec.record, own * (size - 1) * codec.record
         self._codes = [torch.empty(size, dtype=torch.uint8, device=flat.device) for size in sizes]
         self._hosts = [torch.empty_like(c, device="cpu", pin_memory=c.is_cuda) if staged else c for c in self._codes]
-        self._mail = Mail(world.comm.Dup(), {tuple(range(size)): world.comm.Dup()})
+        self._mail = Mail(world.comm.Dup(), {tuple(range(size)): world.comm.Dup()}, world.activity.progress)
         self._travel: Travel | None = None
         self._into, self._minus = self._flat, False
         self.bytes_sent = (groups - own + own * (size - 1)) * codec.record
@@ -83,21 +83,14 @@ class ChangesAverage:
 
     def advance(self) -> bool:
         """Send and take in what has become ready, without waiting; return whether the average is there."""
-        travel = self._travel
-        if travel is None:
-            return True
-        before = travel.ended
-        done = travel.advance()
-        if travel.ended != before:
-            self._world.activity.progress()
-        if done:
+        if self._travel is not None and self._travel.advance():
             self._travel = None
-        return done
+        return self._travel is None
 
-    def wait(self, progress: Callable[[], None]) -> None:
-        """Wait until the average is there; `progress` is called as messages come and go."""
+    def wait(self) -> None:
+        """Wait until the average is there."""
         if self._travel is not None:
-            self._travel.finish(progress)
+            self._travel.finish()
             self._travel = None
 
     def add_what_is_left(self, flat: Tensor) -> None:
@@ -186,14 +179,16 @@ class ChangesAverage:
 class Travel(PendingExchange):
     """Codes of changes and of means under way; see `PendingExchange`."""
 
+    by_chunks = False
+
     def __init__(self, changes: ChangesAverage, rank: int, pieces: Pieces, mail: Mail, window: Window | None) -> None:
         self._changes, self._pieces = changes, pieces
         others = [other for other in range(pieces.workers) if other != rank]
         copies = {(n, other): changes.copy_of(n, other) for n in range(pieces.count) for other in others}
         super().__init__(rank, pieces.plan, {}, copies, mail, window)
 
-    def _in_turns(self) -> list[tuple[int, Message]]:
-        return list(self._pieces.in_turns)
+    def _in_order(self) -> list[Message]:
+        return [message for _, message in self._pieces.in_turns]
 
     def _part(self, message: Message) -> Numbers:
         codes: Numbers = self._changes.codes_of(message).numpy()
@@ -207,7 +202,7 @@ class Travel(PendingExchange):
         if isinstance(message, Share):
             self._changes.encode(message)
 
-    def _average(self, share: Share) -> None:
+    def _average(self, share: Share, chunk: int) -> None:
         self._changes.average(share.block)
 
     def _has_come(self, fetch: Fetch) -> None:

@@ -56,9 +56,11 @@ class EncodedExchange(PendingExchange):
         buffers: by block number, those that this rank holds or receives, float32.
         codec: encodes them.
         room: memory for codes.
-        mail: the communicators.
+        mail: what carries it.
         window: of this rank, where messages travel between hosts; None where none does.
     """
+
+    by_chunks = False
 
     def __init__(
         self,
@@ -134,7 +136,7 @@ class EncodedExchange(PendingExchange):
     def _has_come(self, fetch: Fetch) -> None:
         self._decode(fetch, add=False)
 
-    def _average(self, share: Share) -> None:
+    def _average(self, share: Share, chunk: int) -> None:
         """Average this rank's copy of its part and the others', added to it in ascending order of ranks."""
         holders, own = self._of.holders[share.block], self._numbers(share)
         for rank in holders:

@@ -181,7 +181,7 @@ class Transport:
             elif changes is not None:
                 self._encoded = None
                 with self.world.activity.waiting():
-                    changes.wait(self.world.activity.progress)
+                    changes.wait()
         watch.keep(f"average {pending.name}", "averages", pending.began, perf_counter())
 
     def _await(self, handle: int) -> None:
@@ -262,7 +262,7 @@ class Transport:
             messages: list[Share | Fetch] = [*plan.shares, *plan.fetches]
             used = dict.fromkeys(message.block for message in messages if rank in (message.source, message.destination))
             buffers = {block: held[block] if block in held else arriving[block] for block in used}
-            mail = Mail(self._messages, self._groups)
+            mail = Mail(self._messages, self._groups, self.world.activity.progress)
             if self._codec is not None and not exact:
                 return EncodedExchange(rank, plan, buffers, self._codec, self._room, mail, self._window)
             if self._stages_messages:
@@ -292,7 +292,7 @@ class Transport:
                 while self._encoded is not None and not pending.advance():
                     self._encoded.advance()
                     time.sleep(AWAITED)
-                pending.finish(self.world.activity.progress)
+                pending.finish()
             self.sent += BytesSent(blocks=pending.bytes_sent)
             for buffer, copy in self._returning:
                 buffer.copy_(copy)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm import blocks
-from resist_hvd.comm.blocks import Mail
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.codes import GROUP, encoded_bytes
@@ -175,7 +174,7 @@ def test_what_is_counted_is_what_mpi_is_given(world: World) -> None:
         return
     counting = [Counting(averaged.changes._mail.everyone), *map(Counting, averaged.changes._mail.groups.values())]
     groups = dict(zip(averaged.changes._mail.groups, counting[1:], strict=True))
-    averaged.changes._mail = Mail(counting[0], groups)
+    averaged.changes._mail = averaged.changes._mail._replace(everyone=counting[0], groups=groups)
     averaged.average()
     assert averaged.transport.sent.trunk == sum(each.sent for each in counting) > 0
 
@@ -187,7 +186,7 @@ def test_chunks_by_turns_change_no_bit(
     monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
     whole, in_chunks = (Averaged(world, 5000, codec, keep=keep) for _ in range(2))
     if in_chunks.changes is not None:
-        in_chunks.changes._window = blocks.Window(most=5)
+        in_chunks.changes._window = blocks.Window(each=3, all=5)
     for number in range(2):
         for averaged in (whole, in_chunks):
             averaged.flat += step(averaged.flat, world.rank, number)

@@ -82,12 +82,28 @@ def test_chunks_between_hosts_change_no_bit(
 ) -> None:
     monkeypatch.setattr(blocks, "LEAST_BYTES", chunk)
     whole, in_chunks = make(world, staged=False), make(world, staged=False)
-    in_chunks._window = blocks.Window(most=5)
+    in_chunks._window = blocks.Window(each=3, all=5)
     plain = rounds(world, whole, 4, torch.float32)
     cut = rounds(world, in_chunks, 4, torch.float32, advances=advances)
     for (_, one), (_, other) in zip(plain, cut, strict=True):
         assert all(torch.equal(one[block], other[block]) for block in one)
     assert in_chunks.sent == whole.sent
+
+
+@pytest.mark.parametrize("by_advancing", [False, True])
+def test_whatever_comes_or_goes_is_told_to_those_who_watch(
+    by_advancing: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = make(world, staged=False)
+    transport._window = blocks.Window(each=1, all=1)
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
+    told = []
+    monkeypatch.setattr(world.activity, "progress", lambda: told.append(world.activity.waits))
+    for _ in rounds(world, transport, 1, torch.float32, advances=by_advancing):
+        messages = transport.sent.blocks > 0
+        waiting = sum(waits > 0 for waits in told)
+        assert not messages or len(told) > 8, "each of several chunks"
+        assert by_advancing or not messages or waiting > 8, "while it waits for others"
 
 
 def test_the_way_by_host_memory_changes_no_bit(world: World) -> None:
