@@ -2,12 +2,16 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resist_hvd.protocol.turns import turns
 
+ALL_TO_ALL = [(source, destination) for source in range(5) for destination in range(5) if source != destination]
 
+
+@example(ALL_TO_ALL)
+@example([])
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60))
 def test_no_rank_sends_or_receives_two_messages_in_a_turn_and_turns_are_fewest(messages: list[tuple[int, int]]) -> None:
     found = turns(messages)
