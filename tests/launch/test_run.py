@@ -144,12 +144,27 @@ def copy(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return tmp_path / "launch/run", {"PATH": "/usr/bin:/bin", "TOLD": str(tmp_path / "told")}
 
 
-def test_ranks_that_are_stopped_have_not_ended(copy: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+LATE_WAIT = """
+wait() {
+    while [ ! -e "$TOLD.stopped" ]; do sleep 0.05; done
+    builtin wait "$@"
+}
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_ranks_that_are_stopped_have_not_ended(late: bool, copy: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    """Whether the shell has come to wait for them before they are stopped, or comes to it only then."""
     program, environment = copy
+    if late:
+        (tmp_path / "late_wait").write_text(LATE_WAIT)
+        environment["BASH_ENV"] = str(tmp_path / "late_wait")
     process = subprocess.Popen(["/bin/bash", program], env=environment, stdout=subprocess.DEVNULL)
     wait_until((tmp_path / "told").exists)
     mpirun = int((tmp_path / "told").read_text())
     os.kill(mpirun, signal.SIGSTOP)
+    time.sleep(0.3)  # in which the shell, should it be late, learns of that
+    (tmp_path / "told.stopped").touch()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
     (tmp_path / "told.end").touch()

@@ -41,13 +41,14 @@ def test_all_ranks_choose_what_was_measured(
     method: Any, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hiding, "LOST", {(2, 1): 0.0})
+    monkeypatch.setattr(hiding, "WORTHWHILE", 0.0)  # however long steps take on a busy machine
     run = tiny.make_run(settings_of(world, method=method), world, folder)
     said: list[str] = []
     with tiny.Watching(run) as journal:
         monkeypatch.setattr(journal, "remark", said.append)
         train(run, journal)
     chosen = run.progress.overlap
-    assert chosen == 1  # beside so small a network's steps any synchronisation is long
+    assert chosen == 1
     assert set(world.gather([chosen]).ravel()) == {chosen}
     assert [f"T = {chosen} " in sentence for sentence in said] == [True]
     assert run.method.overlaps
