@@ -188,6 +188,11 @@ def deal(
             optimizer_state=lambda subnet: FlatState(subnet, ()),  # the caller's optimizer keeps its own
             exchange=_codecs(exchange or {}),
         )
+        if method == "local-sgd" and setup.exchange.blocks != "fp32":
+            raise UserError(
+                f"exchange.blocks is {setup.exchange.blocks}, and blocks move with method='resist' only",
+                mend="Leave it out.",
+            )
     shape = [
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
     ]
@@ -204,8 +209,8 @@ def deal(
 
 def _codecs(chosen: Mapping[str, str | float]) -> ExchangeSettings:
     settings = settings_of(ExchangeSettings)
-    if not set(chosen) <= set(settings):
-        raise UserError(f"exchange has {', '.join(chosen)}", mend=f"Give values for some of {', '.join(settings)}.")
+    if not isinstance(chosen, Mapping) or not set(chosen) <= set(settings):
+        raise UserError(f"exchange is {chosen!r}", mend=f"Give values by name for {', '.join(settings)}.")
     for name, value in chosen.items():
         if settings[name].kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"exchange.{name} is {value!r}", mend=f"Give {settings[name].wanted}.")
@@ -218,6 +223,28 @@ def _codecs(chosen: Mapping[str, str | float]) -> ExchangeSettings:
 
 def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+
+
+def _check_lengths(world: World, local_iterations: int, overlap: Overlap) -> None:
+    """Refuse rounds that cannot be, and other ones than rank 0's."""
+    with world.agree("beginning rounds"):
+        if not isinstance(local_iterations, int) or local_iterations < 1:
+            raise UserError(f"local_iterations is {local_iterations!r}", mend="Give a whole number of 1 or more.")
+        if overlap != "auto" and not (isinstance(overlap, int) and 0 <= overlap < local_iterations):
+            raise UserError(
+                f"overlap is {overlap!r}, and a round has {local_iterations} local iterations",
+                mend="Give a whole number of 0 or more, and fewer than local_iterations, or 'auto'.",
+            )
+    everyone = world.gather_objects((local_iterations, overlap))
+    for rank, theirs in enumerate(everyone):
+        if theirs != everyone[0]:
+            names = ("local_iterations", "overlap")
+            first, other = (" and ".join(map("{} {!r}".format, names, each)) for each in (everyone[0], theirs))
+            raise UserError(
+                f"Rank {rank} has {other}, and rank 0 {first}",
+                mend="Have all ranks make Rounds with the same numbers.",
+                everywhere=True,
+            )
 
 
 class Rounds:
@@ -246,14 +273,7 @@ class Rounds:
         overlap: Overlap = 0,
         folder: str | Path | None = None,
     ) -> None:
-        if local_iterations < 1:
-            raise UserError(f"local_iterations is {local_iterations}", mend="Give 1 or more.", everywhere=True)
-        if overlap != "auto" and not 0 <= overlap < local_iterations:
-            raise UserError(
-                f"overlap is {overlap}, and a round has {local_iterations} local iterations",
-                mend="Give 0 or more, and fewer than local_iterations, or auto.",
-                everywhere=True,
-            )
+        _check_lengths(net.world, local_iterations, overlap)
         ours = set(map(id, net.parameters()))
         others = sum(id(parameter) not in ours for group in optimizer.param_groups for parameter in group["params"])
         if others:

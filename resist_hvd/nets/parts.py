@@ -24,6 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resist_hvd.errors import UserError
 
+HELD_BY_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
+"""Types of parameters that lose nothing when a network is made in float32."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -229,9 +232,10 @@ def check(network: Network) -> None:
                     mend="Parts live on different workers: give each its own parameters, and have make return a new "
                     "module at each call.",
                 )
-            if not parameter.is_floating_point():
+            if parameter.dtype not in HELD_BY_FLOAT32:
                 raise UserError(
-                    f"Parameter {name!r} of part {part.name!r} is of type {parameter.dtype}", mend="Have it float."
+                    f"Parameter {name!r} of part {part.name!r} is of type {parameter.dtype}",
+                    mend="Have it float32, in which parameters are trained and sent.",
                 )
             if not parameter.requires_grad:
                 raise UserError(

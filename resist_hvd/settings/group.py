@@ -56,8 +56,10 @@ class Group:
 
     def __post_init__(self) -> None:
         for name, setting in settings_of(type(self)).items():
-            value = getattr(self, name, None)  # those of groups in it are checked by these
-            if value is not None and not setting.allows(value):
+            if "." in name:
+                continue  # groups in it have checked their own
+            value = getattr(self, name)
+            if not (setting.optional if value is None else setting.allows(value)):
                 raise ValueError(f"--{self.PREFIX}{name} is {shown(value)}; give {setting.wanted}")
         self.check()
 

@@ -384,10 +384,31 @@ def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any]
     assert caught.value.everywhere
 
 
-@pytest.mark.parametrize("overlap", [-1, ITERATIONS])
-def test_an_overlap_that_cannot_be_is_refused(overlap: int, world: World) -> None:
-    with pytest.raises(resist.UserError, match=f"overlap is {overlap}.*{ITERATIONS} local iterations") as caught:
+@pytest.mark.parametrize("overlap", [-1, ITERATIONS, 0.5, "1"])
+def test_an_overlap_that_cannot_be_is_refused(overlap: Any, world: World) -> None:
+    with pytest.raises(resist.UserError, match=f"overlap is {overlap!r}.*{ITERATIONS} local iterations") as caught:
         Loop(world, overlap=overlap)
+    assert caught.value.everywhere
+
+
+@pytest.mark.parametrize("length", [0, 2.5])
+def test_rounds_of_no_length_are_refused(length: Any, world: World) -> None:
+    net = resist.deal(parts(), world)
+    with pytest.raises(resist.UserError, match=f"local_iterations is {length}") as caught:
+        resist.Rounds(net, torch.optim.SGD(net.parameters()), local_iterations=length)
+    assert caught.value.everywhere
+
+
+@pytest.mark.world_size(2)
+def test_ranks_whose_rounds_differ_are_told(world: World) -> None:
+    with pytest.raises(resist.UserError, match=r"Rank 1 has .* overlap 1, and rank 0 .* overlap 0") as caught:
+        Loop(world, overlap=world.rank)
+    assert caught.value.everywhere
+
+
+def test_blocks_that_do_not_move_are_not_encoded(world: World) -> None:
+    with pytest.raises(resist.UserError, match=r"exchange\.blocks is int8") as caught:
+        resist.deal(parts(), world, method="local-sgd", exchange={"blocks": "int8"})
     assert caught.value.everywhere
 
 
@@ -396,11 +417,13 @@ def test_an_overlap_that_cannot_be_is_refused(overlap: int, world: World) -> Non
     [
         ({"trunk": "int3"}, ("exchange.trunk", "int3", "fp32, fp16, int8, int6, int5, int4")),
         ({"trunks": "int8"}, ("trunks", "trunk")),
+        ({"trunk": None}, ("exchange.trunk is None", "int8")),
+        ("int8", ("exchange is 'int8'", "trunk, ")),
         ({"keep": 0}, ("exchange.keep", "0.01", "1")),
         ({"keep": "half"}, ("exchange.keep", "half", "0.01", "1")),
     ],
 )
-def test_codecs_that_there_are_not_are_refused(exchange: dict[str, Any], facts: tuple[str, ...], world: World) -> None:
+def test_codecs_that_there_are_not_are_refused(exchange: Any, facts: tuple[str, ...], world: World) -> None:
     with pytest.raises(resist.UserError) as caught:
         resist.deal(parts(), world, exchange=exchange)
     assert caught.value.everywhere

@@ -154,6 +154,9 @@ def test_parameters_are_floats() -> None:
         return module
 
     refused(r"'count' of part 'one' is of type torch\.int64", [Part("one", whole_numbers)], size=None)
+    # Half of its digits would be gone without a word.
+    double = Part("one", lambda: nn.Linear(4, 4, dtype=torch.float64))
+    refused(r"'weight' of part 'one' is of type torch\.float64.*float32", [double], size=None)
 
 
 def test_norms_keep_no_statistics() -> None:
