@@ -194,5 +194,5 @@ def show(settings: CompareSettings, world: World, backend: str, measured: dict[s
         "communication was waited for; hidden: in which it went on beside steps. Of the first: a step over the first "
         "row's. Bytes of all ranks in all steps: counted is payload handed over, network and loopbacks are the "
         "kernel's. Memory: the most of a rank above what it had before.",
-        width=160,
+        width=170,
     )
