@@ -9,13 +9,17 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks.table import paired_ratio, show_rates
-from resist_hvd.comm.codec import CODECS
+from resist_hvd.comm.codec import CODECS, Codec
 from resist_hvd.comm.devices import finish
+from resist_hvd.comm.sparse import codec_of
 from resist_hvd.comm.world import World
 from resist_hvd.settings.bench import CodecSettings
 from resist_hvd.units import counted
 
 COPY = "a copy"
+
+KEPT = 0.25
+"""Share of the numbers that is sent, as with `--exchange.keep`."""
 
 
 def run(settings: CodecSettings, world: World) -> float:
@@ -46,11 +50,12 @@ def run(settings: CodecSettings, world: World) -> float:
 
 
 def ways(numbers: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield what is measured, by name: a copy, and both ways of each codec."""
+    """Yield what is measured, by name: a copy, and both ways of each codec, of one for a part of the numbers, too."""
     into = torch.empty_like(numbers)
     yield COPY, partial(into.copy_, numbers)
-    for name, make in CODECS.items():
-        codec = make(numbers.device)
+    codecs: dict[str, Codec] = {name: make(numbers.device) for name, make in CODECS.items()}
+    codecs[f"int8 of {KEPT:g}"] = codec_of("int8", numbers.device, KEPT)
+    for name, codec in codecs.items():
         codes = torch.empty(codec.bytes_of(len(numbers)), dtype=torch.uint8, device=numbers.device)
         yield f"{name} encode", partial(codec.encode, numbers, codes)
         yield f"{name} decode", partial(codec.decode, codes, into)

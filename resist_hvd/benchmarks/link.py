@@ -17,12 +17,14 @@ from torch import Tensor
 from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.sync import slowest
 from resist_hvd.benchmarks.table import Column, print_rows
+from resist_hvd.comm.encoded_blocks import part_of
 from resist_hvd.comm.probe import pass_on
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
 from resist_hvd.nets import families
+from resist_hvd.protocol.codes import encoded_bytes, record_of
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, exchange, ring_bytes
 from resist_hvd.protocol.hands import give
 from resist_hvd.protocol.partition import Partition
@@ -67,7 +69,8 @@ class Exchanges:
 
     def __init__(self, method: Resist, sizes: tuple[int, ...]) -> None:
         self._rule, self._sizes, self._rank = method.rule, sizes, method.setup.world.rank
-        self._transport = Transport(method.setup.world, self._rule.groups)
+        codec = method.setup.exchange.blocks
+        self._transport = Transport(method.setup.world, self._rule.groups, block_codec=codec)
         self._partition = method.partition
         self._held = {block: torch.zeros_like(slot) for block, slot in method.slots.items()}
         self._spare: list[Tensor] = [torch.zeros_like(slot) for slot in method.slots.values()]
@@ -97,17 +100,23 @@ def run(settings: LinkSettings, world: World) -> float:
         if world.is_first:
             results.check(settings.json)
     network = families.chosen(settings.model, channels=3, image_size=32, classes=10)
-    method = Resist(
-        Setup(network=network, world=world, seed=settings.seed, min_blocks=settings.min_blocks),
-        derive(settings.seed, "round", 0),
+    setup = Setup(
+        network=network,
+        world=world,
+        seed=settings.seed,
+        min_blocks=settings.min_blocks,
+        exchange=settings.exchange,
     )
+    method = Resist(setup, derive(settings.seed, "round", 0))
     hosts = world.gather_objects(world.host)
     everyone = world.gather_objects({block: slot.numel() for block, slot in method.slots.items()})
     sizes = {block: numbers for theirs in everyone for block, numbers in theirs.items()}
-    numbers, itemsize = tuple(sizes[block] for block in sorted(sizes)), method.subnet.trunk.itemsize
+    numbers, codecs = tuple(sizes[block] for block in sorted(sizes)), settings.exchange
     exchanges = Exchanges(method, numbers)
-    trunk, transport = torch.zeros_like(method.subnet.trunk), method.transport
-    ring = list(sent_in_a_ring(trunk.nbytes, world.size))
+    trunk, changes, transport = method.subnet.trunk, method.changes, method.transport
+    trained = torch.randn(len(trunk), generator=torch.Generator().manual_seed(world.rank)).to(trunk.device)
+    averaged = encoded_bytes(codecs.trunk, len(trunk), codecs.keep)
+    of_trunk = list(sent_in_a_ring(averaged, world.size) if changes is None else sent_by_all(averaged, world.size))
     measured: dict[str, list[Measurement]] = {BARE: [], "trunk": [], "blocks": [], "trunk and blocks": []}
 
     def measure(name: str, action: Callable[[], None], sent: Callable[[], Sent]) -> None:
@@ -116,13 +125,19 @@ def run(settings: LinkSettings, world: World) -> float:
             measured[name].append(Measurement(busiest(sent(), hosts), seconds))
 
     def sent_of_both(before: Partition) -> Sent:
-        return [*ring, *sent_by(exchange(before, method.partition), numbers, itemsize)]
+        return [*of_trunk, *sent_by(exchange(before, method.partition), numbers, codecs.blocks)]
 
     for repeat in range(-1, settings.repeats):
         seed = derive(settings.seed, "round", repeat + 2)
         plan, before = exchanges.deal(seed), method.partition
-        measure("trunk", lambda: transport.finish(transport.start_average(trunk, "link")), lambda: ring)
-        measure("blocks", lambda plan=plan: exchanges.run(plan), lambda plan=plan: sent_by(plan, numbers, itemsize))  # type: ignore[misc]
+        trunk.add_(trained, alpha=1e-3)
+        measure("trunk", lambda: transport.finish(transport.start_average(trunk, "link", changes)), lambda: of_trunk)
+        measure(
+            "blocks",
+            lambda plan=plan: exchanges.run(plan),  # type: ignore[misc]
+            lambda plan=plan: sent_by(plan, numbers, codecs.blocks),  # type: ignore[misc]
+        )
+        trunk.add_(trained, alpha=1e-3)
         measure(
             "trunk and blocks",
             lambda seed=seed: method.synchronise(seed),  # type: ignore[misc]
@@ -148,12 +163,18 @@ def sent_in_a_ring(size: int, ranks: int) -> Sent:
     return ((rank, (rank + 1) % ranks, ring_bytes(size, ranks)) for rank in range(ranks))
 
 
-def sent_by(plan: Exchange, numbers: tuple[int, ...], itemsize: int) -> Sent:
-    """Yield what an exchange sends of blocks that have so many numbers."""
+def sent_by_all(size: int, ranks: int) -> Sent:
+    """Yield what an average of so many bytes sends where every rank averages a part of it."""
+    others = ((rank, other) for rank in range(ranks) for other in range(ranks) if other != rank)
+    return ((rank, other, ring_bytes(size, ranks) // (ranks - 1)) for rank, other in others)
+
+
+def sent_by(plan: Exchange, numbers: tuple[int, ...], codec: str) -> Sent:
+    """Yield what an exchange sends of blocks that have so many numbers, by a codec."""
     messages: list[Share | Fetch] = [*plan.shares, *plan.fetches]
     for message in messages:
-        part = plan.part(message.block, message.part, numbers[message.block])
-        yield message.source, message.destination, (part.stop - part.start) * itemsize
+        part = part_of(plan, message, numbers[message.block], record_of(codec).numbers)
+        yield message.source, message.destination, encoded_bytes(codec, part.stop - part.start)
 
 
 def busiest(sent: Sent, hosts: Sequence[str]) -> int:

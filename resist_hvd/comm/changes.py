@@ -20,15 +20,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from resist_hvd.comm import blocks
 from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange, Window
 from resist_hvd.comm.codec import Codec
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Fetch, Share
 from resist_hvd.protocol.pieces import Pieces
 
-PIECES = 8
-"""Pieces that a long buffer is cut into."""
+PIECES, LEAST_BYTES = 16, 16 * 2**10
+"""Most pieces of a buffer, and least bytes of a message: of more and smaller ones, what comes with each counts."""
 
 
 class ChangesAverage:
@@ -54,7 +53,7 @@ class ChangesAverage:
         self.left = torch.zeros_like(self.reference)
         self._work = torch.empty(min(codec.piece, len(flat)), device=flat.device)
         groups, size = -(-len(flat) // codec.group), world.size
-        count = min(PIECES, max(1, groups * codec.record // (size * blocks.LEAST_BYTES)))
+        count = min(PIECES, max(1, groups * codec.record // (size * LEAST_BYTES)))
         self._pieces = pieces = Pieces(groups, size, count)
         own = pieces.owned(world.rank)
         # Codes of this rank's changes; of all means; and of others' changes of its own parts, one rank after the other.

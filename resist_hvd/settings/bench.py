@@ -36,7 +36,7 @@ class SyncSettings(Settings):
 class LinkSettings(Settings):
     """Time ResIST's synchronisation beside what links carry: trunk, blocks, both."""
 
-    TAKES: ClassVar = ("min_blocks", "seed", "device", "model")
+    TAKES: ClassVar = ("min_blocks", "seed", "device", "model", "exchange")
     BASE: ClassVar[dict[str, Any]] = {"min_blocks": 6, "model.sections": "1,1,13,1", "model.width_factor": 0.25}
 
     rate: Positive | None = None

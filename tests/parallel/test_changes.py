@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resist_hvd.comm import blocks
+from resist_hvd.comm import blocks, changes
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.codes import GROUP, encoded_bytes
@@ -184,6 +184,7 @@ def test_chunks_by_turns_change_no_bit(
     codec: CodecName, keep: float, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
+    monkeypatch.setattr(changes, "LEAST_BYTES", 128)
     whole, in_chunks = (Averaged(world, 5000, codec, keep=keep) for _ in range(2))
     if in_chunks.changes is not None:
         in_chunks.changes._window = blocks.Window(each=3, all=5)
@@ -199,7 +200,7 @@ def test_an_oracle_sends_the_same_largest_changes(count: int, world: World, monk
     """In double precision, in one process: each rank's largest changes, and of their mean the largest numbers."""
     length, share = 9000, GROUP * 4
     groups, size = -(-length // share), world.size
-    monkeypatch.setattr(blocks, "LEAST_BYTES", groups * encoded_bytes("fp32", share, 0.25) // (size * count))
+    monkeypatch.setattr(changes, "LEAST_BYTES", groups * encoded_bytes("fp32", share, 0.25) // (size * count))
     averaged = Averaged(world, length, "fp32", keep=0.25)
     averaged.flat.zero_()  # so that rounding is far from changing which of two numbers is larger
     if averaged.changes is not None:
@@ -211,10 +212,10 @@ def test_an_oracle_sends_the_same_largest_changes(count: int, world: World, monk
             owned[owner][part.start * share : part.stop * share] = True
     reference, left = torch.zeros(length, dtype=torch.float64), torch.zeros(size, length, dtype=torch.float64)
     for number in range(4):
-        changes = torch.stack([step(averaged.flat, rank, number) for rank in range(size)])
-        averaged.flat += changes[world.rank]
+        steps = torch.stack([step(averaged.flat, rank, number) for rank in range(size)])
+        averaged.flat += steps[world.rank]
         averaged.average()
-        left += changes
+        left += steps
         mean = torch.zeros(length, dtype=torch.float64)
         for rank, change in enumerate(left):
             sent = torch.where(owned[rank], change, largest(change, share))

@@ -3,7 +3,7 @@
 import pytest
 
 from resist_hvd import bench
-from resist_hvd.benchmarks.link import Measurement, busiest, sent_by, sent_in_a_ring
+from resist_hvd.benchmarks.link import Measurement, busiest, sent_by, sent_by_all, sent_in_a_ring
 from resist_hvd.errors import UserError
 from resist_hvd.protocol.exchange import exchange
 from resist_hvd.protocol.rule import Rule
@@ -15,6 +15,8 @@ def test_only_what_goes_from_host_to_host_crosses_a_link_and_the_busier_directio
     assert busiest(sent, ["n1"] * 4) == 0
     # Ranks of one host pass a ring on in turn, so that one of them sends to another host.
     assert busiest(sent_in_a_ring(1000, 4), ["n1", "n1", "n2", "n2"]) == 1500
+    assert busiest(sent_by_all(1000, 4), ["n1", "n1", "n2", "n2"]) == 2000
+    assert busiest(sent_by_all(1000, 4), ["n1", "n2", "n3", "n4"]) == 1500
 
 
 def test_without_shared_hosts_the_bound_is_the_plan_s() -> None:
@@ -22,7 +24,10 @@ def test_without_shared_hosts_the_bound_is_the_plan_s() -> None:
     plan = exchange(rule.deal(0), rule.deal(1))
     numbers = tuple(1000 + block for block in range(12))
     sizes = tuple(4 * each for each in numbers)
-    assert busiest(sent_by(plan, numbers, 4), ["n1", "n2", "n3", "n4"]) == plan.busiest(sizes)
+    assert busiest(sent_by(plan, numbers, "fp32"), ["n1", "n2", "n3", "n4"]) == plan.busiest(sizes)
+    # Parts of blocks of 12 groups are whole groups, of 260 bytes each.
+    codes = busiest(sent_by(plan, (12 * 256,) * 12, "int8"), ["n1", "n2", "n3", "n4"])
+    assert codes == plan.busiest((12 * 260,) * 12, 260)
 
 
 def test_a_link_carries_payload_beside_headers() -> None:
