@@ -5,7 +5,7 @@ receiver first, and what becomes of a chunk does not wait for the next: as soon 
 averaged, and goes on to next holders. Chunks leave in the order of turns, in which no rank gets two messages at a time.
 They are sent synchronously, so that their ends tell that they have been received, and only so many are under way to one
 rank: enough that its link and the kernel's buffers have something to send while neither rank has its core, and few
-enough that a rank whose link is busy with others' holds up no more than them.
+enough that a rank whose link is busy with others' holds up no more than them, and that its queue loses little.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ rank that looked all the time would take the core that it, or another rank, need
 
 
 class Window(NamedTuple):
-    """Bounds of what one rank has under way.
+    """Bound of what is under way.
 
     Attributes:
-        each: chunks to one other rank.
-        all: chunks to all others.
+        chunks: that all others together may have under way to one rank, whose link has a queue for so many: each sender
+            has an equal part of them.
     """
 
-    each: int = 16
-    all: int = 24
+    chunks: int = 48
+
+    def of_each(self, ranks: int) -> int:
+        """Return how many chunks a rank may have under way to another one, given how many ranks there are."""
+        return max(2, self.chunks // max(1, ranks - 1))
 
 
 class Mail(NamedTuple):
@@ -125,6 +128,7 @@ class PendingExchange:
         window: Window | None,
     ) -> None:
         self._rank, self._plan, self._mail, self._window = rank, plan, mail, window
+        self._most = None if window is None else window.of_each(plan.before.workers)
         self._buffers = {block: buffer.numpy() for block, buffer in buffers.items()}
         self._copies = {key: copy.numpy() for key, copy in copies.items()}
         self._requests: list[Any] = []
@@ -239,8 +243,7 @@ class PendingExchange:
         """Return whether a chunk is in its final state, if it is to be, and the window has room for it."""
         if isinstance(message, Fetch) and (message.block, self._piece(chunk)) in self._copies_awaited:
             return False
-        window, sending = self._window, self._sending
-        return window is None or (sending[message.destination] < window.each and sending.total() < window.all)
+        return self._most is None or self._sending[message.destination] < self._most
 
     def _prepare(self, message: Message) -> None:
         """Make what a message takes with it, right before it leaves."""

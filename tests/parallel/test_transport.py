@@ -82,7 +82,7 @@ def test_chunks_between_hosts_change_no_bit(
 ) -> None:
     monkeypatch.setattr(blocks, "LEAST_BYTES", chunk)
     whole, in_chunks = make(world, staged=False), make(world, staged=False)
-    in_chunks._window = blocks.Window(each=3, all=5)
+    in_chunks._window = blocks.Window(6)
     plain = rounds(world, whole, 4, torch.float32)
     cut = rounds(world, in_chunks, 4, torch.float32, advances=advances)
     for (_, one), (_, other) in zip(plain, cut, strict=True):
@@ -95,7 +95,7 @@ def test_whatever_comes_or_goes_is_told_to_those_who_watch(
     by_advancing: bool, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport = make(world, staged=False)
-    transport._window = blocks.Window(each=1, all=1)
+    transport._window = blocks.Window(2)
     monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
     told = []
     monkeypatch.setattr(world.activity, "progress", lambda: told.append(world.activity.waits))

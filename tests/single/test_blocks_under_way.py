@@ -84,14 +84,19 @@ def test_a_chunk_is_averaged_and_goes_on_while_others_of_its_part_have_not_come(
     assert exchanged.told == 2
 
 
-@pytest.mark.parametrize("window", [Window(each=1, all=9), Window(each=9, all=1)])
-def test_no_more_chunks_are_under_way_than_the_window_has_room_for(window: Window) -> None:
-    exchanged = Exchanged(window, 2)
-    assert len(exchanged.sent(to=1)) == 1
-    exchanged.end("receive", 1)
-    assert len(exchanged.sent(to=2)) == (window.all > 1), "another rank has room of its own, if the whole has"
-    exchanged.end("send", 1)
+def test_no_more_chunks_are_under_way_to_a_rank_than_the_window_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "CHUNKS", 4)
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 2 * CHUNK)
+    exchanged = Exchanged(Window(4), 2)
     assert len(exchanged.sent(to=1)) == 2
+    exchanged.end("receive", 1)
+    assert len(exchanged.sent(to=2)) == 1, "another rank has room of its own"
+    exchanged.end("send", 1)
+    assert len(exchanged.sent(to=1)) == 3
+
+
+def test_all_others_together_have_as_many_chunks_under_way_to_a_rank_however_many_they_are() -> None:
+    assert [Window(48).of_each(ranks) for ranks in (1, 2, 4, 8, 25, 64)] == [48, 48, 16, 6, 2, 2]
 
 
 def test_a_part_comes_where_its_copy_was_chunk_by_chunk_once_those_have_left_and_in_order() -> None:
