@@ -193,10 +193,19 @@ def deal(
                 f"exchange.blocks is {setup.exchange.blocks}, and blocks move with method='resist' only",
                 mend="Leave it out.",
             )
+    _refuse_others(setup, method)
+    return Net(setup, method)
+
+
+def _refuse_others(setup: Setup, method: str) -> None:
+    """Refuse a network, or settings, that are other ones than rank 0's; all ranks call it together."""
+    network = setup.network
     shape = [
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
     ]
-    everyone = world.gather_objects((shape, seed, min_blocks, method, momentum, asdict(setup.exchange)))
+    everyone = setup.world.gather_objects(
+        (shape, setup.seed, setup.min_blocks, method, setup.momentum, asdict(setup.exchange))
+    )
     for rank, theirs in enumerate(everyone):
         if theirs != everyone[0]:
             raise UserError(
@@ -204,7 +213,6 @@ def deal(
                 mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum and exchange.",
                 everywhere=True,
             )
-    return Net(setup, method)
 
 
 def _codecs(chosen: Mapping[str, str | float]) -> ExchangeSettings:

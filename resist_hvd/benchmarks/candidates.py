@@ -12,6 +12,7 @@ import torch
 
 from resist_hvd.benchmarks import rivals
 from resist_hvd.benchmarks.bare import sgd
+from resist_hvd.benchmarks.timing import mean_of_steps
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
@@ -171,12 +172,7 @@ def seconds_of_steps(step: Callable[[], object], steps: int, world: World) -> fl
     """Return this rank's seconds of a step, the mean of some that all ranks begin together, after one."""
     step()
     finish(world.device)
-    world.barrier()
-    began = perf_counter()
-    for _ in range(steps):
-        step()
-    finish(world.device)
-    return (perf_counter() - began) / steps
+    return mean_of_steps(world, step, steps)
 
 
 def make(name: str, settings: CompareSettings, world: World, source: DataSource) -> Candidate:

@@ -15,25 +15,21 @@ import torch
 from torch import Tensor
 
 from resist_hvd.benchmarks import results
-from resist_hvd.benchmarks.sync import slowest
+from resist_hvd.benchmarks.sync import begin
 from resist_hvd.benchmarks.table import Column, print_rows
+from resist_hvd.benchmarks.timing import slowest
 from resist_hvd.comm.encoded_blocks import part_of
 from resist_hvd.comm.probe import pass_on
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
-from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
-from resist_hvd.nets import families
 from resist_hvd.protocol.codes import encoded_bytes, record_of
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, exchange, ring_bytes
 from resist_hvd.protocol.hands import give
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import LinkSettings
-from resist_hvd.units import counted
-
-PAYLOAD = 0.94
-"""Share of a link's raw rate that is left for payload beside the headers of Ethernet, IP, TCP and MPI."""
+from resist_hvd.units import PAYLOAD, counted
 
 BARE = "bare MPI"
 """Row of what MPI alone does."""
@@ -99,15 +95,7 @@ def run(settings: LinkSettings, world: World) -> float:
     with world.agree("opening the file of measurements"):
         if world.is_first:
             results.check(settings.json)
-    network = families.chosen(settings.model, channels=3, image_size=32, classes=10)
-    setup = Setup(
-        network=network,
-        world=world,
-        seed=settings.seed,
-        min_blocks=settings.min_blocks,
-        exchange=settings.exchange,
-    )
-    method = Resist(setup, derive(settings.seed, "round", 0))
+    method = begin(settings, world, classes=10)
     hosts = world.gather_objects(world.host)
     everyone = world.gather_objects({block: slot.numel() for block, slot in method.slots.items()})
     sizes = {block: numbers for theirs in everyone for block, numbers in theirs.items()}

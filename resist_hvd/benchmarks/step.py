@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from resist_hvd.benchmarks import results
 from resist_hvd.benchmarks.bare import BareLoop, GraphedLoop
 from resist_hvd.benchmarks.noise import NoiseSource
 from resist_hvd.benchmarks.table import paired_ratio, show
-from resist_hvd.comm.devices import finish
+from resist_hvd.benchmarks.timing import mean_of_steps
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.nets.saved import Whole
@@ -72,7 +71,7 @@ def run(settings: StepSettings, world: World) -> float:
         seconds = {name: list[float]() for name in steps}
         for repeat in range(-1, settings.repeats):
             for name, step in steps.items():
-                elapsed = time_steps(step, settings.steps, world)
+                elapsed = mean_of_steps(world, step, settings.steps)
                 if repeat >= 0:
                     seconds[name].append(elapsed)
     if world.is_first:
@@ -143,13 +142,3 @@ def own(run: Run, source: DataSource, steps: int) -> OwnLoop:
     """Return a user's own loop on a sub-network of the same shape as a run's."""
     net = api.deal(run.method.setup.network, run.world, min_blocks=run.settings.min_blocks, seed=run.settings.seed)
     return OwnLoop(net, source, run.settings, steps)
-
-
-def time_steps(step: Callable[[], Any], steps: int, world: World) -> float:
-    """Return the mean seconds of a few steps, once all ranks are ready."""
-    world.barrier()
-    began = perf_counter()
-    for _ in range(steps):
-        step()
-    finish(world.device)
-    return (perf_counter() - began) / steps

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from time import perf_counter
-
 import torch
 
 from resist_hvd.benchmarks.table import paired_ratio, show
-from resist_hvd.comm.devices import finish
+from resist_hvd.benchmarks.timing import slowest
 from resist_hvd.comm.probe import allreduce_by_mpi
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Setup
 from resist_hvd.methods.resist import Resist
 from resist_hvd.nets import families
 from resist_hvd.seeds import derive
-from resist_hvd.settings.bench import SyncSettings
+from resist_hvd.settings.bench import LinkSettings, SyncSettings
 from resist_hvd.units import counted
 
 
 def run(settings: SyncSettings, world: World) -> float:
     """Measure, print a table from rank 0, and return the ratio; all ranks call it together."""
-    network = families.chosen(settings.model, channels=3, image_size=32, classes=100)
-    setup = Setup(
-        network=network,
-        world=world,
-        seed=settings.seed,
-        min_blocks=settings.min_blocks,
-        exchange=settings.exchange,
-    )
-    method = Resist(setup, derive(settings.seed, "round", 0))
+    method = begin(settings, world, classes=100)
     # A copy, since a sum over ranks grows in each repeat.
     trunk = torch.zeros_like(method.subnet.trunk, device="cpu")
     seconds: dict[str, list[float]] = {"MPI_Allreduce of the trunk alone": [], "ResIST's synchronisation": []}
@@ -60,10 +49,13 @@ def run(settings: SyncSettings, world: World) -> float:
     return paired_ratio(measured, baseline)
 
 
-def slowest(world: World, action: Callable[[], None]) -> float:
-    """Return the seconds that the slowest rank takes for something that all begin together."""
-    world.barrier()
-    began = perf_counter()
-    action()
-    finish(world.device)
-    return float(world.gather([perf_counter() - began]).max())
+def begin(settings: SyncSettings | LinkSettings, world: World, *, classes: int) -> Resist:
+    """Return ResIST on the settings' network, for images of 32 x 32 pixels, before its first round."""
+    setup = Setup(
+        network=families.chosen(settings.model, channels=3, image_size=32, classes=classes),
+        world=world,
+        seed=settings.seed,
+        min_blocks=settings.min_blocks,
+        exchange=settings.exchange,
+    )
+    return Resist(setup, derive(settings.seed, "round", 0))

@@ -52,7 +52,7 @@ class Window(NamedTuple):
 
 
 class Mail(NamedTuple):
-    """What carries an exchange.
+    """Carriers of an exchange.
 
     Attributes:
         everyone: communicator of all workers: fetches travel in it.

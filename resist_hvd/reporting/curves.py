@@ -56,7 +56,7 @@ class Link:
 
     @property
     def says(self) -> str:
-        """How seconds are computed, in a sentence."""
+        """The way in which seconds are computed, in a sentence."""
         steps = "arithmetic and data as measured" if self.step is None else f"{self.step:g} s a local iteration"
         return (
             f"Seconds are computed, not measured: {steps}, and the mean worker's payload over {PAYLOAD:.0%} of a link "

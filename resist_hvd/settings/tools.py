@@ -68,7 +68,7 @@ class ReportSettings(Group):
 
     @property
     def seconds_step(self) -> float | None:
-        """What a local iteration takes, in seconds."""
+        """Seconds of a local iteration."""
         return None if self.step is None else units.quantity(self.step, units.TIMES, setting="step", example="150ms")
 
 
