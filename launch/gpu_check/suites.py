@@ -13,7 +13,8 @@ from gpu_check.verdicts import FailedError, SkippedError
 
 TESTS = ROOT / "tests/gpu"
 PYTEST_FAILED = 1
-OUTCOME = re.compile(r"^\S+::(\S+ (?:PASSED|FAILED|SKIPPED|ERROR))\b", re.MULTILINE)
+OUTCOME = re.compile(r"^\S+::(\S+) ?(PASSED|FAILED|SKIPPED|ERROR)?\b", re.MULTILINE)
+"""A test's name in what pytest -v prints as the test begins, and its outcome once it has ended."""
 
 LONGEST = ("test_loader", "test_graphs")
 """Come last: what others find is known by then, should they run into the step's limit."""
@@ -55,7 +56,7 @@ def run(check: Check, file: Path) -> None:
     options = ("-p", "no:cacheprovider", "--color=no", "-v", f"--junitxml={report}")
     try:
         ended = check.do(file.stem, "pytest", *options, file, statuses=(0, PYTEST_FAILED))
-    except FailedError:
+    except (FailedError, KeyboardInterrupt):  # at the step's limit, or by a signal to the whole check
         check.finding.lines += said(check.folder / f"{file.stem}.log")  # a pytest that is ended writes no report
         raise
     passed, skipped, failed = read(report)
@@ -66,11 +67,12 @@ def run(check: Check, file: Path) -> None:
 
 
 def said(log: Path) -> list[str]:
-    """Return what a pytest that was ended had printed of tests: their names and outcomes."""
+    """Return what a pytest that was ended had printed of tests: their names and outcomes, or that one was under way."""
     try:
-        return [line.strip() for line in OUTCOME.findall(log.read_text(errors="replace"))]
+        printed = log.read_text(errors="replace")
     except OSError:
         return []
+    return [f"{test} {outcome or 'was under way'}" for test, outcome in OUTCOME.findall(printed)]
 
 
 def read(report: Path) -> tuple[int, dict[str, str], dict[str, str]]:

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -189,9 +189,13 @@ def test_no_such_step(words: str) -> None:
         choose(words)
 
 
-def test_all_steps_together_take_ten_minutes_by_half_of_their_limits() -> None:
-    assert [step.number for step in steps.STEPS] == list(range(1, 11))
-    assert sum(step.limit for step in steps.STEPS) / 2 <= 660
+def test_limits_are_more_than_twice_what_steps_took_and_fit_into_the_time_that_they_took_in_all() -> None:
+    """Seconds that each step took on one H100 and 16 cores; of step 7, that it is to take."""
+    took = {1: 0, 2: 7, 3: 22, 4: 32, 5: 18, 6: 41, 7: 120, 8: 250, 9: 7, 10: 16}
+    assert [step.number for step in steps.STEPS] == list(took)
+    for step in steps.STEPS:
+        assert 2 * took[step.number] <= step.limit, step.name
+    assert sum(step.limit for step in steps.STEPS) <= 2.5 * sum(took.values())
 
 
 # The command
@@ -564,7 +568,7 @@ def test_a_network_is_evaluated_in_both_precisions(tmp_path: Path) -> None:
 COMPILES = (
     TRAINS.format(off=0, rounded=0, points=0)
     + """
-lines = [json.dumps({"round": n, "loss": 1.0, "seconds_prepare": 9.0}) for n in range(6)]
+lines = [json.dumps({"round": n, "loss": 1.0} | ({"seconds_prepare": 18 - n} if n in (0, 2) else {})) for n in range(6)]
 (folder / "rounds.jsonl").write_text("\\n".join(lines) + "\\n")
 if flag("--compile"):
     for _ in range(%d):
@@ -577,6 +581,7 @@ def test_a_network_and_its_heir_are_compiled_once_each(check: Make) -> None:
     own = check(COMPILES % 2)
     training.compiled(own)
     assert own.finding.figures["recompilations"] == 2
+    assert own.finding.figures["seconds_to_compile"] == [18, 16]
     own.folder.rename(own.folder.with_name("before"))
     with pytest.raises(FailedError, match="4 recompilations, 2 expected"):
         training.compiled(check(COMPILES % 4))
@@ -633,6 +638,9 @@ def test_photographs_are_laid_out_for_the_loader(tmp_path: Path) -> None:
     assert len(list((tmp_path / "root/train").iterdir())) == len(list((tmp_path / "root/val").iterdir())) == 8
 
 
+PRINTED = "\nx: y\ntests/gpu/test_loader.py::test_a[1] PASSED [ 50%]\ntests/gpu/test_loader.py::test_b "
+
+
 def check_that_is_ended(folder: Path, log: str) -> Path:
     program = folder / "ended"
     program.write_text(f"#!{sys.executable}\nimport os\nprint({log!r}, flush=True)\nos.abort()\n")
@@ -661,12 +669,27 @@ def test_a_report_of_pytest_is_read(tmp_path: Path, check: Make) -> None:
     assert own.finding.figures["test_loader"] == {
         "passed": 1, "skipped": {"b": "no GPU"}, "failed": {"c": "assert 1 == 2"},
     }  # fmt: skip
-    log = "\nx: y\ntests/gpu/test_loader.py::test_a[1] PASSED [ 50%]\ntests/gpu/test_loader.py::test_b \n"
-    own = replace(own, finding=Finding(), python=check_that_is_ended(tmp_path, log))
+    own = replace(own, finding=Finding(), python=check_that_is_ended(tmp_path, PRINTED))
     suites.tests(own)
     assert own.finding.lines.count("test_a[1] PASSED") == len(own.finding.faults) > 2
+    assert own.finding.lines.count("test_b was under way") == len(own.finding.faults)
     with pytest.raises(SkippedError, match="--dev"):
         suites.tests(replace(own, machine=replace(SOUND, pytest="")))
+
+
+def test_a_signal_leaves_which_tests_had_passed_and_which_was_under_way(check: Make) -> None:
+    def interrupted(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGUSR1, interrupted)
+    signalling = f"os.kill(os.getppid(), {signal.SIGUSR1.value})"
+    try:
+        own = check(f"print({PRINTED!r}, end='', flush=True); {signalling}; time.sleep(1000)")
+        result = steps.make_one(Step(7, "tests", "", 60, suites.tests), own)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (result.verdict, result.reason) == (Verdict.FAIL, "ended by SIGUSR1")
+    assert result.finding.lines == ["test_a[1] PASSED", "test_b was under way"]
 
 
 # Without a GPU
