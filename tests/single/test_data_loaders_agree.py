@@ -232,6 +232,23 @@ def test_a_gpus_pipelines_lack_nothing_but_the_gpu(make: Callable[..., Any]) -> 
         pipeline.build()
 
 
+WARNINGS = """
+import importlib, os
+from resist_hvd.data.files import dali_graph
+found = os.environ.pop("DALI_NVIMGCODEC_LOG_LEVEL")
+importlib.reload(dali_graph)
+print(found, os.environ["DALI_NVIMGCODEC_LOG_LEVEL"])
+"""
+
+
+def test_decoders_tell_errors_alone_unless_the_user_asks_for_more() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WARNINGS],
+        capture_output=True, text=True, check=True, timeout=300, env={**os.environ, "DALI_NVIMGCODEC_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["3", "1"]
+
+
 MEMORY = """
 import gc, sys
 from pathlib import Path

@@ -6,6 +6,7 @@ which window is cut out of each, while earlier batches are decoded. In a graph t
 while they work on a few numbers each, no image is decoded.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -21,6 +22,10 @@ Node = Any
 Source = Callable[[], tuple[Any, ...]]
 """What a graph gets a batch's inputs from, one by one; raises StopIteration after the last."""
 
+
+# Where nvJPEG is older than 13.2, a GPU's JPEG hardware leaves most windows to other decoders, and each time says so on
+# the terminal, thousands of times a second. 1 is errors alone, 2 warnings too. DALI reads it when it makes a decoder.
+os.environ.setdefault("DALI_NVIMGCODEC_LOG_LEVEL", "1")
 
 READERS_FOR_A_GPU = 16
 """Threads that read files for a GPU, whatever its cores: they wait for a file server, not for a core. Where opening a
