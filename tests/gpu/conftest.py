@@ -45,7 +45,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         pytest.skip(str(skipped))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gpu() -> torch.device:
     """The first GPU."""
     return torch.device("cuda", 0)
@@ -66,7 +66,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return look(Check(Machine(), ranks=1, folder=folder, limit=LOOKING, python=Path(sys.executable)))
 
 
+def check_of(machine: Machine, folder: Path) -> Check:
+    """What a step of launch/gpu-check works with: two ranks, and an empty folder."""
+    return Check(machine, ranks=2, folder=folder, limit=LONGEST, python=Path(sys.executable))
+
+
 @pytest.fixture
 def check(machine: Machine, tmp_path: Path) -> Check:
-    """What a step of launch/gpu-check works with: two ranks."""
-    return Check(machine, ranks=2, folder=tmp_path, limit=LONGEST, python=Path(sys.executable))
+    return check_of(machine, tmp_path)

@@ -32,7 +32,7 @@ def test_a_gpu_waits_only_once_it_has_nothing_left_to_do(share: float, gpu: torc
 def test_what_other_streams_do_is_not_waited_for(gpu: torch.device) -> None:
     own, other = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(torch.cuda.Stream(gpu)):  # type: ignore[no-untyped-call]
-        torch.cuda._sleep(20 * CYCLES)
+        torch.cuda._sleep(8 * CYCLES)
         other.record()
     torch.cuda._sleep(CYCLES)
     own.record()
