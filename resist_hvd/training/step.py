@@ -93,14 +93,12 @@ class StaticStep(Step):
         """Give batches their place, and make a few steps whose effects are undone."""
         self._images, self._labels = images.clone(), labels.clone()
         held = [self._subnet.parameters_flat, *self._state.buffers.values(), self._state.steps]
-        before, fresh = [buffer.clone() for buffer in held], self._state.fresh
-        self._state.fresh = False
-        with compiler_errors():
+        before = [buffer.clone() for buffer in held]
+        with compiler_errors(), self._as_any_step():
             for _ in range(WARM_UPS):
                 self._make()
         for buffer, content in zip(held, before, strict=True):
             buffer.copy_(content)
-        self._state.fresh = fresh
 
     def __call__(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
         """Make the step at a learning rate; return the mean loss of the batch, until the next step."""
@@ -110,6 +108,18 @@ class StaticStep(Step):
         self._state.clear(zero=-0.0)
         self._make()
         return self._loss_of_batch
+
+    @contextmanager
+    def _as_any_step(self) -> Iterator[None]:
+        """Have a step be as any other, also where the next one is the first since the optimizer restarted.
+
+        A first step takes no account of momentum. Recorded so, no step that repeats it would.
+        """
+        fresh, self._state.fresh = self._state.fresh, False
+        try:
+            yield
+        finally:
+            self._state.fresh = fresh
 
     def _make_in_place(self) -> None:
         self._loss_of_batch.copy_(self._differentiate(self._images, self._labels))
@@ -136,7 +146,7 @@ class GraphStep(StaticStep):
         training.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with capturing(graph, stream):
+            with self._as_any_step(), capturing(graph, stream):
                 self._make()
         except RuntimeError as error:
             raise UserError(

@@ -13,6 +13,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from resist_hvd import stopwatch
 from resist_hvd.comm.world import World
@@ -124,13 +126,39 @@ def test_what_preparing_takes_is_no_rounds_time(world: World, folder: Path, monk
 CAPTURE = inspect.signature(torch.cuda.graph)
 
 
+class Recorder(TorchDispatchMode):
+    """Records what PyTorch is told to compute, with its arguments, as CUDA records kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert call is not torch.ops.aten._local_scalar_dense.default, "a number is read, which CUDA forbids"
+        result = call(*args, **(kwargs or {}))
+        self.calls.append((call, args, kwargs or {}, result))
+        return result
+
+
 class FakeGraph:
-    """Stands for a CUDA graph where there is no CUDA: a capture has no effects, and a replay makes the step."""
+    """Stands for a CUDA graph where there is no CUDA: a capture has no effects, and a replay repeats its computations.
+
+    So all else that Python decides is decided once, as in a CUDA graph.
+    """
 
     captured: ClassVar[list["FakeGraph"]] = []
 
+    @torch.no_grad()
     def replay(self) -> None:
-        self.step._make_in_place()
+        made: dict[int, Tensor] = {}
+
+        def now(value: Any) -> Any:
+            return made.get(id(value), value)
+
+        for call, args, kwargs, recorded in self.recorder.calls:
+            result = call(*tree_map(now, args), **tree_map(now, kwargs))
+            for then, again in zip(tree_leaves(recorded), tree_leaves(result), strict=True):
+                made[id(then)] = again
 
     @contextmanager
     def capture(self, stream: Any, capture_error_mode: str) -> Iterator[None]:
@@ -138,7 +166,9 @@ class FakeGraph:
         subnet = self.step._method.subnet
         buffers = [subnet.parameters_flat, subnet.gradients_flat, *buffers_of(self.step._state)]
         before = [buffer.clone() for buffer in buffers]
-        yield
+        self.recorder = Recorder()
+        with self.recorder:
+            yield
         for buffer, content in zip(buffers, before, strict=True):
             buffer.copy_(content)
         FakeGraph.captured.append(self)
@@ -162,8 +192,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[GraphStep]:
     return made
 
 
-def test_each_network_is_captured_once(steps: list[GraphStep], world: World, folder: Path) -> None:
-    settings = tiny.settings(world, iterations=7, warmup_epochs=1 / 8, evaluate_every=1, optim=EVERYTHING)
+@pytest.mark.parametrize("optim", [EVERYTHING, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("momentum", ["restart", "keep"])
+def test_each_network_is_captured_once_and_trains_as_without(
+    optim: OptimSettings, momentum: Any, steps: list[GraphStep], world: World, folder: Path
+) -> None:
+    settings = tiny.settings(world, iterations=7, warmup_epochs=1 / 8, evaluate_every=1, optim=optim, momentum=momentum)
     captured = trained(settings, world, folder / "captured")
     assert len(steps) == len(FakeGraph.captured) == 2
     with pytest.MonkeyPatch.context() as patch:
