@@ -14,14 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from resist_hvd.data.detection.voc import (
-    CLASSES,
-    AnnotatedImages,
-    DetectionImages,
-    parse_annotation,
-    read_annotation,
-    read_lists,
-)
+from resist_hvd.data.detection.annotations import parse_annotation, read_annotation
+from resist_hvd.data.detection.voc import CLASSES, AnnotatedImages, DetectionImages, read_lists
 from resist_hvd.errors import UserError
 
 
