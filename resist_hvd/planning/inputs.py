@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from resist_hvd.planning.cost import Machine, Network, Work
+from resist_hvd.planning.cost import Machine, Work
+from resist_hvd.planning.loads import Network
 from resist_hvd.settings.plan import PlanSettings
 
 

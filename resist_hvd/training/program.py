@@ -18,7 +18,7 @@ from resist_hvd.settings import flags
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.account import extra_test, summary_of
 from resist_hvd.training.arithmetic import choose_algorithms, with_precision
-from resist_hvd.training.checkpoint import Checkpoint, find_newest, load, restore_replaced
+from resist_hvd.training.checkpoint import Checkpoint, find_newest, restore_replaced
 from resist_hvd.training.checks import refuse_degenerate, refuse_graphs_without_gpu, remarks
 from resist_hvd.training.claim import Claim, claimed
 from resist_hvd.training.compiling import check_compiler
@@ -29,6 +29,7 @@ from resist_hvd.training.folder import make_folder, set_aside
 from resist_hvd.training.joining import joined
 from resist_hvd.training.journal import Journal, keep_lines_before
 from resist_hvd.training.loop import train
+from resist_hvd.training.resuming import load
 from resist_hvd.training.run import Progress, Run, begin, load_source
 from resist_hvd.training.starts import tell, write_settings, write_start
 from resist_hvd.units import counted

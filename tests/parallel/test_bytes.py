@@ -12,6 +12,7 @@ from resist_hvd.comm.world import World
 from resist_hvd.methods import data_parallel
 from resist_hvd.nets.sizes import deck_ranges, part_sizes
 from resist_hvd.planning import cost
+from resist_hvd.planning.loads import Network
 from resist_hvd.protocol.exchange import exchange, ring_bytes
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.records import RoundRecord
@@ -86,7 +87,7 @@ def test_a_run_sends_what_was_planned(min_blocks: int, codecs: dict[str, Any], w
     settings = replace(settings, exchange=ExchangeSettings(**codecs), max_rounds=59)
     run = tiny.make_run(settings, world, folder)
     train(run, tiny.Watching(run))
-    network = cost.Network(part_sizes(run.method.network), deck_ranges(run.method.network))
+    network = Network(part_sizes(run.method.network), deck_ranges(run.method.network))
     work = cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1, min_blocks=min_blocks, **codecs)
     planned = cost.resist(network, work, cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0))
     assert run.progress.round == 59

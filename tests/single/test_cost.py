@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from resist_hvd.nets import families
 from resist_hvd.nets.sizes import deck_ranges, part_sizes
 from resist_hvd.planning import cost
-from resist_hvd.planning.cost import Machine, Network, Work
+from resist_hvd.planning.cost import Machine, Work
 from resist_hvd.planning.exchanges import exchanged
+from resist_hvd.planning.loads import Network
 from resist_hvd.protocol.exchange import BUCKET_BYTES, exchange, ring_bytes
 from resist_hvd.protocol.hands import give
 from resist_hvd.protocol.rule import Rule, depth
