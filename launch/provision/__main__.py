@@ -50,6 +50,20 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--timm", action="store_true", help="install timm and what it needs as well")
     parser.add_argument("--dev", action="store_true", help="install what tests and linters need as well, timm among it")
     parser.add_argument("--fresh", action="store_true", help="make .venv anew, even if it is in order")
+    _add_flags_of_packs(parser)
+    flags = parser.parse_args(arguments)
+    flags.timm |= flags.dev
+    if flags.pack and flags.offline:
+        parser.error("--pack makes a pack and --offline installs from one: give one of them")
+    if flags.pack and release(flags.for_torch) < release(pack.TORCH):
+        parser.error(f"--for-torch {flags.for_torch} is older than {pack.TORCH}, the oldest that will do")
+    if flags.pack and release(flags.for_python) < (3, 11):
+        parser.error(f"--for-python {flags.for_python} is older than 3.11, the oldest that will do")
+    return flags
+
+
+def _add_flags_of_packs(parser: argparse.ArgumentParser) -> None:
+    """Add the flags by which a pack is made, and installed from."""
     parser.add_argument(
         "--offline",
         metavar="DIR",
@@ -77,15 +91,6 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         default=pack.TORCH,
         help="the oldest PyTorch that a pack is for (default: %(default)s, the oldest that will do)",
     )
-    flags = parser.parse_args(arguments)
-    flags.timm |= flags.dev
-    if flags.pack and flags.offline:
-        parser.error("--pack makes a pack and --offline installs from one: give one of them")
-    if flags.pack and release(flags.for_torch) < release(pack.TORCH):
-        parser.error(f"--for-torch {flags.for_torch} is older than {pack.TORCH}, the oldest that will do")
-    if flags.pack and release(flags.for_python) < (3, 11):
-        parser.error(f"--for-python {flags.for_python} is older than 3.11, the oldest that will do")
-    return flags
 
 
 def main(arguments: list[str]) -> None:

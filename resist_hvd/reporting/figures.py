@@ -49,17 +49,7 @@ def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
     """
     made = []
     if drawn := curves(runs, link):
-        made.append(
-            Figure(
-                "accuracy",
-                "Accuracy",
-                "On the test set, of the global network, against rounds, seconds of training, and payload sent by all "
-                "workers together."
-                + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")
-                + (f" {link.says}" if link else ""),
-                lambda theme: accuracy(drawn, theme, link),
-            )
-        )
+        made.append(_of_accuracy(runs, drawn, link))
     if any(run.rounds for run in runs):
         made.append(
             Figure(
@@ -80,19 +70,7 @@ def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
                 lambda theme: time(runs, theme),
             )
         )
-    for number, run in enumerate(runs):
-        if _is_dealt(run):
-            shown = min(len(run.rounds), MOST_ROUNDS)
-            made.append(
-                Figure(
-                    f"deal-{number + 1}",
-                    f"The deal: {run.label}",
-                    f"Left: who held which block in the first {counted(shown, 'round')}, in the workers' colours; a "
-                    "block with several holders is divided among them. Right: in how many of all rounds a worker "
-                    "held a block.",
-                    lambda theme, run=run: deal(run, theme),  # type: ignore[misc]
-                )
-            )
+    made += [_of_deal(number, run) for number, run in enumerate(runs, 1) if _is_dealt(run)]
     if any(run.peak_memory_bytes for run in runs):
         made.append(
             Figure(
@@ -104,6 +82,29 @@ def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
             )
         )
     return made
+
+
+def _of_accuracy(runs: list[RunRecord], drawn: list[Curve], link: Link | None) -> Figure:
+    return Figure(
+        "accuracy",
+        "Accuracy",
+        "On the test set, of the global network, against rounds, seconds of training, and payload sent by all "
+        "workers together."
+        + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")
+        + (f" {link.says}" if link else ""),
+        lambda theme: accuracy(drawn, theme, link),
+    )
+
+
+def _of_deal(number: int, run: RunRecord) -> Figure:
+    shown = min(len(run.rounds), MOST_ROUNDS)
+    return Figure(
+        f"deal-{number}",
+        f"The deal: {run.label}",
+        f"Left: who held which block in the first {counted(shown, 'round')}, in the workers' colours; a block with "
+        "several holders is divided among them. Right: in how many of all rounds a worker held a block.",
+        lambda theme: deal(run, theme),
+    )
 
 
 def accuracy(drawn: list[Curve], theme: Theme, link: Link | None) -> Any:
