@@ -30,7 +30,7 @@ def tests(check: Check) -> None:
     if not check.machine.dali:
         check.finding.words.append("DALI is not installed")
     if not check.machine.pytest:
-        raise SkippedError("pytest is not installed: launch/setup --dev")
+        raise SkippedError("pytest is not installed: launch/setup --tests")
     for file in sorted(TESTS.glob("test_*.py"), key=order):
         if file.stem not in ELSEWHERE:
             note_faults(check, f"{file.stem}: ", run, check, file)

@@ -23,9 +23,9 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
         prog="launch/setup",
         description="Make .venv in the project's folder and install everything into it, without root. Run again, it "
         "does what has changed, in seconds where nothing has.",
-        epilog="What --mpi, --cuda and --cuda-arch say is remembered for later runs, and what --dali, --timm and "
-        f"--dev add stays. Built wheels of Horovod are kept in {horovod_wheel.cache_folder()}; RESIST_HVD_CACHE names "
-        "another folder.",
+        epilog="What --mpi, --cuda and --cuda-arch say is remembered for later runs, and what --dali, --timm, "
+        f"--tests and --dev add stays. Built wheels of Horovod are kept in {horovod_wheel.cache_folder()}; "
+        "RESIST_HVD_CACHE names another folder.",
     )
     parser.add_argument(
         "--python", metavar="PATH", help="the Python to use, 3.11 or newer (default: found on the PATH)"
@@ -48,11 +48,13 @@ def parse_flags(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dali", action="store_true", help="install NVIDIA DALI as well")
     parser.add_argument("--timm", action="store_true", help="install timm and what it needs as well")
-    parser.add_argument("--dev", action="store_true", help="install what tests and linters need as well, timm among it")
+    parser.add_argument("--tests", action="store_true", help="install what the GPU tests need as well")
+    parser.add_argument("--dev", action="store_true", help="install what all tests and linters need as well, timm too")
     parser.add_argument("--fresh", action="store_true", help="make .venv anew, even if it is in order")
     _add_flags_of_packs(parser)
     flags = parser.parse_args(arguments)
     flags.timm |= flags.dev
+    flags.tests |= flags.dev
     if flags.pack and flags.offline:
         parser.error("--pack makes a pack and --offline installs from one: give one of them")
     if flags.pack and release(flags.for_torch) < release(pack.TORCH):
@@ -74,8 +76,8 @@ def _add_flags_of_packs(parser: argparse.ArgumentParser) -> None:
         "--pack",
         metavar="DIR",
         type=_folder,
-        help="install nothing, but make a pack for --offline in this folder: with --dali, --timm, --dev what these "
-        "install, with --cuda yes a compiler for CUDA",
+        help="install nothing, but make a pack for --offline in this folder: with --dali, --timm, --tests, --dev what "
+        "these install, with --cuda yes a compiler for CUDA",
     )
     parser.add_argument(
         "--for-python",

@@ -92,6 +92,7 @@ class Installation:
         names += ["requirements-mpi.txt"] if self._site_mpi is None else []
         names += ["requirements-dali.txt"] if self._choice.dali else []
         names += ["requirements-timm.txt"] if self._choice.timm else []
+        names += ["requirements-tests.txt"] if self._choice.tests else []
         names += ["requirements-dev.txt"] if self._choice.dev else []
         environment.install_packages(log, names, self._wheels)
         if self._site_mpi is not None:

@@ -28,6 +28,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "nvcc": ("requirements-nvcc.txt",),
     "dali": ("requirements-dali.txt",),
     "timm": ("requirements-timm.txt",),
+    "tests": ("requirements-tests.txt",),
     "dev": ("requirements-dev.txt",),
 }
 """The requirements files of each group of a pack; the first group is in every pack."""

@@ -17,7 +17,8 @@ class Choice:
         cuda_arch: compute capabilities, separated by commas; empty for those of the GPUs found.
         dali: whether NVIDIA DALI is installed.
         timm: whether timm is installed.
-        dev: whether the tools for tests and linting are installed.
+        tests: whether what tests need is installed.
+        dev: whether the linters are installed.
         offline: folder of the pack that is installed from, empty for the registry.
     """
 
@@ -26,6 +27,7 @@ class Choice:
     cuda_arch: str = ""
     dali: bool = False
     timm: bool = False
+    tests: bool = False
     dev: bool = False
     offline: str = ""
 

@@ -673,7 +673,7 @@ def test_a_report_of_pytest_is_read(tmp_path: Path, check: Make) -> None:
     suites.tests(own)
     assert own.finding.lines.count("test_a[1] PASSED") == len(own.finding.faults) > 2
     assert own.finding.lines.count("test_b was under way") == len(own.finding.faults)
-    with pytest.raises(SkippedError, match="--dev"):
+    with pytest.raises(SkippedError, match="--tests"):
         suites.tests(replace(own, machine=replace(SOUND, pytest="")))
 
 

@@ -51,8 +51,8 @@ def run_setup(*flags: str, path: str = os.environ["PATH"], **variables: str) -> 
 def test_help_names_every_flag_and_where_wheels_are_kept(tmp_path: Path) -> None:
     done = run_setup("--help", RESIST_HVD_CACHE=str(tmp_path / "kept"))
     assert done.returncode == 0
-    flags = "--python --mpi --cuda --cuda-arch --dali --timm --dev --fresh --pack --offline --for-python --for-torch"
-    for flag in flags.split():
+    flags = "--python --mpi --cuda --cuda-arch --dali --timm --tests --dev --fresh --pack --offline"
+    for flag in (*flags.split(), "--for-python", "--for-torch"):
         assert flag in done.stdout
     assert "kept" in done.stdout
 
@@ -379,7 +379,8 @@ def install(*flags: str) -> tuple[Choice, bool, Path]:
     [
         ("", {}, True, PYTHON),
         ("--dali", {"dali": True}, True, PYTHON),
-        ("--dev", {"timm": True}, True, PYTHON),
+        ("--tests", {"tests": True}, True, PYTHON),
+        ("--dev", {"timm": True, "tests": True}, True, PYTHON),
         ("--cuda no", {"cuda": "no"}, True, PYTHON),
         ("--mpi system", {"mpi": "system"}, False, PYTHON),
         ("--fresh", {}, False, PYTHON),
