@@ -3,9 +3,10 @@
 On one host all messages leave at once, whole. Between hosts each is cut into chunks that MPI sends without asking the
 receiver first, and what becomes of a chunk does not wait for the next: as soon as all copies of it have come it is
 averaged, and goes on to next holders. Chunks leave in the order of turns, in which no rank gets two messages at a time.
-They are sent synchronously, so that their ends tell that they have been received, and only so many are under way to one
-rank: enough that its link and the kernel's buffers have something to send while neither rank has its core, and few
-enough that a rank whose link is busy with others' holds up no more than them, and that its queue loses little.
+They are sent synchronously, so that their ends tell that they were received, and a rank has only so many under way:
+enough that its link has something to send while neither rank has its core, and so few that turns hold. A rank that sent
+to all others at once would share its link among all messages: what averages are waited for would come last with what
+nobody waits for, and several would send to one rank, whose queue loses what is too much.
 """
 
 from __future__ import annotations
@@ -31,24 +32,12 @@ CHUNKS = 8
 LEAST_BYTES, MOST_BYTES = 32 * 2**10, 2**20
 """Bytes of a chunk: the least is what every MPI sends without asking first, over TCP at any rate."""
 
+WINDOW = 8
+"""Chunks that a rank may have under way between hosts, to all others together: a long message's."""
+
 NAP = 2e-4
 """Seconds between two looks at what has come from other hosts. The kernel goes on sending and receiving meanwhile; a
 rank that looked all the time would take the core that it, or another rank, needs for that."""
-
-
-class Window(NamedTuple):
-    """Bound of what is under way.
-
-    Attributes:
-        chunks: that all others together may have under way to one rank, whose link has a queue for so many: each sender
-            has an equal part of them.
-    """
-
-    chunks: int = 48
-
-    def of_each(self, ranks: int) -> int:
-        """Return how many chunks a rank may have under way to another one, given how many ranks there are."""
-        return max(2, self.chunks // max(1, ranks - 1))
 
 
 class Mail(NamedTuple):
@@ -109,7 +98,7 @@ class PendingExchange:
             in them in the end.
         copies: by block and source, where the copies of parts go that this rank averages.
         mail: what carries it.
-        window: of this rank, where messages travel between hosts; None where none does.
+        window: how many chunks this rank may have under way, where messages travel between hosts; None where none does.
 
     Attributes:
         bytes_sent: payload in bytes that this rank sends.
@@ -125,15 +114,14 @@ class PendingExchange:
         buffers: Mapping[int, Tensor],
         copies: Mapping[tuple[int, int], Tensor],
         mail: Mail,
-        window: Window | None,
+        window: int | None,
     ) -> None:
         self._rank, self._plan, self._mail, self._window = rank, plan, mail, window
-        self._most = None if window is None else window.of_each(plan.before.workers)
         self._buffers = {block: buffer.numpy() for block, buffer in buffers.items()}
         self._copies = {key: copy.numpy() for key, copy in copies.items()}
         self._requests: list[Any] = []
         self._under_way: list[UnderWay] = []
-        self._sending: Counter[int] = Counter()  # chunks under way, by destination
+        self._sending = 0  # chunks under way from this rank
         # Chunks that have not come: of copies by block and piece, of which this rank averages its part; of fetches.
         self._copies_awaited: Counter[tuple[int, int]] = Counter()
         self._chunks_awaited: Counter[Fetch] = Counter()
@@ -243,7 +231,7 @@ class PendingExchange:
         """Return whether a chunk is in its final state, if it is to be, and the window has room for it."""
         if isinstance(message, Fetch) and (message.block, self._piece(chunk)) in self._copies_awaited:
             return False
-        return self._most is None or self._sending[message.destination] < self._most
+        return self._window is None or self._sending < self._window
 
     def _prepare(self, message: Message) -> None:
         """Make what a message takes with it, right before it leaves."""
@@ -253,11 +241,11 @@ class PendingExchange:
         send = comm.Isend if self._window is None else comm.Issend
         self._requests.append(send(numbers, dest=destination, tag=chunk.message.block))
         self._under_way.append(chunk)
-        self._sending[chunk.message.destination] += 1
+        self._sending += 1
 
     def _has_left(self, chunk: UnderWay) -> None:
         message = chunk.message
-        self._sending[message.destination] -= 1
+        self._sending -= 1
         landing = self._landing.get((message.block, message.part))
         if isinstance(message, Share) and landing is not None:
             for following, into in landing.has_left(chunk.number):

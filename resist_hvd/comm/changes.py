@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange, Window
+from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange
 from resist_hvd.comm.codec import Codec
 from resist_hvd.comm.world import World
 from resist_hvd.protocol.exchange import Fetch, Share
@@ -38,7 +38,7 @@ class ChangesAverage:
         flat: the buffer, contiguous, float32; its present content, equal on all ranks, is the first reference.
         codec: encodes changes and means.
         staged: whether codes pass through host memory on their way.
-        window: of this rank, where messages travel between hosts; None where none does.
+        window: how many chunks this rank may have under way, where messages travel between hosts; None where none does.
 
     Attributes:
         reference: the average that all ranks know, [n].
@@ -46,7 +46,7 @@ class ChangesAverage:
         bytes_sent: payload of one average.
     """
 
-    def __init__(self, world: World, flat: Tensor, codec: Codec, *, staged: bool, window: Window | None) -> None:
+    def __init__(self, world: World, flat: Tensor, codec: Codec, *, staged: bool, window: int | None) -> None:
         self._world, self._codec, self._window = world, codec, window
         self._flat = flat.detach()
         self.reference = self._flat.clone()
@@ -180,7 +180,7 @@ class Travel(PendingExchange):
 
     by_chunks = False
 
-    def __init__(self, changes: ChangesAverage, rank: int, pieces: Pieces, mail: Mail, window: Window | None) -> None:
+    def __init__(self, changes: ChangesAverage, rank: int, pieces: Pieces, mail: Mail, window: int | None) -> None:
         self._changes, self._pieces = changes, pieces
         others = [other for other in range(pieces.workers) if other != rank]
         copies = {(n, other): changes.copy_of(n, other) for n in range(pieces.count) for other in others}

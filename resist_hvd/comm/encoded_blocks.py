@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange, Window
+from resist_hvd.comm.blocks import Mail, Message, Numbers, PendingExchange
 from resist_hvd.comm.codec import Codec
 from resist_hvd.protocol.exchange import Exchange, Fetch, Share, part_edges
 
@@ -57,7 +57,7 @@ class EncodedExchange(PendingExchange):
         codec: encodes them.
         room: memory for codes.
         mail: what carries it.
-        window: of this rank, where messages travel between hosts; None where none does.
+        window: how many chunks this rank may have under way, where messages travel between hosts; None where none does.
     """
 
     by_chunks = False
@@ -70,7 +70,7 @@ class EncodedExchange(PendingExchange):
         codec: Codec,
         room: CodeRoom,
         mail: Mail,
-        window: Window | None,
+        window: int | None,
     ) -> None:
         self._here, self._of, self._whole, self._codec = rank, plan, buffers, codec
         shares = [share for share in plan.shares if rank in (share.source, share.destination)]

@@ -17,7 +17,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from resist_hvd.comm.blocks import Mail, PendingExchange, Window
+from resist_hvd.comm.blocks import WINDOW, Mail, PendingExchange
 from resist_hvd.comm.changes import ChangesAverage, EncodedShift
 from resist_hvd.comm.codec import CODECS, Float32
 from resist_hvd.comm.encoded_blocks import CodeRoom, EncodedExchange
@@ -114,7 +114,7 @@ class Transport:
         self._room = CodeRoom(world.device, staged=self._stages_messages)
         self._encoded: ChangesAverage | None = None
         self._returning: list[tuple[Tensor, Tensor]] = []
-        self._window = Window() if world.local_size < world.size else None
+        self._window = WINDOW if world.local_size < world.size else None
 
     @property
     def between_hosts(self) -> bool:

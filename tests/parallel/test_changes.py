@@ -187,7 +187,7 @@ def test_chunks_by_turns_change_no_bit(
     monkeypatch.setattr(changes, "LEAST_BYTES", 128)
     whole, in_chunks = (Averaged(world, 5000, codec, keep=keep) for _ in range(2))
     if in_chunks.changes is not None:
-        in_chunks.changes._window = blocks.Window(6)
+        in_chunks.changes._window = 6
     for number in range(2):
         for averaged in (whole, in_chunks):
             averaged.flat += step(averaged.flat, world.rank, number)

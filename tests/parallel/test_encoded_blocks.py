@@ -119,7 +119,7 @@ def test_advancing_is_as_waiting(world: World, monkeypatch: pytest.MonkeyPatch) 
 def test_chunks_by_turns_change_no_bit(codec: CodecName, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make(world, 5, codec)
     in_chunks = make(world, 5, codec)
-    in_chunks._window = blocks.Window(6)
+    in_chunks._window = 6
     monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
     for one, other in zip(rounds(world, whole, 5), rounds(world, in_chunks, 5), strict=True):
         assert all(torch.equal(one[3][block], other[3][block]) for block in one[3])

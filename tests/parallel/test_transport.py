@@ -82,7 +82,7 @@ def test_chunks_between_hosts_change_no_bit(
 ) -> None:
     monkeypatch.setattr(blocks, "LEAST_BYTES", chunk)
     whole, in_chunks = make(world, staged=False), make(world, staged=False)
-    in_chunks._window = blocks.Window(6)
+    in_chunks._window = 6
     plain = rounds(world, whole, 4, torch.float32)
     cut = rounds(world, in_chunks, 4, torch.float32, advances=advances)
     for (_, one), (_, other) in zip(plain, cut, strict=True):
@@ -95,7 +95,7 @@ def test_whatever_comes_or_goes_is_told_to_those_who_watch(
     by_advancing: bool, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport = make(world, staged=False)
-    transport._window = blocks.Window(2)
+    transport._window = 2
     monkeypatch.setattr(blocks, "LEAST_BYTES", 64)
     told = []
     monkeypatch.setattr(world.activity, "progress", lambda: told.append(world.activity.waits))
@@ -195,7 +195,7 @@ class Counting:
 def test_what_is_counted_is_what_mpi_is_given(between_hosts: bool, world: World) -> None:
     transport = make(world, staged=False)
     if between_hosts:
-        transport._window = blocks.Window()
+        transport._window = blocks.WINDOW
     communicators = [Counting(transport._messages), *map(Counting, transport._groups.values())]
     transport._messages = communicators[0]
     transport._groups = dict(zip(transport._groups, communicators[1:], strict=True))
