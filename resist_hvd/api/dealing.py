@@ -29,6 +29,7 @@ def deal(
     method: Literal["resist", "local-sgd"] = "resist",
     momentum: Momentum = "restart",
     exchange: Mapping[str, str | float] | None = None,
+    outer_momentum: float = 0.0,
     inputs: Tensor | None = None,
 ) -> Net:
     """Deal a network out to all workers, and return this worker's share of it with its initial weights.
@@ -46,6 +47,7 @@ def deal(
         exchange: codecs of what workers send, and the share of the trunk that they do: `{"trunk": "int8", "keep": 0.25,
             "blocks": "int8"}`; fp32, and all, by default. The last round is encoded as others are, since nobody knows
             which it is.
+        outer_momentum: beta, from 0 up to 1, of outer momentum (SlowMo) on what all workers share; see docs/runs.md.
         inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
             and blocks that are not residual.
 
@@ -66,6 +68,7 @@ def deal(
             momentum=momentum,
             optimizer_state=lambda subnet: FlatState(subnet, ()),  # the caller's optimizer keeps its own
             exchange=_codecs(exchange or {}),
+            outer_momentum=_outer_momentum(outer_momentum),
         )
         if method == "local-sgd" and setup.exchange.blocks != "fp32":
             raise UserError(
@@ -83,19 +86,26 @@ def _refuse_others(setup: Setup, method: str) -> None:
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
     ]
     everyone = setup.world.gather_objects(
-        (shape, setup.seed, setup.min_blocks, method, setup.momentum, asdict(setup.exchange))
+        (shape, setup.seed, setup.min_blocks, method, setup.momentum, asdict(setup.exchange), setup.outer_momentum)
     )
     for rank, theirs in enumerate(everyone):
         if theirs != everyone[0]:
             raise UserError(
                 f"Rank {rank} deals out another network than rank 0, or by other settings",
-                mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum and exchange.",
+                mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum, exchange and "
+                "outer_momentum.",
                 everywhere=True,
             )
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+
+
+def _outer_momentum(beta: float) -> float:
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta < 1:
+        raise UserError(f"outer_momentum is {beta!r}", mend="Give a number from 0 up to, but not, 1.")
+    return beta
 
 
 def _codecs(chosen: Mapping[str, str | float]) -> ExchangeSettings:

@@ -60,6 +60,12 @@ class Rounds:
                 mend="Make it of net.parameters(), where net is what resist_hvd.deal returned: no others are averaged.",
                 everywhere=True,
             )
+        if overlap and net.method.outer is not None:
+            raise UserError(
+                f"overlap is {overlap!r}, and outer momentum steps from an average that all workers have",
+                mend="Leave out overlap, or outer_momentum where the network is dealt.",
+                everywhere=True,
+            )
         self._net, self._optimizer = net, optimizer
         self._folder = Path(folder) if folder is not None else None
         self._length, self._overlap = local_iterations, overlap
@@ -145,12 +151,14 @@ class Rounds:
             "steps": self.steps,
             "made": self._rounds.made,
             "losses": self._rounds.losses.clone(),
+            "rates": list(self._rounds.rates),
             "overlap": self._overlap,
             "held": [list(own) for own in method.partition.held],
             "progress": asdict(self._training.progress),
             "parameters": self._net.subnet.parameters_flat.clone(),
             "exchange": asdict(method.setup.exchange),
-            "own": _copied(method.own_by_this_worker()),
+            "outer_momentum": method.setup.outer_momentum,
+            "own": _copied(method.own_by_this_worker() | method.shared_state(in_mid_round=True)),
             "optimizer": _copied(self._optimizer.state_dict()),
             "random": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
         }
@@ -193,6 +201,7 @@ class Rounds:
                 ("local iterations", len(state["losses"]), self._length),
                 ("overlap", state.get("overlap", 0), self._overlap),
                 ("exchange", encoded, codecs),
+                ("outer momentum", state.get("outer_momentum", 0.0), net.method.setup.outer_momentum),
             ):
                 if old != new:
                     raise UserError(
@@ -204,7 +213,8 @@ class Rounds:
         self._training.progress = Progress(**state["progress"])
         self._rounds.resume()
         flat.copy_(state["parameters"])
-        for name, pieces in net.method.own_by_this_worker().items():
+        own = net.method.own_by_this_worker() | net.method.shared_state(in_mid_round=True)
+        for name, pieces in own.items():
             for piece, saved in zip(pieces, state.get("own", {}).get(name, ()), strict=False):
                 piece.copy_(saved)
         net.subnet.gradients_flat.zero_()
@@ -212,6 +222,7 @@ class Rounds:
         self._rounds.begin()
         self._rounds.made, self.steps = state["made"], state["steps"]
         self._rounds.losses.copy_(state["losses"])
+        self._rounds.rates[:] = state.get("rates", [])
         torch.set_rng_state(state["random"][0])
         if world.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"][1], world.device)

@@ -101,6 +101,10 @@ class ChangesAverage:
         self.reference.copy_(self._flat)
         self.left.zero_()
 
+    def follow(self) -> None:
+        """Take the buffer's present content, equal on all ranks, for the reference; what is left is sent as before."""
+        self.reference.copy_(self._flat)
+
     # -- what a travel asks for ------------------------------------------------------------------------------------
 
     def codes_of(self, message: Message) -> Tensor:

@@ -15,6 +15,7 @@ from resist_hvd.comm.changes import ChangesAverage
 from resist_hvd.comm.transport import Transport
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
+from resist_hvd.methods.outer import OuterMomentum
 from resist_hvd.methods.state import FlatState, NamedPieces, OptimizerState
 from resist_hvd.nets.parts import Network, Part
 from resist_hvd.nets.subnet import SubNet, make_block, scale_outputs, scale_weights
@@ -38,6 +39,7 @@ class Setup:
         fill: puts weights from elsewhere in place of a part's initial ones; called for each part that a worker begins
             with.
         warmup_samples: for how many samples, summed over workers, local SGD precedes ResIST.
+        outer_momentum: beta of outer momentum on what all workers share; 0 for none.
         overlap: whether steps come between a synchronisation's departure and its arrival.
         exchange: the codecs of what workers send.
         dtype: of parameters; float32 but in tests.
@@ -55,6 +57,7 @@ class Setup:
     optimizer_state: Callable[[SubNet], OptimizerState] = lambda subnet: FlatState(subnet, ("momentum",))
     fill: Callable[[Part, nn.Module], None] | None = None
     warmup_samples: int = 0
+    outer_momentum: float = 0.0
     overlap: bool = False
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
     dtype: torch.dtype = torch.float32
@@ -120,10 +123,12 @@ class Method(ABC):
         scales: for each deck, by what the network that is evaluated scales its blocks.
         overlaps: whether it has room for steps between a synchronisation's departure and its arrival.
         changes: by what changes of what all workers share are encoded, if they are.
+        outer: outer momentum on it, if there is.
         exact: whether the next average is sent as it is, whatever the codec, with all that encoding has left out.
     """
 
     changes: ChangesAverage | None = None
+    outer: OuterMomentum | None = None
 
     subnet: SubNet
     optimizer_state: OptimizerState
@@ -204,6 +209,8 @@ class Method(ABC):
         for part, block, factor in zip(self.subnet.slot_parts, self.subnet.slot_modules, factors, strict=True):
             scale_weights(part, block, factor)
         self.optimizer_state.restart()
+        if self.outer is not None:
+            self.outer.restart()
         return True
 
     def gradients_ready(self) -> None:
@@ -238,10 +245,24 @@ class Method(ABC):
         """
         return nullcontext()
 
+    def share(self, flat: Tensor) -> None:
+        """Note the buffer that all workers share, equal on all: what encodes its changes, and its outer momentum."""
+        setup = self.setup
+        self.changes = self.transport.count_changes(flat, setup.exchange)
+        if setup.outer_momentum:
+            self.outer = OuterMomentum(flat, setup.outer_momentum, self.changes)
+
     def count_changes(self) -> None:
         """Count changes of what all workers share from what it is now, equal on all; nothing is left to be sent."""
         if self.changes is not None:
             self.changes.restart()
+        if self.outer is not None:
+            self.outer.begin_here()
+
+    def take_outer_step(self, rate: float) -> None:
+        """Go on from the averages of a round that was trained at a mean learning rate by outer momentum, if any."""
+        if self.outer is not None:
+            self.outer.take(rate)
 
     def hands_over(self, samples: int) -> bool:
         """Return whether another method goes on from here once `samples` have been trained."""
@@ -297,12 +318,22 @@ class Method(ABC):
         rank = self.setup.world.rank
         files: dict[str, NamedPieces] = {}
         if rank == 0:
-            files["trunk"] = {"trunk": [self.subnet.trunk]}
+            files["trunk"] = {"trunk": [self.subnet.trunk]} | self.shared_state()
         holders = self.partition.holders
         first_held = {f"block.{b}": [slot] for b, slot in self.slots.items() if holders[b][0] == rank}
         if first_held:
             files[f"blocks-{rank:04d}"] = first_held
         return files
+
+    def shared_state(self, *, in_mid_round: bool = False) -> NamedPieces:
+        """Return what all workers have alike beside parameters, as a checkpoint has it. Pieces are views.
+
+        Args:
+            in_mid_round: with what parameters alone do not tell then.
+        """
+        if self.outer is None:
+            return {}
+        return self.outer.tensors | ({"outer.before": [self.outer.before]} if in_mid_round else {})
 
     def own_by_this_worker(self) -> NamedPieces:
         """Return what this worker alone has beside what all share, by names that begin with `OWN`.

@@ -89,7 +89,7 @@ class Resist(Method):
         self.transport = Transport(setup.world, self.rule.groups, block_codec=setup.exchange.blocks)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
-        self.changes = self.transport.count_changes(self.subnet.trunk, setup.exchange)
+        self.share(self.subnet.trunk)
         slots = accumulate(self.rule.depths, initial=0)
         self._block_sizes = tuple(
             self.subnet.slots[slot].numel()
@@ -267,6 +267,9 @@ class WarmUp(LocalSGD):
         heir = Resist(self._setup_of_heir, self._seed)
         copy_share(heir.subnet, heir.subnet.parameters_flat, self.subnet, self.subnet.parameters_flat, heir.blocks)
         heir.count_changes()
+        if self.outer is not None and heir.outer is not None:
+            heir.outer.step.copy_(self.subnet.cut(self.outer.step)[0])
+            heir.outer.rate.copy_(self.outer.rate)
         if self.setup.momentum == "keep":
             old, new = self.optimizer_state, heir.optimizer_state
             if isinstance(old, FlatState) and isinstance(new, FlatState):

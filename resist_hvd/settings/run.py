@@ -8,7 +8,7 @@ from typing import Literal
 
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.exchange import ExchangeSettings
-from resist_hvd.settings.group import Amount, Count, Group, Natural, Positive
+from resist_hvd.settings.group import Amount, Count, Fraction, Group, Natural, Positive
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 
@@ -48,6 +48,10 @@ class Settings(Group):
 
     momentum: Momentum = "restart"
     """When a round ends: restart momentum at zero, or keep it for the trunk and for blocks that stay with a worker."""
+
+    outer_momentum: Fraction = 0.0
+    """beta of outer momentum (SlowMo) on what all workers share: each round goes on in the direction of those before.
+    It sends nothing, and takes the memory of two more trunks, with local-sgd of two more networks. 0 is the paper's."""
 
     warmup_epochs: Amount = 0.0
     """Epochs of local SGD on the whole, scaled network that precede ResIST."""
@@ -142,6 +146,15 @@ class Settings(Group):
                     f"--exchange.{name} is {getattr(self.exchange, name)}, which {what}, and --method "
                     f"{self.method} averages {averaged}; leave it out"
                 )
+        if self.outer_momentum and self.method not in AVERAGING:
+            raise ValueError(
+                f"--outer_momentum steps from averages of parameters, and --method {self.method} has none; leave it out"
+            )
+        if self.outer_momentum and self.overlap:
+            raise ValueError(
+                "--outer_momentum steps from an average that all workers have, and with --overlap each has gone on "
+                "from it; leave one out"
+            )
         if self.exchange.blocks != "fp32" and self.method != "resist":
             raise ValueError(
                 f"--exchange.blocks is {self.exchange.blocks}, and blocks move with --method resist only; leave it out"

@@ -72,9 +72,13 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
             where=str(checkpoint.folder),
             mend=f"Leave out what differs: --resume --output {run.folder} goes on with the run's own settings.",
         )
-    checkpoint.read(run.method.read_by_this_worker())
+    there = {name for entry in manifest["files"].values() for name in entry["tensors"]}
+    shared = run.method.shared_state()
+    checkpoint.read(run.method.read_by_this_worker() | {name: shared[name] for name in shared if name in there})
     run.method.count_changes()
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
+    if not set(shared) <= there:
+        sentence += "; outer momentum begins anew, since the checkpoint has none"
     scales = manifest.get("scales")
     if rescaled := scales is not None and run.method.rescale(scales):
         was, now = scales_in_words(scales), scales_in_words(run.method.scales)

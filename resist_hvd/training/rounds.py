@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 from time import perf_counter
 
 import torch
@@ -46,6 +47,7 @@ class RoundCounter:
     Attributes:
         made: local iterations of the present round so far.
         losses: each one's loss [longest].
+        rates: the learning rate of each so far.
         choice: of T, when the last round has led to it, until the next one begins.
     """
 
@@ -60,6 +62,7 @@ class RoundCounter:
         self._seed = seed
         self._length = length
         self.losses = torch.zeros(longest, device=training.world.device)
+        self.rates: list[float] = []
         self._clock = Clock(training.world.device)
         self.resume()
         self.begin()
@@ -105,6 +108,7 @@ class RoundCounter:
             UserError: on every rank, where the loss of one was not finite.
         """
         self.losses[self.made] = loss.detach()
+        self.rates.append(rate)
         self.made += 1
         if self.made == self._iterations:
             return self._end(rate)
@@ -136,6 +140,7 @@ class RoundCounter:
             if self._departs_after == self._iterations:
                 self._depart(early=False)
             method.arrive()
+            method.take_outer_step(fmean(self.rates))
         synchronised = clock.lap() + departed
         world.activity.round_took(trained + synchronised)
         made = Round(
@@ -155,6 +160,7 @@ class RoundCounter:
             partition=partition,
         )
         self.made = 0
+        self.rates.clear()
         record = add_round(training, made)
         if self._chooser is not None and (choice := self._chooser.take(record)) is not None:
             training.progress.overlap = choice.overlap

@@ -151,6 +151,9 @@ class Oracle:
         scale: what partitioned blocks' outputs are multiplied by while they are trained.
         overlap: how many local iterations before a round's end its averages are of.
         own: each worker's own values of what all share, where it has any.
+        outer: beta of SlowMo on what all share.
+        directions: SlowMo's d, by name.
+        rate: the mean learning rate of the last round.
     """
 
     network: Network
@@ -164,6 +167,9 @@ class Oracle:
     velocities: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     overlap: int = 0
     own: dict[int, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    outer: float = 0.0
+    directions: dict[str, Tensor] = field(default_factory=dict)
+    rate: float = math.inf
 
     def round(self, partition: Partition, local_iterations: int, following: Partition = ()) -> None:
         """Train every worker's sub-network, then average each parameter over those that trained it.
@@ -174,7 +180,7 @@ class Oracle:
         Args:
             partition: for each worker the blocks that it has.
             local_iterations: of the round.
-            following: the next round's partition; none where everything is everyone's.
+            following: the next round's partition; none where everything is everyone's and nothing is dealt.
         """
         departure = max(1, local_iterations - self.overlap)
         early = departure < local_iterations
@@ -187,11 +193,24 @@ class Oracle:
             ends.append((then, now))
             for name, value in then.items():
                 departed[name].append(value)
+        before = self.parameters
         self.parameters = {name: torch.stack(values).mean(dim=0) for name, values in departed.items()}
         self.iterations += local_iterations
+        dealt = self._names(range(len(self.network.blocks))) if following else set()
+        if self.outer:
+            self._step_by_momentum(before, self.parameters.keys() - dealt, sum(rates) / len(rates))
         self.own.clear()
         if early:
-            self._go_on(ends, self._names(range(len(self.network.blocks))) if following else set())
+            self._go_on(ends, dealt)
+
+    def _step_by_momentum(self, before: Mapping[str, Tensor], names: Iterable[str], rate: float) -> None:
+        """SlowMo, as Wang et al. (2020) write it in algorithm 1, in units of the parameters."""
+        for name in names:
+            direction = self.directions.get(name, torch.zeros_like(before[name]))
+            direction = self.outer * rate / self.rate * direction + (before[name] - self.parameters[name])
+            self.parameters[name] = before[name] - direction
+            self.directions[name] = direction
+        self.rate = rate
 
     def _go_on(self, ends: Sequence[tuple[dict[str, Tensor], dict[str, Tensor]]], dealt: set[str]) -> None:
         """Add to what was averaged what each worker has trained since it departed."""

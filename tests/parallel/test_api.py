@@ -101,7 +101,7 @@ def _signals_end_tests(world: World) -> Iterator[None]:
     "changes",
     [
         pytest.param({"momentum": "restart"}, id="restart"),
-        pytest.param({"momentum": "keep"}, id="keep"),
+        pytest.param({"momentum": "keep", "outer_momentum": 0.4}, id="keep"),
         pytest.param({"momentum": "keep", "local_iterations": 3, "overlap": 2}, id="overlap"),
     ],
 )
@@ -111,7 +111,14 @@ def test_it_is_what_our_loop_computes(changes: dict[str, Any], world: World, fol
     train(run, tiny.Watching(run))
 
     network = run.method.setup.network
-    net = resist.deal(network, world, min_blocks=3, seed=settings.seed, momentum=settings.momentum)
+    net = resist.deal(
+        network,
+        world,
+        min_blocks=3,
+        seed=settings.seed,
+        momentum=settings.momentum,
+        outer_momentum=settings.outer_momentum,
+    )
     optim = settings.optim
     optimizer = torch.optim.SGD(net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     rounds = resist.Rounds(net, optimizer, local_iterations=settings.local_iterations, overlap=settings.overlap)
@@ -177,7 +184,7 @@ def test_an_optimizers_state_follows_its_block(momentum: Any, world: World) -> N
         {"exchange": {"trunk": "int4"}},
         {"exchange": {"trunk": "int4", "blocks": "int8"}, "overlap": 1},
         {"exchange": {"keep": 0.25}},
-        {"exchange": {"trunk": "int4"}, "method": "local-sgd"},
+        {"exchange": {"trunk": "int4"}, "method": "local-sgd", "outer_momentum": 0.4},
     ],
 )
 def test_it_resumes_exactly(steps: int, changes: dict[str, Any], world: World, folder: Path) -> None:
@@ -235,6 +242,7 @@ def test_it_chooses_its_overlap_and_goes_on_with_it(
         ({"seed": 2}, "2 .*1|1 .*2"),
         ({"min_blocks": 5}, "parameters"),
         ({"exchange": {"trunk": "int8"}}, "fp32.*int8"),
+        ({"outer_momentum": 0.4}, "0.0 .*0.4"),
     ],
 )
 def test_another_networks_state_is_refused(changes: dict[str, Any], says: str, world: World) -> None:
@@ -374,7 +382,14 @@ def test_batch_norms_need_inputs_to_calibrate_on(world: World, folder: Path) -> 
 
 @pytest.mark.world_size(2)
 @pytest.mark.parametrize(
-    "changes", [{"network": parts(branches=())[:-2]}, {"seed": 3}, {"min_blocks": 4}, {"exchange": {"trunk": "int8"}}]
+    "changes",
+    [
+        {"network": parts(branches=())[:-2]},
+        {"seed": 3},
+        {"min_blocks": 4},
+        {"exchange": {"trunk": "int8"}},
+        {"outer_momentum": 0.4},
+    ],
 )
 def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any], world: World) -> None:
     network = changes.get("network", parts()) if world.rank == 1 else parts()
@@ -388,6 +403,19 @@ def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any]
 def test_an_overlap_that_cannot_be_is_refused(overlap: Any, world: World) -> None:
     with pytest.raises(resist.UserError, match=f"overlap is {overlap!r}.*{ITERATIONS} local iterations") as caught:
         Loop(world, overlap=overlap)
+    assert caught.value.everywhere
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1, True, "0.4"])
+def test_outer_momentum_that_cannot_be_is_refused(beta: Any, world: World) -> None:
+    with pytest.raises(resist.UserError, match=f"outer_momentum is {beta!r}"):
+        resist.deal(parts(), world, outer_momentum=beta)
+
+
+@pytest.mark.parametrize("overlap", [1, "auto"])
+def test_outer_momentum_and_an_overlap_are_refused_together(overlap: Any, world: World) -> None:
+    with pytest.raises(resist.UserError, match=f"overlap is {overlap!r}.*outer momentum") as caught:
+        Loop(world, overlap=overlap, outer_momentum=0.4)
     assert caught.value.everywhere
 
 

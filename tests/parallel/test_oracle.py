@@ -77,6 +77,7 @@ def make_oracle(settings: Settings, run: Run, *, keep_momentum: bool, scale: flo
         keep_momentum=keep_momentum,
         scale=scale,
         overlap=settings.overlap,
+        outer=settings.outer_momentum,
     )
 
 
@@ -104,6 +105,7 @@ def assert_own(snapshot: Snapshot, oracle: Oracle, number: int, tolerance: float
         pytest.param({"min_blocks": 6}, id="every-block-shared-by-all"),
         pytest.param({"min_blocks": 4, "momentum": "keep"}, id="momentum-kept"),
         pytest.param({"momentum": "keep", "local_iterations": 1}, id="momentum-kept-in-rounds-of-one-step"),
+        pytest.param({"min_blocks": 4, "momentum": "keep", "outer_momentum": 0.4}, id="outer-momentum"),
         pytest.param({"model": ALL}, id="all-sections-partitioned"),
         pytest.param({"model": ALL, "min_blocks": 2, "momentum": "keep"}, id="all-sections-shared-and-kept"),
         pytest.param({"model": tiny.VIT}, id="vit"),
@@ -175,9 +177,9 @@ def test_local_sgd_that_overlaps(changes: dict[str, Any], world: World, folder: 
         assert_own(snapshot, oracle, number)
 
 
-@pytest.mark.parametrize("momentum", ["restart", "keep"])
-def test_local_sgd(momentum: str, world: World, folder: Path) -> None:
-    settings = tiny.settings(world, method="local-sgd", momentum=momentum)
+@pytest.mark.parametrize(("momentum", "outer"), [("restart", 0.0), ("keep", 0.0), ("restart", 0.4)])
+def test_local_sgd(momentum: str, outer: float, world: World, folder: Path) -> None:
+    settings = tiny.settings(world, method="local-sgd", momentum=momentum, outer_momentum=outer)
     run, snapshots = distributed(settings, world, folder)
     if not world.is_first:
         return
@@ -188,9 +190,9 @@ def test_local_sgd(momentum: str, world: World, folder: Path) -> None:
         assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}")
 
 
-@pytest.mark.parametrize("momentum", ["restart", "keep"])
-def test_resist_after_a_warm_up(momentum: str, world: World, folder: Path) -> None:
-    settings = tiny.settings(world, iterations=12, min_blocks=3, momentum=momentum)
+@pytest.mark.parametrize(("momentum", "outer"), [("restart", 0.0), ("keep", 0.0), ("keep", 0.4)])
+def test_resist_after_a_warm_up(momentum: str, outer: float, world: World, folder: Path) -> None:
+    settings = tiny.settings(world, iterations=12, min_blocks=3, momentum=momentum, outer_momentum=outer)
     settings = replace(settings, warmup_epochs=settings.epochs / 2)
     run, snapshots = distributed(settings, world, folder)
     if not world.is_first:
@@ -201,5 +203,5 @@ def test_resist_after_a_warm_up(momentum: str, world: World, folder: Path) -> No
         if number == 3:
             assert len(snapshot.partition[0]) == depth
             oracle.scale = 1.0
-        oracle.round(snapshot.partition, settings.local_iterations)
+        oracle.round(snapshot.partition, settings.local_iterations, () if number < 3 else snapshot.partition)
         assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}")

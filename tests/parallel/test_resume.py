@@ -95,11 +95,11 @@ RANDOM_VIT = replace(tiny.VIT, options={**tiny.VIT.options, "drop_path_rate": 0.
 INT4, BOTH = ExchangeSettings(trunk="int4"), ExchangeSettings(trunk="int4", keep=0.25, blocks="int8")
 CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
-    pytest.param({"method": "local-sgd", "momentum": "keep"}, id="local-sgd"),
+    pytest.param({"method": "local-sgd", "momentum": "keep", "outer_momentum": 0.4}, id="local-sgd"),
     pytest.param({"method": "data-parallel"}, id="data-parallel"),
     pytest.param({"method": "ensemble", "min_blocks": 2}, id="ensemble"),
     pytest.param({"min_blocks": 3, "warmup": 6}, id="in-mid-warm-up"),
-    pytest.param({"momentum": "keep", "warmup": 4}, id="as-the-warm-up-ends"),
+    pytest.param({"momentum": "keep", "warmup": 4, "outer_momentum": 0.4}, id="as-the-warm-up-ends"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "precision": "bf16"}, id="in-bfloat16"),
     pytest.param({"momentum": "keep", "optim": ADAMW, "warmup": 2}, id="adamw-kept"),
     pytest.param({"method": "data-parallel", "optim": ADAMW}, id="adamw-data-parallel"),
@@ -108,6 +108,7 @@ CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep", "overlap": 1}, id="resist-that-overlaps"),
     pytest.param({"method": "local-sgd", "momentum": "keep", "overlap": 1}, id="local-sgd-that-overlaps"),
     pytest.param({"min_blocks": 3, "overlap": 1, "warmup": 4}, id="as-the-warm-up-ends-and-then-overlaps"),
+    pytest.param({"min_blocks": 3, "exchange": INT4, "outer_momentum": 0.4}, id="encoded-with-outer-momentum"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "exchange": INT4}, id="encoded"),
     pytest.param({"method": "local-sgd", "exchange": INT4}, id="local-sgd-encoded"),
     pytest.param({"min_blocks": 3, "exchange": BOTH}, id="blocks-encoded"),
@@ -272,6 +273,36 @@ def test_from_a_cpu_to_a_gpu_or_back(
     assert torch.equal(trunk, old_trunk)
     assert all(map(torch.equal, slots, old_slots))
     assert_same_state(after, before)
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize("method", ["resist", "local-sgd"])
+def test_outer_momentum_goes_on_with_another_number_of_workers(
+    method: Any, world: World, alone: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of({"method": method, "outer_momentum": 0.4}, world, max_rounds=1)
+    many = finished(replace(settings, output=folder / "many"), world).method
+    assert many.outer is not None
+    assert many.outer.step.abs().max() > 0
+    if world.is_first:
+        one, said = resume_on(alone, settings, folder / "many", capsys)
+        assert one.outer is not None
+        assert torch.equal(one.outer.step, many.outer.step)
+        assert torch.equal(one.outer.rate, many.outer.rate)
+        assert "outer momentum" not in said
+
+
+@pytest.mark.world_size(2)
+def test_outer_momentum_begins_where_a_checkpoint_has_none(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of({}, world, output=folder, max_rounds=1)
+    finished(settings, world)
+    resumed, said = resume_on(world, replace(settings, outer_momentum=0.4), folder, capsys)
+    assert ("outer momentum begins anew" in said) == world.is_first
+    assert resumed.outer is not None
+    assert resumed.outer.step.abs().max() == 0
+    assert torch.equal(resumed.outer.before, resumed.subnet.trunk)
 
 
 @pytest.mark.world_size(2)

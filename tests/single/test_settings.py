@@ -51,6 +51,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         ({"data": DataSettings(name=name)}, f"--data.name is {name}, but there is no folder; give it with --data.root")
         for name in ("folder", "imagenet")
     ),
+    ({"outer_momentum": 1.0}, "--outer_momentum is 1.0; give a number from 0 up to, but not, 1"),
+    *(
+        (
+            {"outer_momentum": 0.4, "method": method},
+            f"--outer_momentum steps from averages of parameters, and --method {method} has none; leave it out",
+        )
+        for method in ("data-parallel", "ensemble")
+    ),
+    *(({"outer_momentum": 0.4, "overlap": overlap}, "--outer_momentum steps from") for overlap in (1, "auto")),
     (
         {"cuda_graphs": True, "method": "data-parallel"},
         "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out",
