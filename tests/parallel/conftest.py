@@ -6,15 +6,16 @@ Rank 0 reports. After each test the ranks meet: a test that failed on any of the
 the others do not come, since they wait for what the failed rank was to send, it says why and takes the world down; a
 rank that hangs says where, and does the same. So a failure never looks like a test that takes long.
 
-Four ranks on two cores take as long as one, two and three together. What does not hang on how many workers hold a block
-is tested by up to three, of which one is neither the first nor the last (`world_sizes`).
+Every test passes with any number of ranks. Left out of some worlds (`world_sizes`) is only what a rank does by itself
+and takes long, beside others who do the same: their number is nothing to it. And the watchdog, whose tests wait by the
+clock, is tested alone and among four.
 """
 
 import faulthandler
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,16 @@ def _without_tensorboard() -> Iterator[None]:
 @pytest.fixture
 def folder(world: World, request: pytest.FixtureRequest) -> Path:
     """An empty folder, the same one on all ranks."""
-    path: Path | None = request.getfixturevalue("tmp_path") if world.is_first else None
-    shared = world.broadcast_object(path)
-    assert shared is not None
-    return shared
+    return _of_first(world, lambda: request.getfixturevalue("tmp_path"))
+
+
+@pytest.fixture(scope="module")
+def folder_of_module(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for what a module's tests share, the same one on all ranks."""
+    return _of_first(world, lambda: tmp_path_factory.mktemp("shared"))
+
+
+def _of_first(world: World, make: Callable[[], Path]) -> Path:
+    path = world.broadcast_object(make() if world.is_first else None)
+    assert path is not None
+    return path

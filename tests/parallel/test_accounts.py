@@ -15,8 +15,6 @@ from resist_hvd.training.trace import TRACED_ROUNDS
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 3)
-
 RANK = ["seconds_compute", "seconds_data", "seconds_sync", "seconds_trunk", "seconds_blocks"]
 
 

@@ -24,8 +24,6 @@ from resist_hvd.settings.optim import OptimSettings
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 3)
-
 SETTINGS = CompareSettings(
     local_iterations=2,
     rounds=2,

@@ -15,8 +15,6 @@ from resist_hvd.comm.probe import clock_offsets, probe
 from resist_hvd.comm.world import World
 from resist_hvd.settings.tools import DoctorSettings
 
-pytestmark = pytest.mark.world_sizes(1, 3)
-
 
 def apart(world: World) -> World:
     """This world, as if each rank had a host of its own."""

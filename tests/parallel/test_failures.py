@@ -21,8 +21,6 @@ from resist_hvd.training.run import Run
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 3)
-
 
 def everyone_raises(world: World, run: Run) -> str:
     """Train; return the message, which must be the same on all ranks."""

@@ -35,7 +35,7 @@ def overlaps(run: Run) -> list[int]:
     return [line.get("overlap", 0) for line in tiny.timeless_lines(run.folder / "rounds.jsonl")]
 
 
-@pytest.mark.world_sizes(2, 4)
+@pytest.mark.world_size(2)
 @pytest.mark.parametrize("method", ["resist", "local-sgd"])
 def test_all_ranks_choose_what_was_measured(
     method: Any, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -56,7 +56,7 @@ def test_all_ranks_choose_what_was_measured(
         assert overlaps(run) == [0] * FIRST + [1] * 2
 
 
-@pytest.mark.world_sizes(2, 4)
+@pytest.mark.world_size(2)
 @pytest.mark.usefixtures("_chooses_one")
 @pytest.mark.parametrize("changes", [{"momentum": "keep"}, {"method": "local-sgd"}])
 def test_a_resumed_run_goes_on_with_the_choice(changes: dict[str, Any], world: World, folder: Path) -> None:

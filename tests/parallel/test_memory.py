@@ -145,7 +145,7 @@ def train_and_evaluate(settings: Settings, world: World, folder: Path) -> Run:
     return run
 
 
-@pytest.mark.world_sizes(3)
+@pytest.mark.world_sizes(3)  # the most that each rank has
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_peak_memory_is_the_sub_networks(overlap: int, world: World, folder: Path) -> None:
     # Each of these buffers comes from the kernel by itself, so that the process grows by exactly what is used of them;

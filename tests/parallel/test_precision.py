@@ -22,6 +22,7 @@ from resist_hvd.training.run import Run
 from .. import plain_network
 from . import tiny
 
+# Numbers of either precision are computed by each rank by itself; what it sends has its full precision anyway.
 pytestmark = pytest.mark.world_sizes(1, 3)
 
 STEPS = 64

@@ -18,8 +18,6 @@ from resist_hvd.training.run import Training
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 3)
-
 ROUND = [
     "round",
     "iterations",

@@ -20,6 +20,7 @@ from resist_hvd.settings.optim import OptimSettings
 
 from . import tiny
 
+# Nothing is sent in these steps.
 pytestmark = pytest.mark.world_sizes(1, 3)
 
 SETTINGS = StepSettings(

@@ -28,8 +28,6 @@ from resist_hvd.training.step import GraphStep, StaticStep, Step, flat_state
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 2, 3)
-
 ADAMW = OptimSettings(name="adamw", lr=0.01, weight_decay=0.1, clip_norm=1.0)
 EVERYTHING = OptimSettings(lr=0.1, nesterov=True, clip_norm=1.0, label_smoothing=0.1)
 CASES = [
@@ -255,7 +253,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch.compiler.reset()
 
 
-@pytest.mark.world_sizes(2)
+@pytest.mark.world_sizes(2)  # each rank traces its own graphs
 @pytest.mark.parametrize(
     ("changes", "networks"),
     [

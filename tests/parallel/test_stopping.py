@@ -19,8 +19,6 @@ from resist_hvd.training.run import Run
 
 from . import tiny
 
-pytestmark = pytest.mark.world_sizes(1, 3)
-
 ROUNDS = 4
 
 
@@ -73,14 +71,17 @@ def settings_of(world: World, **changes: Any) -> Settings:
     return replace(tiny.settings(world, iterations=8, evaluate_every=1, momentum="keep", min_blocks=3), **changes)
 
 
-@pytest.mark.parametrize("batch", [0, 3, 7])
-@pytest.mark.parametrize("culprit", ["first", "last"])
+@pytest.fixture(scope="module")
+def whole(world: World, folder_of_module: Path) -> Run:
+    """The run that never stopped."""
+    return train(run_of(settings_of(world, output=folder_of_module / "whole"), world))
+
+
+@pytest.mark.parametrize(("batch", "culprit"), [(0, "last"), (3, "first"), (7, "last")])
 def test_told_on_one_rank_all_stop_after_the_round_and_go_on(
-    batch: int, culprit: str, world: World, folder: Path
+    batch: int, culprit: str, whole: Run, world: World, folder: Path
 ) -> None:
-    settings = settings_of(world)
-    whole = train(run_of(replace(settings, output=folder / "whole"), world))
-    settings = replace(settings, output=folder / "cut")
+    settings = settings_of(world, output=folder / "cut")
     rank = 0 if culprit == "first" else world.size - 1
     sentence = stopped(run_of(settings, world, told_in_batch=batch, rank=rank))
     done = batch // 2 + 1
@@ -95,10 +96,8 @@ def test_told_on_one_rank_all_stop_after_the_round_and_go_on(
     assert_same(whole, resumed)
 
 
-def test_stopped_in_each_round_it_still_gets_there(world: World, folder: Path) -> None:
-    settings = settings_of(world)
-    whole = train(run_of(replace(settings, output=folder / "whole"), world))
-    settings = replace(settings, output=folder / "cut", resume=True)
+def test_stopped_in_each_round_it_still_gets_there(whole: Run, world: World, folder: Path) -> None:
+    settings = settings_of(world, output=folder / "cut", resume=True)
     for done in range(1, ROUNDS + 1):
         assert f"after round {done};" in stopped(run_of(settings, world, told_in_batch=1, rank=world.size - 1))
         world.barrier()

@@ -23,6 +23,7 @@ from resist_hvd.training.run import Run
 
 from . import tiny
 
+# Each rank reads the model by itself. That any number of ranks writes the same one is tested with evaluation.
 pytestmark = pytest.mark.world_sizes(2)
 
 OPTIONS = {"patch_size": 4, "embed_dim": 12, "depth": 4, "num_heads": 3}

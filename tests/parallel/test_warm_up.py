@@ -22,8 +22,6 @@ from .. import plain_network
 from . import tiny
 from .assembly import assemble
 
-pytestmark = pytest.mark.world_sizes(1, 2, 3)
-
 
 def warm_up(world: World, folder: Path, **changes: Any) -> Run:
     """A run of three rounds, two of which are warm-up."""

@@ -16,6 +16,7 @@ from resist_hvd.guard.channel import Channel
 from resist_hvd.guard.rendezvous import Rendezvous
 from resist_hvd.guard.watchdog import Watchdog, watched
 
+# Alone; and with ranks that neither judge nor are to blame, beside one that does and one that is.
 pytestmark = pytest.mark.world_sizes(1, 4)
 
 LIMIT = 1.5
