@@ -7,6 +7,7 @@ import torch
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
 from resist_hvd.data.tree import ImageTree, Share, make_here
+from resist_hvd.data.validation import hold_out
 from resist_hvd.settings.data import DataName, DataSettings, own_cores
 
 __all__ = ["Batch", "DataSettings", "DataSource", "DataSpec", "ExtraTest", "Shard", "load"]
@@ -56,6 +57,8 @@ def load(
         images = folder.read(settings, share)
     else:
         images = read_published(settings)
+        if settings.validation:
+            images = hold_out(images, settings.validation)
     return ResidentSource(images, settings, shard=shard, seed=seed, device=device)
 
 

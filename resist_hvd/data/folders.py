@@ -10,7 +10,7 @@ some hundreds, and travels quickly to the worker processes of a loader and to th
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,17 @@ class ImageIndex:
         below = np.where(padding, ord("/"), names[np.where(padding, 0, ends[:, None] + columns)])
         folder = np.frombuffer(os.fsencode(self.folder) + b"/", dtype=np.uint8)
         return np.hstack([np.broadcast_to(folder, (len(images), len(folder))), below.astype(np.uint8)])
+
+    def select(self, chosen: NDArray[np.bool_]) -> "ImageIndex":
+        """Some of the files, in their order.
+
+        Args:
+            chosen: whether a file is among them, [N].
+        """
+        lengths = np.diff(self.ends, prepend=0)
+        names = np.frombuffer(self.names, dtype=np.uint8)[np.repeat(chosen, lengths)]
+        ends = np.cumsum(lengths[chosen])
+        return replace(self, labels=self.labels[chosen], names=names.tobytes(), ends=ends)
 
     def path(self, image: int) -> Path:
         """The image file's whole path."""

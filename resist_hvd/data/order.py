@@ -24,6 +24,7 @@ class _Purpose(IntEnum):
     EPOCH = 0
     SAMPLE = 1
     CALIBRATION = 2
+    VALIDATION = 3
 
 
 def _random_words(seed: int, purpose: _Purpose, counter: int, count: int) -> NDArray[np.uint64]:
@@ -55,6 +56,11 @@ def sample_words(seed: int, first: int, count: int, *, each: int = WORDS_PER_SAM
 def fixed_choice(size: int, count: int) -> NDArray[np.int64]:
     """`count` different numbers below `size`, or all of them if there are fewer: the same ones at every call."""
     return _permutation(0, _Purpose.CALIBRATION, 0, size)[:count]
+
+
+def fixed_order(size: int) -> NDArray[np.int64]:
+    """The numbers below `size` in a random order, the same one at every call: int64 [size]."""
+    return _permutation(0, _Purpose.VALIDATION, 0, size)
 
 
 class EpochOrder:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from resist_hvd.settings.group import Bound, Count, Group, Natural, Positive, Share
+from resist_hvd.settings.group import Bound, Count, Fraction, Group, Natural, Positive, Share
 
 DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder", "imagenet"]
 
@@ -124,6 +124,10 @@ class DataSettings(Group):
     calibration_images: Count = 2048
     """Training images, summed over workers, from which evaluation takes the exact batch-norm statistics; all of them
     where there are fewer."""
+
+    validation: Fraction = 0.0
+    """Share of the training images, of each class, that is held out: not trained on, and evaluated on in place of the
+    test set, which settings must not be chosen by. The same images in all runs on a training set."""
 
     image_size: Count | None = None
     """Height and width in pixels that images are scaled to. Default: 32 for digits, 224 for imagenet; for the others,

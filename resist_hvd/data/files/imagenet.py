@@ -19,7 +19,8 @@ from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.side_stream import SideStream, made_beside
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch
-from resist_hvd.data.tree import ImageTree, Share, find_images
+from resist_hvd.data.tree import ImageTree, Share
+from resist_hvd.data.validation import list_images
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 
@@ -35,9 +36,7 @@ def load(
         UserError: a folder is missing or empty, its classes do not match, images are too few for one batch of all
             workers, or the loader that is asked for is not installed.
     """
-    assert settings.root is not None  # DataSettings sees to it
-    root = settings.root
-    images = share(lambda: find_images(root, settings.extra_tests), ImageTree.digest)
+    images = share(lambda: list_images(settings), ImageTree.digest)
     check_one_batch(
         images.train.folder.parent.name,
         train_size=len(images.train),

@@ -12,7 +12,8 @@ from resist_hvd.data.decoding import fit_square
 from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.memory.images import LabelledImages, check_memory
 from resist_hvd.data.memory.resident import ImageSet
-from resist_hvd.data.tree import ImageTree, Share, find_images, make_here
+from resist_hvd.data.tree import ImageTree, Share, make_here
+from resist_hvd.data.validation import list_images
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 
@@ -110,7 +111,7 @@ def read(settings: DataSettings, share: Share[ImageTree] = make_here) -> ImageSe
     """
     assert settings.root is not None  # DataSettings sees to it
     root = settings.root
-    images = share(lambda: find_images(root, settings.extra_tests), ImageTree.digest)
+    images = share(lambda: list_images(settings), ImageTree.digest)
     size = settings.image_size or _size_of_first(images.train, settings)
     padding = size // 8 if settings.crop_padding is None else settings.crop_padding
     tests = len(images.test) + sum(map(len, images.extra.values()))

@@ -99,6 +99,15 @@ class LabelledImages:
         """The same on `device`; nothing is copied where they are there already."""
         return type(self)(padded=self.padded.to(device), labels=self.labels.to(device), padding=self.padding)
 
+    def select(self, chosen: NDArray[np.bool_]) -> Self:
+        """Copies of some images, in their order.
+
+        Args:
+            chosen: whether an image is among them, [N].
+        """
+        numbers = torch.from_numpy(np.flatnonzero(chosen))
+        return type(self)(padded=self.padded[numbers], labels=self.labels[numbers], padding=self.padding)
+
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Exact mean and standard deviation of each channel over all images, in 0 to 255: two float64 [C]."""
         total = torch.zeros(self.channels, dtype=torch.int64)
