@@ -44,6 +44,7 @@ NOT_DEFAULTS: dict[str, Any] = {
     "download": True,
     "batch_size": 3,
     "test_batch_size": 3,
+    "validation": 0.1,
     "calibration_images": 3,
     "image_size": 300,
     "test_resize": 400,
