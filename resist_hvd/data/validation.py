@@ -44,12 +44,8 @@ def held_out(labels: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
 def hold_out(images: ImageSet, share: float) -> ImageSet:
     """Return a set in memory whose test half are held-out training images."""
     chosen = held_out(images.train.labels.numpy(), share)
-    return replace(
-        images,
-        train=images.train.select(~chosen),
-        test=images.train.select(chosen),
-        remarks=(*images.remarks, remark(chosen, share)),
-    )
+    train, test = images.train.select(~chosen), images.train.select(chosen)
+    return replace(images, train=train, test=test, remarks=(*images.remarks, remark(chosen, share)))
 
 
 def list_images(settings: DataSettings) -> ImageTree:
@@ -63,12 +59,8 @@ def list_images(settings: DataSettings) -> ImageTree:
     if not share:
         return images
     chosen = held_out(images.train.labels, share)
-    return replace(
-        images,
-        train=images.train.select(~chosen),
-        test=images.train.select(chosen),
-        remarks=(*images.remarks, remark(chosen, share)),
-    )
+    train, test = images.train.select(~chosen), images.train.select(chosen)
+    return replace(images, train=train, test=test, remarks=(*images.remarks, remark(chosen, share)))
 
 
 def remark(chosen: NDArray[np.bool_], share: float) -> str:

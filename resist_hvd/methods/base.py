@@ -245,15 +245,15 @@ class Method(ABC):
         """
         return nullcontext()
 
-    def share(self, flat: Tensor) -> None:
-        """Note the buffer that all workers share, equal on all: what encodes its changes, and its outer momentum."""
+    def begin_averages_of(self, flat: Tensor) -> None:
+        """Make what encodes changes of the buffer that all workers share, equal on all, and its outer momentum."""
         setup = self.setup
         self.changes = self.transport.count_changes(flat, setup.exchange)
         if setup.outer_momentum:
             self.outer = OuterMomentum(flat, setup.outer_momentum, self.changes)
 
-    def count_changes(self) -> None:
-        """Count changes of what all workers share from what it is now, equal on all; nothing is left to be sent."""
+    def begin_here(self) -> None:
+        """Take what all workers share as it is now, equal on all, for the last average; nothing is left to be sent."""
         if self.changes is not None:
             self.changes.restart()
         if self.outer is not None:

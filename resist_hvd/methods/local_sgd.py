@@ -57,7 +57,7 @@ class LocalSGD(Replicated):
     def __init__(self, setup: Setup, *, scales: Sequence[float] = ()) -> None:
         super().__init__(setup, scales=scales)
         flat = self.subnet.parameters_flat
-        self.share(flat)
+        self.begin_averages_of(flat)
         self._drift: Drift | None = None
         self._averaging: PendingAverage | None = None
         self._courier: Courier | None = None

@@ -89,7 +89,7 @@ class Resist(Method):
         self.transport = Transport(setup.world, self.rule.groups, block_codec=setup.exchange.blocks)
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
-        self.share(self.subnet.trunk)
+        self.begin_averages_of(self.subnet.trunk)
         slots = accumulate(self.rule.depths, initial=0)
         self._block_sizes = tuple(
             self.subnet.slots[slot].numel()
@@ -266,7 +266,7 @@ class WarmUp(LocalSGD):
             return None
         heir = Resist(self._setup_of_heir, self._seed)
         copy_share(heir.subnet, heir.subnet.parameters_flat, self.subnet, self.subnet.parameters_flat, heir.blocks)
-        heir.count_changes()
+        heir.begin_here()
         if self.outer is not None and heir.outer is not None:
             heir.outer.step.copy_(self.subnet.cut(self.outer.step)[0])
             heir.outer.rate.copy_(self.outer.rate)

@@ -88,8 +88,8 @@ def _of_accuracy(runs: list[RunRecord], drawn: list[Curve], link: Link | None) -
     return Figure(
         "accuracy",
         "Accuracy",
-        "On the test set, of the global network, against rounds, seconds of training, and payload sent by all "
-        "workers together."
+        "Of the global network, on the test set or the images held out by --data.validation, against rounds, seconds "
+        "of training, and payload sent by all workers together."
         + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")
         + (f" {link.says}" if link else ""),
         lambda theme: accuracy(drawn, theme, link),

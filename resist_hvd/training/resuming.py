@@ -75,7 +75,7 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     there = {name for entry in manifest["files"].values() for name in entry["tensors"]}
     shared = run.method.shared_state()
     checkpoint.read(run.method.read_by_this_worker() | {name: shared[name] for name in shared if name in there})
-    run.method.count_changes()
+    run.method.begin_here()
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
     if not set(shared) <= there:
         sentence += "; outer momentum begins anew, since the checkpoint has none"
