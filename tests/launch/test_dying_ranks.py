@@ -40,7 +40,7 @@ def test_killed_rank_takes_the_others_with_it(rank: int, tiny: list[str], copy_o
         os.kill(running.rank(rank), signal.SIGKILL)
         ended = running.end()
     assert re.fullmatch(
-        rf"Rank {rank} of 2 on {runs.HOST} has died \[round \d+, [\w ,]+\], says rank {1 - rank} of 2 on {runs.HOST}\. "
+        rf"Rank {rank} of 2 on {runs.HOST} has died \[round \d+, [^]]+\], says rank {1 - rank} of 2 on {runs.HOST}\. "
         + re.escape(going_on(copy_of_cut)),
         ended.mistake,
     ), ended

@@ -86,7 +86,7 @@ def test_paused_rank_is_named(rank: int, ranks: int, tiny: list[str], tmp_path: 
     judges = "0" if rank else "12"  # rank 0 judges all, and all judge rank 0
     assert re.fullmatch(
         rf"Rank {rank} of {ranks} on {runs.HOST} has not been heard of for \d+ s, since \d\d:\d\d:\d\d "
-        rf"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off, "
+        rf"\[round \d+, [^]]+\]: paused, or its host is down or cut off, "
         rf"says rank [{judges}] of {ranks} on {runs.HOST}\. Stacks: {folder}/stalled-rank\*\.txt\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
         ended.mistake,
@@ -114,9 +114,9 @@ def test_told_to_stop_while_a_rank_is_silent_it_names_that_rank_and_stops_once_i
     assert ended.status == STOPPED, ended
     named, stopped = ended.messages
     assert re.fullmatch(
-        r"Told to stop by TERM \[round \d+, [\w ,]+\], and the round cannot be ended without all ranks\. "
+        r"Told to stop by TERM \[round \d+, [^]]+\], and the round cannot be ended without all ranks\. "
         rf"Rank 1 of 3 on {runs.HOST} has not been heard of for \d+ s, since \d\d:\d\d:\d\d "
-        r"\[round \d+, [\w ,]+\]: paused, or its host is down or cut off\. "
+        r"\[round \d+, [^]]+\]: paused, or its host is down or cut off\. "
         rf"Nothing was saved yet in {folder}: begin again, with --resume or another --output\.",
         named,
     ), ended
