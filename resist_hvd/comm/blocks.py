@@ -29,7 +29,7 @@ Numbers = NDArray[Any]
 CHUNKS = 8
 """Chunks that a long message is cut into."""
 
-LEAST_BYTES, MOST_BYTES = 32 * 2**10, 2**20
+LEAST_BYTES, MOST_BYTES = 16 * 2**10, 2**20
 """Bytes of a chunk: the least is what every MPI sends without asking first, over TCP at any rate."""
 
 WINDOW = 8
