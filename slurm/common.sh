@@ -23,6 +23,9 @@ may_use_mpirun=1
 # How many ranks; slurm/array.sbatch has jobs of several sizes.
 workers=${SLURM_NTASKS:-1}
 
+# The run's folder, where it is not named by the job; slurm/reproduce.sbatch has runs that are named by their settings.
+run_folder=''
+
 # Statuses that resist_hvd ends with: told to stop, a checkpoint is written; or a rank is lost.
 stopped=75
 rank_lost=69
@@ -43,7 +46,7 @@ count_in() { if [[ $1 =~ ^[0-9]{1,6}$ ]]; then printf '%d' "$((10#$1))"; else pr
 # same job goes on from its newest checkpoint: a requeued job keeps its number.
 train() {
     local job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-    local folder=${RESIST_HVD_RUNS:-$SLURM_SUBMIT_DIR/runs}/$SLURM_JOB_NAME-$job
+    local folder=${run_folder:-${RESIST_HVD_RUNS:-$SLURM_SUBMIT_DIR/runs}/$SLURM_JOB_NAME-$job}
     local status
     if [[ -z $(count_in "${RESIST_HVD_RESTARTS:-10}" '') ]]; then
         say "RESIST_HVD_RESTARTS is '$RESIST_HVD_RESTARTS'; give how often a job may requeue itself, 0 to 999999"

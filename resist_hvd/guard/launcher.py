@@ -1,7 +1,8 @@
 """Watch over the launcher: no rank outlives it, and what `horovodrun` is told reaches the run.
 
 `horovodrun` becomes the shell that runs `mpirun`. A signal to it ends the shell alone, and mpirun goes on without it:
-so a rank beside mpirun takes the shell's end for the signal. `launch/run` passes signals on, but KILL.
+so a rank beside mpirun takes the shell's end for the signal. `launch/run` and `resist_hvd.reproduce` pass signals on,
+but KILL.
 """
 
 from __future__ import annotations
@@ -34,11 +35,16 @@ def watch_launcher(world: World, signals: SignalHandler) -> None:
 
 
 def shell_around(launcher: int) -> int:
-    """Return the shell that `horovodrun` has become, or `launch/run` is, if it started this launcher; else 0."""
+    """Return the process that started this launcher if it is one whose end means the run's, else 0.
+
+    That is the shell that `horovodrun` has become, or `launch/run` is; or `resist_hvd.reproduce`.
+    """
     with suppress(psutil.Error):
         shell = psutil.Process(launcher).parent()
         words = [*(shell.cmdline() if shell else []), "", "", ""]
-        if words[1].endswith("launch/run") or (words[1] == "-c" and words[2].startswith("mpirun ")):
+        is_script = words[1].endswith(("launch/run", "resist-hvd-reproduce"))
+        is_horovodrun = words[1] == "-c" and words[2].startswith("mpirun ")
+        if is_script or is_horovodrun or words[1:3] == ["-m", "resist_hvd.reproduce"]:
             return int(shell.pid)
     return 0
 

@@ -392,6 +392,52 @@ def test_container_s_python_is_what_runs_and_what_is_tried(job: Job, tmp_path: P
     assert f"{inside} -m resist_hvd.train --resume --output {tmp_path}/runs/name-7 --recipe digits\n" in told(tmp_path)
 
 
+DESCRIBES = """
+echo "python $*" >> "$TOLD"
+case "$*" in
+    *"--part 9 "*) echo "resist_hvd: --part is 9" >&2; exit 2 ;;
+    *--describe) printf '8\\n/elsewhere/a run\\n--method=resist\\n--data.root=a folder\\n' | sed "s:/elsewhere:$OUT:" ;;
+esac
+"""
+"""A stand-in for Python, which describes every run but the ninth."""
+
+
+@pytest.fixture
+def describing(job: Job, tmp_path: Path) -> Job:
+    """Starts a batch script as `job` does, with a Python that describes runs."""
+    (tmp_path / "bin/python").write_text(f"#!/bin/sh\n{DESCRIBES}\n")
+    (tmp_path / "bin/python").chmod(0o755)
+
+    def start(script: str, *flags: str, **variables: str) -> subprocess.Popen[str]:
+        return job(script, *flags, SLURM_NTASKS="16", OUT=str(tmp_path), **variables)
+
+    return start
+
+
+def test_reproduction_s_element_is_a_run_as_it_is_described(describing: Job, tmp_path: Path) -> None:
+    element = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "3"}
+    status, _ = ended(describing("reproduce.sbatch", "table2", "--seeds=1", **element))
+    assert status == 0
+    begins, *_, runs = told(tmp_path).splitlines()
+    assert begins == "python -m resist_hvd.reproduce table2 --budget paper --seeds=1 --part 3 --describe"
+    assert "--ntasks=8 " in runs
+    assert runs.endswith(f"--resume --output {tmp_path}/a run --method=resist --data.root=a folder")
+    assert (tmp_path / "a run/outcome").is_file()
+
+
+def test_reproduction_s_element_that_there_is_not_starts_nothing(describing: Job, tmp_path: Path) -> None:
+    element = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "9"}
+    status, said = ended(describing("reproduce.sbatch", "table2", **element))
+    assert (status, said) == (2, "resist_hvd: --part is 9\n")
+    assert "srun" not in told(tmp_path)
+
+
+def test_reproduction_s_job_without_an_array_makes_the_page(describing: Job, tmp_path: Path) -> None:
+    status, _ = ended(describing("reproduce.sbatch", "table2", "--seeds=1"))
+    assert status == 0
+    assert told(tmp_path) == "python -m resist_hvd.reproduce table2 --budget paper --seeds=1 --page\n"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_every_script_warns_requeues_appends_and_has_its_three_lines_on_top(script: Path) -> None:
     text = script.read_text()

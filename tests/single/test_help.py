@@ -7,23 +7,25 @@ from typing import Any
 
 import pytest
 
-from resist_hvd import __version__, bench, doctor, plan, report, train
+from resist_hvd import __version__, bench, doctor, plan, report, reproduce, train
 from resist_hvd.report import ReportSettings
 from resist_hvd.settings import flags
 from resist_hvd.settings.group import flags_of
 from resist_hvd.settings.plan import PlanSettings
+from resist_hvd.settings.reproduce import ReproduceSettings
 from resist_hvd.settings.tools import EvaluateSettings, PredictSettings
 
 PROGRAMS: dict[str, type[Any]] = {
     "plan": PlanSettings,
     "report": ReportSettings,
+    "reproduce": ReproduceSettings,
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
     **{f"bench {name}": benchmark.settings for name, benchmark in bench.BENCHMARKS.items()},
 }
 
 
-@pytest.mark.parametrize("main", [train.main, plan.main, report.main, bench.main, doctor.main])
+@pytest.mark.parametrize("main", [train.main, plan.main, report.main, reproduce.main, bench.main, doctor.main])
 def test_every_program_tells_its_version(main: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["program", "--version"])
     with pytest.raises(SystemExit) as ended:
@@ -32,7 +34,7 @@ def test_every_program_tells_its_version(main: Any, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().out == f"resist_hvd {__version__}\n"
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "predict", "bench", "doctor", "plan"])
+@pytest.mark.parametrize("program", ["train", "evaluate", "predict", "bench", "doctor", "plan", "reproduce"])
 @pytest.mark.parametrize("flag", ["--help", "--nonsense"])
 def test_neither_help_nor_a_mistake_waits_for_libraries(program: str, flag: str) -> None:
     code = (

@@ -25,7 +25,8 @@ ROOMS = (
     ("api",),
     ("planning", "reporting", "checkup", "trained"),
     ("benchmarks",),
-    ("train", "evaluate", "predict", "plan", "bench", "report", "doctor"),
+    ("reproduction",),
+    ("train", "evaluate", "predict", "plan", "bench", "report", "doctor", "reproduce"),
 )
 """From the ground up. Rooms of one line know nothing of one another but what `NEIGHBOURS` has."""
 

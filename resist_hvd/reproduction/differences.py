@@ -1,0 +1,89 @@
+"""The ways in which what was run differs from the paper's setting, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from resist_hvd.records import StartRecord
+from resist_hvd.reproduction.experiment import Case, Layer
+from resist_hvd.reproduction.outcome import Outcome
+from resist_hvd.settings.group import settings_of
+from resist_hvd.settings.model import SECTIONS
+from resist_hvd.settings.reading import merged, read_recipe
+from resist_hvd.settings.run import Settings
+from resist_hvd.units import counted
+
+COMPARED = {
+    "network": "sections",
+    "model.width_factor": "width of all layers",
+    "data": "images",
+    "data.image_size": "pixels a side",
+    "data.batch_size": "images in a worker's batch",
+    "epochs": "epochs, summed over workers",
+    "max_rounds": "rounds at most",
+    "local_iterations": "local iterations a round",
+    "min_blocks": "blocks a worker at least",
+    "optim.lr": "learning rate",
+    "optim.schedule": "schedule",
+    "precision": "precision",
+}
+"""Settings that make a result, and what they are called."""
+
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+USUAL = {"data.image_size": {"imagenet": 224}}
+
+
+def differences(outcome: Outcome) -> list[str]:
+    """Return what differs: settings, seeds, hardware, and what the experiment says itself."""
+    experiment, settings = outcome.experiment, outcome.settings
+    ours = next((case for case in experiment.cases(settings) if not case.lacking), None)
+    papers = next((case for case in experiment.cases(replace(settings, budget="paper")) if not case.lacking), None)
+    found = list(_settings(ours, papers)) if ours and papers else []
+    seeds = settings.seeds_taken
+    if seeds < 3:
+        found.append(f"{counted(seeds, 'seed')}; the paper's numbers are means of three")
+    found += _hardware(outcome)
+    return [f"{sentence}." for sentence in found] + list(experiment.notes)
+
+
+def _settings(ours: Case, papers: Case) -> Iterator[str]:
+    one, other = _resolved(ours.settings), _resolved(papers.settings)
+    for name, words in COMPARED.items():
+        if one.get(name) != other.get(name):
+            yield f"{words}: {_shown(one.get(name))}; the paper: {_shown(other.get(name))}"
+
+
+def _resolved(layer: Layer) -> dict[str, Any]:
+    """Return a run's settings, its recipe's beneath them, and its network and images by what people call them."""
+    values = merged(read_recipe(layer.get("recipe")), {k: v for k, v in layer.items() if k != "recipe"})
+    defaults = settings_of(Settings)
+    known = {name: values.get(name, defaults[name].default) for name in COMPARED if name in defaults}
+    sections, name = values.get("model.sections"), values.get("model.name", "preact_resnet101")
+    known["network"] = sections or ",".join(map(str, SECTIONS.get(name, ()))) or name
+    if "model.parts" in values:
+        known["network"] = str(values.get("model.options.sections"))
+        known["model.width_factor"] = values.get("model.options.width", 64) / 64
+    data = values.get("data.name", "digits")
+    known["data"] = f"the folder {Path(values['data.root']).name}" if data == "folder" else NAMES.get(data, data)
+    known["data.image_size"] = known["data.image_size"] or USUAL["data.image_size"].get(data)
+    return known
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _hardware(outcome: Outcome) -> Iterator[str]:
+    """Yield on what the runs were made, as they say it themselves."""
+    places = set()
+    for record in outcome.records:
+        with suppress(OSError):
+            for start in StartRecord.read_lines(record.folder / "starts.jsonl").records:
+                places.add((start.device, len(set(start.hosts))))
+    if places:
+        said = " and ".join(f"{device.upper()} of {counted(hosts, 'host')}" for device, hosts in sorted(places))
+        yield f"workers on the {said}; the paper: a V100 each"

@@ -1,0 +1,99 @@
+"""Experiments as data: the rows that are run and compared, what is read of each, and the paper's numbers beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.settings.reproduce import BudgetName, ReproduceSettings
+
+Layer = Mapping[str, Any]
+"""Settings of `resist_hvd.train` by the names of their flags; `recipe` among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """The point up to which runs of one experiment are compared.
+
+    Attributes:
+        accuracy: percent, that all of them have reached; None where there is none.
+    """
+
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number that is read of each run.
+
+    Attributes:
+        name: the heading of its column, with its unit.
+        read: of a finished run; None where the run does not tell.
+        show: the number as people read it.
+        noise: the difference between two runs of one seed each that means nothing.
+        relative: whether noise is a share, and differences are ratios.
+        own: whether it is one of ours, for which the paper has no column.
+    """
+
+    name: str
+    read: Callable[[RunRecord, Goal], float | None]
+    show: Callable[[float], str]
+    noise: float = 0.0
+    relative: bool = False
+    own: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A row of an experiment.
+
+    Attributes:
+        name: what its row is called; unlike every other.
+        workers: how many ranks it runs on.
+        settings: of its runs, but for their seeds and folders.
+        group: rows of a group are compared with one another.
+        paper: the paper's numbers, by the measures' names.
+        place: where the paper shows an order without numbers: its place in it, the least first.
+        lacking: why it cannot be run; empty where it can.
+        note: a sentence on this row.
+    """
+
+    name: str
+    workers: int
+    settings: Layer = field(default_factory=dict)
+    group: str = ""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    place: int | None = None
+    lacking: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table or a figure of the paper.
+
+    Attributes:
+        name: as it is asked for.
+        title: what it shows.
+        source: its place in the paper.
+        about: how to read it, in sentences.
+        cases: the rows, by what is asked for.
+        measures: what is read of each row; the first is drawn.
+        compare: the row with which each row of a group is compared: the group's first, or the one before.
+        lasts: how long each budget takes.
+        curves: whether accuracy against rounds, seconds and bytes is drawn.
+        notes: what else differs from the paper, whatever the budget.
+    """
+
+    name: str
+    title: str
+    source: str
+    about: str
+    cases: Callable[[ReproduceSettings], list[Case]]
+    measures: tuple[Measure, ...]
+    compare: Literal["first", "before"] = "first"
+    lasts: Mapping[BudgetName, str] = field(default_factory=dict)
+    curves: bool = False
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,166 @@
+"""What an experiment's runs came to: a row a case with the paper's beside it, and whether signs and order agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean, stdev
+from typing import Literal, NamedTuple
+
+from resist_hvd.reporting.reading import RunRecord, read_run
+from resist_hvd.reproduction.experiment import Case, Experiment, Goal, Measure
+from resist_hvd.reproduction.measures import best_accuracy
+from resist_hvd.reproduction.runs import runs_of
+from resist_hvd.settings.reproduce import ReproduceSettings
+
+Agreement = Literal["agrees", "differs", "too close to tell", "not run"]
+
+
+class Value(NamedTuple):
+    """A measure of a row: the mean over seeds, their standard deviation where there are several, and how many."""
+
+    mean: float
+    deviation: float | None
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A case and what came of it.
+
+    Attributes:
+        values: by the measures' names; none of those that no run told.
+        finished, wanted: its runs.
+    """
+
+    case: Case
+    values: Mapping[str, Value]
+    finished: int
+    wanted: int
+
+
+class Verdict(NamedTuple):
+    """Two rows by a measure: how far the second is from the first, in the paper and here.
+
+    Differences are ratios less one where the measure is relative. The paper's is None where it has an order alone.
+    """
+
+    measure: Measure
+    one: str
+    other: str
+    above: bool
+    paper: float | None
+    ours: float | None
+    says: Agreement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All that an experiment came to.
+
+    Attributes:
+        goal: the accuracy to which rows are compared.
+        records: of all runs that are finished, in the order of rows.
+    """
+
+    experiment: Experiment
+    settings: ReproduceSettings
+    goal: Goal
+    rows: list[Row]
+    verdicts: list[Verdict]
+    records: list[RunRecord]
+
+    @property
+    def tally(self) -> dict[Agreement, int]:
+        """How many comparisons came out how."""
+        counts: dict[Agreement, int] = {"agrees": 0, "differs": 0, "too close to tell": 0, "not run": 0}
+        for verdict in self.verdicts:
+            counts[verdict.says] += 1
+        return counts
+
+
+def outcome_of(experiment: Experiment, settings: ReproduceSettings) -> Outcome:
+    """Read the runs that are finished, and compare them."""
+    found: list[tuple[Case, list[RunRecord], int]] = []
+    for case in experiment.cases(settings):
+        runs = runs_of(case, settings)
+        records = [read_run(run.folder) for run in runs if run.finished]
+        for record in records:
+            record.label = record.curve = case.name
+        found.append((case, records, len(runs)))
+    goal = goal_of([record for _, records, _ in found for record in records])
+    rows = [
+        Row(case=case, values=_values(experiment, records, goal), finished=len(records), wanted=wanted)
+        for case, records, wanted in found
+    ]
+    for colour, (_, records, _) in enumerate(found):
+        for record in records:
+            record.colour = colour
+    return Outcome(
+        experiment=experiment,
+        settings=settings,
+        goal=goal,
+        rows=rows,
+        verdicts=list(verdicts(experiment, rows)),
+        records=[record for _, records, _ in found for record in records],
+    )
+
+
+def goal_of(records: list[RunRecord]) -> Goal:
+    """Return the accuracy that all runs have reached; none where runs were not evaluated on their way."""
+    best = [best_accuracy(run, Goal()) for run in records if len(run.evaluations) > 1]
+    return Goal(accuracy=min((value for value in best if value is not None), default=None))
+
+
+def _values(experiment: Experiment, records: list[RunRecord], goal: Goal) -> dict[str, Value]:
+    values = {}
+    for measure in experiment.measures:
+        read = [value for record in records if (value := measure.read(record, goal)) is not None]
+        if read:
+            values[measure.name] = Value(fmean(read), stdev(read) if len(read) > 1 else None, len(read))
+    return values
+
+
+def verdicts(experiment: Experiment, rows: list[Row]) -> Iterator[Verdict]:
+    """Yield the comparisons that the paper makes: of rows in a group that have its numbers, or a place in its order."""
+    for measure in experiment.measures:
+        is_first = measure is experiment.measures[0]
+        told = [row for row in rows if _is_told(row.case, measure, is_first=is_first)]
+        for _, members in groupby(sorted(told, key=lambda row: row.case.group), key=lambda row: row.case.group):
+            group = list(members)
+            for place, row in enumerate(group[1:]):
+                yield verdict(measure, group[0 if experiment.compare == "first" else place], row)
+
+
+def _is_told(case: Case, measure: Measure, *, is_first: bool) -> bool:
+    """Return whether the paper tells a row's measure; an order without numbers is of an experiment's first measure."""
+    return measure.name in case.paper or (case.place is not None and is_first)
+
+
+def verdict(measure: Measure, one: Row, other: Row) -> Verdict:
+    """Compare two rows."""
+    papers = [row.case.paper[measure.name] for row in (one, other) if measure.name in row.case.paper]
+    paper = difference(measure, papers[0], papers[1]) if len(papers) == 2 else None
+    if paper is None:
+        assert one.case.place is not None
+        assert other.case.place is not None
+        above = other.case.place > one.case.place
+    else:
+        above = paper > 0
+    values = [row.values[measure.name] for row in (one, other) if measure.name in row.values]
+    if len(values) < 2:
+        return Verdict(measure, one.case.name, other.case.name, above, paper, None, "not run")
+    ours = difference(measure, values[0].mean, values[1].mean)
+    noise = measure.noise / math.sqrt(min(value.seeds for value in values))
+    if abs(ours) <= noise:
+        says: Agreement = "too close to tell"
+    else:
+        says = "agrees" if (ours > 0) == above else "differs"
+    return Verdict(measure, one.case.name, other.case.name, above, paper, ours, says)
+
+
+def difference(measure: Measure, one: float, other: float) -> float:
+    """Return how far the second of two values is from the first."""
+    return other / one - 1 if measure.relative else other - one
