@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,7 @@ from resist_hvd.errors import Stopped, UserError, run_alone
 from resist_hvd.guard.endings import STOPPED
 from resist_hvd.reproduction import tables
 from resist_hvd.reproduction.experiment import Experiment
-from resist_hvd.reproduction.launching import Launcher
+from resist_hvd.reproduction.launching import Ended, Launcher
 from resist_hvd.reproduction.outcome import outcome_of
 from resist_hvd.reproduction.registry import EXPERIMENTS, named
 from resist_hvd.reproduction.runs import Run, planned, run_all
@@ -87,10 +88,16 @@ def start(runs: list[Run]) -> None:
         UserError: a run has failed, or there is nothing to start ranks by.
         Stopped: it was told to stop.
     """
-    if all(run.finished for run in runs):
+    left = [run for run in runs if not run.finished]
+    if not left:
         console.out("All runs are finished.")
-    else:
-        run_all(runs, Launcher().start)
+        return
+    run_all(runs, launch_nothing if all(run.case.computed for run in left) else Launcher().start)
+
+
+def launch_nothing(workers: int, arguments: Sequence[str], log: Path) -> Ended:
+    """Stand in for a launcher where this process computes all by itself."""
+    raise AssertionError(f"{workers} ranks of {arguments} are not to be started")
 
 
 def write(experiment: Experiment, settings: ReproduceSettings) -> None:

@@ -19,9 +19,11 @@ class Goal:
 
     Attributes:
         accuracy: percent, that all of them have reached; None where there is none.
+        samples: training images with which data-parallel training has come to it; None without such a run.
     """
 
     accuracy: float | None = None
+    samples: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class Case:
     Attributes:
         name: what its row is called; unlike every other.
         workers: how many ranks it runs on.
-        settings: of its runs, but for their seeds and folders.
+        settings: of its runs, but for their seeds and folders: training's, or those of `bench compare`.
+        counted: for a row of `bench compare`: measures' numbers of what that has written.
+        computed: for a row that this process computes by itself: measures' numbers by a seed.
         group: rows of a group are compared with one another.
         paper: the paper's numbers, by the measures' names.
         place: where the paper shows an order without numbers: its place in it, the least first.
@@ -63,6 +67,8 @@ class Case:
     name: str
     workers: int
     settings: Layer = field(default_factory=dict)
+    counted: Callable[[Mapping[str, Any], Goal], Mapping[str, float]] | None = None
+    computed: Callable[[int], Mapping[str, float]] | None = None
     group: str = ""
     paper: Mapping[str, float] = field(default_factory=dict)
     place: int | None = None
@@ -81,7 +87,8 @@ class Experiment:
         about: how to read it, in sentences.
         cases: the rows, by what is asked for.
         measures: what is read of each row; the first is drawn.
-        compare: the row with which each row of a group is compared: the group's first, or the one before.
+        compare: that with which each row of a group is compared: the group's first, the one before, or, where the
+            paper's numbers are what it has at least, its own.
         lasts: how long each budget takes.
         curves: whether accuracy against rounds, seconds and bytes is drawn.
         notes: what else differs from the paper, whatever the budget.
@@ -93,7 +100,7 @@ class Experiment:
     about: str
     cases: Callable[[ReproduceSettings], list[Case]]
     measures: tuple[Measure, ...]
-    compare: Literal["first", "before"] = "first"
+    compare: Literal["first", "before", "bound"] = "first"
     lasts: Mapping[BudgetName, str] = field(default_factory=dict)
     curves: bool = False
     notes: tuple[str, ...] = ()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
 from resist_hvd.reporting.reading import RunRecord, read_run
 from resist_hvd.reproduction.experiment import Case, Experiment, Goal, Measure
-from resist_hvd.reproduction.measures import best_accuracy
-from resist_hvd.reproduction.runs import runs_of
+from resist_hvd.reproduction.measures import best_accuracy, reach
+from resist_hvd.reproduction.runs import Run, runs_of
 from resist_hvd.settings.reproduce import ReproduceSettings
 
 Agreement = Literal["agrees", "differs", "too close to tell", "not run"]
+
+
+BOUND = "the least that the paper proves"
 
 
 class Value(NamedTuple):
@@ -83,41 +86,57 @@ class Outcome:
 
 def outcome_of(experiment: Experiment, settings: ReproduceSettings) -> Outcome:
     """Read the runs that are finished, and compare them."""
-    found: list[tuple[Case, list[RunRecord], int]] = []
-    for case in experiment.cases(settings):
-        runs = runs_of(case, settings)
-        records = [read_run(run.folder) for run in runs if run.finished]
-        for record in records:
-            record.label = record.curve = case.name
-        found.append((case, records, len(runs)))
-    goal = goal_of([record for _, records, _ in found for record in records])
-    rows = [
-        Row(case=case, values=_values(experiment, records, goal), finished=len(records), wanted=wanted)
-        for case, records, wanted in found
+    found = [(case, runs_of(case, settings)) for case in experiment.cases(settings)]
+    finished = [[run for run in runs if run.finished] for _, runs in found]
+    read = [
+        [] if case.counted or case.computed else [read_run(run.folder) for run in done]
+        for (case, _), done in zip(found, finished, strict=True)
     ]
-    for colour, (_, records, _) in enumerate(found):
+    for colour, ((case, _), records) in enumerate(zip(found, read, strict=True)):
         for record in records:
-            record.colour = colour
+            record.label, record.curve, record.colour = case.name, case.name, colour
+    all_records = [record for records in read for record in records]
+    goal = goal_of(all_records)
+    rows = [
+        Row(
+            case=case,
+            values=_means(experiment, _numbers(experiment, done, records, goal)),
+            finished=len(done),
+            wanted=len(runs),
+        )
+        for (case, runs), done, records in zip(found, finished, read, strict=True)
+    ]
     return Outcome(
         experiment=experiment,
         settings=settings,
         goal=goal,
         rows=rows,
         verdicts=list(verdicts(experiment, rows)),
-        records=[record for _, records, _ in found for record in records],
+        records=all_records,
     )
 
 
 def goal_of(records: list[RunRecord]) -> Goal:
     """Return the accuracy that all runs have reached; none where runs were not evaluated on their way."""
     best = [best_accuracy(run, Goal()) for run in records if len(run.evaluations) > 1]
-    return Goal(accuracy=min((value for value in best if value is not None), default=None))
+    goal = Goal(accuracy=min((value for value in best if value is not None), default=None))
+    samples = [reach(run, goal, lambda line: float(line.samples)) for run in records if run.method == "data-parallel"]
+    return replace(goal, samples=next((value for value in samples if value is not None), None))
 
 
-def _values(experiment: Experiment, records: list[RunRecord], goal: Goal) -> dict[str, Value]:
+def _numbers(
+    experiment: Experiment, runs: list[Run], records: list[RunRecord], goal: Goal
+) -> list[Mapping[str, float | None]]:
+    """Return the numbers of each of a case's finished runs, by the measures' names."""
+    if records:
+        return [{measure.name: measure.read(record, goal) for measure in experiment.measures} for record in records]
+    return [run.case.counted(run.numbers(), goal) if run.case.counted else run.numbers() for run in runs]
+
+
+def _means(experiment: Experiment, numbers: list[Mapping[str, float | None]]) -> dict[str, Value]:
     values = {}
     for measure in experiment.measures:
-        read = [value for record in records if (value := measure.read(record, goal)) is not None]
+        read = [value for each in numbers if (value := each.get(measure.name)) is not None]
         if read:
             values[measure.name] = Value(fmean(read), stdev(read) if len(read) > 1 else None, len(read))
     return values
@@ -128,6 +147,9 @@ def verdicts(experiment: Experiment, rows: list[Row]) -> Iterator[Verdict]:
     for measure in experiment.measures:
         is_first = measure is experiment.measures[0]
         told = [row for row in rows if _is_told(row.case, measure, is_first=is_first)]
+        if experiment.compare == "bound":
+            yield from (bounded(measure, row) for row in told if measure.name in row.case.paper)
+            continue
         for _, members in groupby(sorted(told, key=lambda row: row.case.group), key=lambda row: row.case.group):
             group = list(members)
             for place, row in enumerate(group[1:]):
@@ -159,6 +181,15 @@ def verdict(measure: Measure, one: Row, other: Row) -> Verdict:
     else:
         says = "agrees" if (ours > 0) == above else "differs"
     return Verdict(measure, one.case.name, other.case.name, above, paper, ours, says)
+
+
+def bounded(measure: Measure, row: Row) -> Verdict:
+    """Compare a row with the paper's number, which it has at least."""
+    value, bound = row.values.get(measure.name), row.case.paper[measure.name]
+    if value is None:
+        return Verdict(measure, BOUND, row.case.name, True, None, None, "not run")
+    ours = difference(measure, bound, value.mean)
+    return Verdict(measure, BOUND, row.case.name, True, None, ours, "agrees" if ours >= 0 else "differs")
 
 
 def difference(measure: Measure, one: float, other: float) -> float:

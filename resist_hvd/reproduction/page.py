@@ -68,7 +68,9 @@ def html(outcome: Outcome, drawn: list[Drawn]) -> str:
         about=experiment.about,
         budget=outcome.settings.budget,
         style=Markup(style),
-        tally=[(name, count, COLOURS[name]) for name, count in outcome.tally.items() if count],
+        tally=[
+            (tables.AS_MANY.get(name, name), count, COLOURS[name]) for name, count in outcome.tally.items() if count
+        ],
         results=tables.results(outcome),
         comparisons=tables.comparisons(outcome),
         differences=differences(outcome),

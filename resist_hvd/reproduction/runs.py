@@ -18,6 +18,7 @@ from resist_hvd.reproduction.experiment import Case, Experiment
 from resist_hvd.reproduction.launching import Ended
 from resist_hvd.settings.reading import plain
 from resist_hvd.settings.reproduce import ReproduceSettings
+from resist_hvd.training.disk import create
 from resist_hvd.units import duration
 
 RUNS = "runs"
@@ -42,13 +43,32 @@ class Run:
 
     @property
     def flags(self) -> list[str]:
-        """Flags of `python -m resist_hvd.train`, but for its folder; each is one word."""
+        """Flags of its program, but for its folder; each is one word."""
         return [f"--{name}={_text(value)}" for name, value in {**self.case.settings, "seed": self.seed}.items()]
 
     @property
     def arguments(self) -> list[str]:
-        """The whole command line after `python`; it goes on where the run was stopped."""
+        """The whole command line after `python`; training goes on where it was stopped."""
+        if self.case.counted:
+            return ["-m", "resist_hvd.bench", "compare", *self.flags, f"--json={self.result}"]
         return ["-m", "resist_hvd.train", *self.flags, "--resume", f"--output={self.folder}"]
+
+    @property
+    def result(self) -> Path:
+        """The file that is written when it has come to its end."""
+        case = self.case
+        return self.folder / ("compare.json" if case.counted else "numbers.json" if case.computed else "summary.json")
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what a finished run that is no training's has written.
+
+        Raises:
+            OSError, ValueError: it is not finished.
+        """
+        found = json.loads(self.result.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(found)
+        return found
 
     @property
     def log(self) -> Path:
@@ -59,8 +79,11 @@ class Run:
     def finished(self) -> bool:
         """True if it has come to its end, now or earlier."""
         try:
-            Summary.read(self.folder / "summary.json")
-        except (OSError, RecordError):
+            if self.case.counted or self.case.computed:
+                self.numbers()
+            else:
+                Summary.read(self.result)
+        except (OSError, RecordError, ValueError):
             return False
         return True
 
@@ -74,10 +97,11 @@ def runs_of(case: Case, settings: ReproduceSettings) -> list[Run]:
     """Return a case's runs, one a seed; none where it cannot be run."""
     if case.lacking:
         return []
-    method = case.settings.get("method", "resist")
+    method = case.settings.get("rows") or case.settings.get("method") or case.group.replace(" ", "-").replace(",", "")
     found = []
     for seed in range(1, settings.seeds_taken + 1):
-        whole = json.dumps([case.workers, seed, plain(dict(case.settings))], sort_keys=True)
+        own = {"name": case.name} if case.computed else {}
+        whole = json.dumps([case.workers, seed, plain({**case.settings, **own})], sort_keys=True)
         digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
         folder = settings.output / RUNS / f"{method}-{case.workers}-seed{seed}-{digest}"
         found.append(Run(case=case, seed=seed, folder=folder))
@@ -110,9 +134,15 @@ def run_all(runs: Sequence[Run], start: Start) -> None:
         console.out(f"{head}: {'goes on' if run.folder.exists() else 'begins'} [{run.folder}]")
         began = time.monotonic()
         run_one(run, start)
-        summary = Summary.read(run.folder / "summary.json")
-        said = "" if summary.accuracy is None else f"accuracy {summary.accuracy:.2f} %, "
-        console.out(f"{head}: {said}{duration(time.monotonic() - began)}")
+        console.out(f"{head}: {_said(run)}{duration(time.monotonic() - began)}")
+
+
+def _said(run: Run) -> str:
+    """Return the accuracy that a run came to, to stand before something else."""
+    if run.case.counted or run.case.computed:
+        return ""
+    accuracy = Summary.read(run.result).accuracy
+    return "" if accuracy is None else f"accuracy {accuracy:.2f} %, "
 
 
 def run_one(run: Run, start: Start) -> None:
@@ -123,6 +153,14 @@ def run_one(run: Run, start: Start) -> None:
         Stopped: this program was told to stop.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
+    if run.case.computed:
+        numbers = dict(run.case.computed(run.seed))
+        run.folder.mkdir(exist_ok=True)
+        with create(run.result) as file:
+            file.write(json.dumps(numbers, indent=2).encode())
+        return
+    if run.case.counted:
+        run.folder.mkdir(exist_ok=True)
     ended = start(run.case.workers, run.arguments, run.log)
     if ended.signal and not run.finished:
         raise Stopped(

@@ -14,6 +14,9 @@ from resist_hvd.units import counted
 
 UNKNOWN = "–"  # noqa: RUF001
 
+AS_MANY = {"agrees": "agree", "differs": "differ"}
+"""How comparisons came out, where they are counted."""
+
 
 class Table(NamedTuple):
     """A table of texts."""
@@ -67,7 +70,7 @@ def change(verdict: Verdict, difference: float) -> str:
 
 def summary(outcome: Outcome) -> str:
     """Return how the comparisons came out, in a sentence."""
-    told = [f"{count} {name}" for name, count in outcome.tally.items() if count]
+    told = [f"{count} {AS_MANY.get(name, name)}" for name, count in outcome.tally.items() if count]
     return f"Of {counted(len(outcome.verdicts), 'comparison')}: {', '.join(told)}." if told else "Nothing is compared."
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
-from resist_hvd import reproduce
+from resist_hvd import bench, reproduce
 from resist_hvd.errors import Stopped, UserError
+from resist_hvd.nets.users import network
 from resist_hvd.records import EvaluationRecord, Summary
 from resist_hvd.reporting import paper
 from resist_hvd.reporting.reading import read_run
 from resist_hvd.reproduction import launching, page, tables
 from resist_hvd.reproduction.differences import differences
 from resist_hvd.reproduction.experiment import Case, Experiment, Goal
+from resist_hvd.reproduction.ladder import POST_ACTIVATION
 from resist_hvd.reproduction.launching import Ended, find_mpirun, launcher
 from resist_hvd.reproduction.measures import ACCURACY, PAPERS_ROUND, SENT, papers_bytes_a_round, reach
 from resist_hvd.reproduction.outcome import outcome_of
@@ -70,14 +73,20 @@ class StandIn:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_run_has_settings_that_training_takes(name: str, budget: BudgetName, tmp_path: Path) -> None:
+def test_every_run_has_settings_that_its_program_takes(name: str, budget: BudgetName, tmp_path: Path) -> None:
     """A wrong flag would end the experiment after its first runs."""
     runs = planned(named(name), asked(tmp_path, budget=budget, seeds=1))
     assert runs
     for run in runs:
-        settings = reading.parse([*run.flags, f"--output={run.folder}"])
-        assert settings.seed == 1
-        assert settings.method == run.case.settings["method"]
+        if run.case.computed:
+            assert run.flags == ["--seed=1"]
+        elif run.case.counted:
+            chosen, compared = bench.parse(run.arguments[2:])
+            assert (chosen, compared.names, compared.json) == ("compare", ["gpipe"], run.result)
+        else:
+            settings = reading.parse([*run.flags, f"--output={run.folder}"])
+            assert settings.seed == 1
+            assert settings.method == run.case.settings["method"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -135,6 +144,18 @@ def test_imagenet_says_what_it_needs() -> None:
     assert {("--data.root" in case.lacking, case.paper[ACCURACY.name] > 70) for case in cases} == {(True, True)}
 
 
+@pytest.mark.parametrize(("partition", "decks"), [("section3", (12,)), ("all", (1, 12))])
+def test_post_activation_network_deals_out_what_keeps_the_shape(partition: str, decks: tuple[int, ...]) -> None:
+    """Deep enough for a deck in the first section, and none in the second and fourth, whose only blocks are strided."""
+    options = {"sections": "1,1,13,1", "width": 8, "partition": partition}
+    made = network(POST_ACTIVATION, channels=3, image_size=32, classes=10, options=options)
+    assert made.deck_sizes == decks
+    x = torch.randn(2, 3, 32, 32)
+    for part in made.parts:
+        x = part.make()(x)
+    assert x.shape == (2, 10)
+
+
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +192,62 @@ def test_a_summary_that_is_damaged_is_no_end(tmp_path: Path) -> None:
     run.folder.mkdir(parents=True)
     (run.folder / "summary.json").write_text('{"method": "res')
     assert not run.finished
+
+
+def other_rows(computed: Any) -> Experiment:
+    """Return an experiment of a trained row, one of `bench compare`, and one that is computed."""
+    return Experiment(
+        name="others",
+        title="Others",
+        source="nowhere",
+        about="",
+        cases=lambda settings: [
+            Case(name="trained", workers=2, group="a", settings={"method": "data-parallel"}, place=0),
+            Case(
+                name="counted",
+                workers=2,
+                group="a",
+                settings={"rows": "gpipe"},
+                counted=lambda told, goal: {SENT.name: told["bytes"] * (goal.samples or 0)},
+                place=1,
+            ),
+            Case(name="computed", workers=1, group="b", computed=computed, paper={SENT.name: 4.0}),
+        ],
+        measures=(SENT,),
+    )
+
+
+def test_rows_that_are_no_training_are_run_once_and_told_beside_it(tmp_path: Path) -> None:
+    settings, seeds = asked(tmp_path), []
+
+    def computed(seed: int) -> dict[str, float]:
+        seeds.append(seed)
+        return {SENT.name: 5.0}
+
+    def start(workers: int, arguments: Sequence[str], log: Path) -> Ended:
+        if "compare" not in arguments:
+            return StandIn()(workers, arguments, log)
+        (json_path,) = [word.removeprefix("--json=") for word in arguments if word.startswith("--json=")]
+        Path(json_path).write_text('{"bytes": 3}')
+        return Ended(0)
+
+    experiment = other_rows(computed)
+    for _ in range(2):
+        run_all(planned(experiment, settings), start)
+    assert seeds == [1]
+    outcome = outcome_of(experiment, settings)
+    # The best accuracy of data-parallel training is that after 3,000 samples.
+    assert [row.values[SENT.name].mean for row in outcome.rows] == [8e6, 9000.0, 5.0]
+    assert [(verdict.other, verdict.says) for verdict in outcome.verdicts] == [("counted", "differs")]
+
+
+@pytest.mark.parametrize(("value", "says"), [(5.0, "agrees"), (3.0, "differs")])
+def test_a_bound_is_held_or_not(value: float, says: str, tmp_path: Path) -> None:
+    experiment = replace(other_rows(lambda _: {SENT.name: value}), compare="bound")
+    settings = asked(tmp_path)
+    run_all(planned(experiment, settings)[2:], StandIn())
+    (verdict,) = outcome_of(experiment, settings).verdicts
+    assert (verdict.other, verdict.says) == ("computed", says)
 
 
 # -- what comes of it --------------------------------------------------------------------------------------------------
@@ -404,7 +481,7 @@ MPIRUN = """#!/bin/sh
 if [ "$1" = --version ]; then exit; fi
 trap 'echo USR2; exit 75' USR2
 echo ready
-while :; do sleep 0.05; done
+for each in $(seq 1200); do sleep 0.05; done
 """
 
 
