@@ -15,19 +15,20 @@ from resist_hvd.benchmarks.bare import sgd
 from resist_hvd.benchmarks.timing import mean_of_steps
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
-from resist_hvd.data.source import DataSource
+from resist_hvd.data.source import Batch, DataSource, Shard
 from resist_hvd.methods.base import Method
 from resist_hvd.nets.saved import Whole
 from resist_hvd.seeds import derive
 from resist_hvd.settings.bench import CompareSettings
-from resist_hvd.settings.rows import THEIRS, Row
+from resist_hvd.settings.rows import GPIPE, Row
 from resist_hvd.training.loop import LocalTraining
 from resist_hvd.training.optim import learning_rate
-from resist_hvd.training.run import Run, begin
+from resist_hvd.training.run import Run, begin, method_setup
 
-RIVALS: dict[str, type[rivals.Rival]] = dict(
-    zip(THEIRS, (rivals.DataParallelRival, rivals.PostLocalSGDRival), strict=True)
-)
+RIVALS: dict[str, type[rivals.Rival]] = {
+    "pytorch-ddp": rivals.DataParallelRival,
+    "pytorch-post-local-sgd": rivals.PostLocalSGDRival,
+}
 
 
 class Candidate(ABC):
@@ -119,7 +120,7 @@ class Ours(Candidate):
 
 
 class Theirs(Candidate):
-    """One of PyTorch's own."""
+    """One of PyTorch's own, with the whole network on each rank."""
 
     def __init__(self, row: Row, settings: CompareSettings, world: World, source: DataSource) -> None:
         self._row, self._settings, self._world, self._source = row, settings, world, source
@@ -168,6 +169,67 @@ class Theirs(Candidate):
         return seconds_of_steps(step, self._settings.local_iterations, self._world)
 
 
+class Pipe(Candidate):
+    """PyTorch's GPipe: a stage of the network on each rank, through which the images of all ranks pass.
+
+    Args:
+        row: its row.
+        settings: they say how many parts each stage has, and how many micro-batches there are.
+        world: all ranks.
+        source: of images; the first stage's rank draws those of all.
+    """
+
+    def __init__(self, row: Row, settings: CompareSettings, world: World, source: DataSource) -> None:
+        from resist_hvd.benchmarks.pipeline import GPipe  # PyTorch's compiler comes with it, which takes seconds
+
+        self._row, self._settings, self._world, self._source = row, settings, world, source
+        training = settings.training(row)
+        with world.agree("making the network"):
+            network = method_setup(training, source, world).network
+        assert settings.stages
+        assert settings.micro_batches is not None
+        self._optim, self._length, self._samples = training.optim, images_of(settings, world), 0
+        self._batch = settings.data.batch_size * world.size
+        self._batches = source.train(shard=Shard(rank=0, size=1))
+        self._pipe = GPipe(
+            network,
+            settings.stages,
+            world,
+            training.optim,
+            seed=settings.seed,
+            batch=self._batch,
+            micro_batches=settings.micro_batches,
+        )
+
+    def _draw(self) -> Batch:
+        """Return the batches of all ranks as one, in the order in which they draw them."""
+        images, labels = zip(*(next(self._batches) for _ in range(self._world.size)), strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    def round(self) -> None:
+        """Make l steps; what they take beyond the slowest stage's arithmetic is communication, and waiting for it."""
+        for _ in range(self._settings.local_iterations):
+            done, step = self._samples / self._length, self._batch / self._length
+            self._pipe.step(self._draw, learning_rate(self._optim, done, step=step))
+            self._samples += self._batch
+        finish(self._world.device)
+
+    @property
+    def sent(self) -> int:  # type: ignore[override]
+        """Payload that this rank has handed over."""
+        return self._pipe.sent
+
+    def trained(self) -> Method:
+        """Return our method with the weights of all stages."""
+        method = make_run(self._row, self._settings, self._world, self._source).method
+        self._pipe.collect(list(method.subnet.layers))
+        return method
+
+    def arithmetic(self) -> float:
+        """Return the seconds of a step of this rank's stage by itself."""
+        return seconds_of_steps(self._pipe.alone(self._draw), self._settings.local_iterations, self._world)
+
+
 def seconds_of_steps(step: Callable[[], object], steps: int, world: World) -> float:
     """Return this rank's seconds of a step, the mean of some that all ranks begin together, after one."""
     step()
@@ -178,13 +240,19 @@ def seconds_of_steps(step: Callable[[], object], steps: int, world: World) -> fl
 def make(name: str, settings: CompareSettings, world: World, source: DataSource) -> Candidate:
     """Return the candidate of a row at its beginning; all ranks make it together."""
     row = Row.read(name)
-    return (Ours if row.method else Theirs)(row, settings, world, source)
+    kind = Ours if row.method else Pipe if row.name == GPIPE else Theirs
+    return kind(row, settings, world, source)
 
 
 def make_run(row: Row, settings: CompareSettings, world: World, source: DataSource) -> Run:
     """Return a run of a row's method, local SGD's for PyTorch's, as long as a measurement is."""
-    images = (settings.rounds + 1) * settings.local_iterations * settings.data.batch_size * world.size
-    return begin(replace(settings.training(row), epochs=images / source.spec.train_size), world, source)
+    epochs = images_of(settings, world) / source.spec.train_size
+    return begin(replace(settings.training(row), epochs=epochs), world, source)
+
+
+def images_of(settings: CompareSettings, world: World) -> int:
+    """Return the images of a measurement, summed over ranks, with its round that is not timed."""
+    return (settings.rounds + 1) * settings.local_iterations * settings.data.batch_size * world.size
 
 
 def copy_parameters(origin: torch.nn.Module, target: torch.nn.Module) -> None:

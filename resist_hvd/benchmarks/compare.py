@@ -17,7 +17,7 @@ from resist_hvd.benchmarks.table import Column, paired_ratio, print_rows
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import DataSource
 from resist_hvd.settings.bench import CompareSettings
-from resist_hvd.settings.rows import Row
+from resist_hvd.settings.rows import GPIPE, Row
 from resist_hvd.tasks.classification import Classification
 from resist_hvd.training.evaluate import evaluate
 from resist_hvd.training.run import load_source
@@ -58,8 +58,12 @@ def run(settings: CompareSettings, world: World) -> float:
     with world.agree("opening the file of measurements"):
         if world.is_first:
             results.check(settings.json)
+    if GPIPE in settings.names:
+        from resist_hvd.benchmarks.pipeline import settled  # PyTorch's compiler comes with it, which takes seconds
+
+        settings = settled(settings, world, source)
     measured: dict[str, list[Measurement]] = {name: [] for name in settings.names}
-    with rivals.process_group(world, settings.interface) as backend:
+    with rivals.process_group(world, settings.interface, pairs=GPIPE in settings.names) as backend:
         for name in measured:
             world.position = f"warming up {name}"
             warm_up(name, settings, world, source)
@@ -73,7 +77,8 @@ def run(settings: CompareSettings, world: World) -> float:
     if world.is_first:
         show(settings, world, backend, measured)
         written = {name: [asdict(m) for m in measurements] for name, measurements in measured.items()}
-        results.write(settings.json, {"ranks": world.size, "measured": written})
+        cut = {GPIPE: {"stages": settings.stages, "micro_batches": settings.micro_batches}} if settings.stages else {}
+        results.write(settings.json, {"ranks": world.size, **cut, "measured": written})
     return ratio_to_the_best(measured)
 
 
@@ -183,10 +188,12 @@ def show(settings: CompareSettings, world: World, backend: str, measured: dict[s
         ("accuracy", lambda ms: "".join(f"{value:.2f} %" for value in told(lambda m: m.accuracy, ms)[:1]) or "–"),  # noqa: RUF001
     ]
     steps = settings.rounds * settings.local_iterations
+    stages = "-".join(map(str, settings.stages))
+    pipe = f"; {GPIPE} in stages of {stages} parts, {settings.micro_batches} micro-batches" if stages else ""
     print_rows(
         f"{counted(world.size, 'rank')} on {counted(world.size // world.local_size, 'host')}, {settings.data.name}, "
         f"batches of {settings.data.batch_size}, l = {settings.local_iterations}, {counted(steps, 'step')} each; "
-        f"PyTorch over {backend}",
+        f"PyTorch over {backend}{pipe}",
         measured,
         columns,
         f"{counted(settings.repeats, 'repeat')} in turn: medians, and the least and the most of a step. Arithmetic: "

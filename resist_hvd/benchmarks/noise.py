@@ -50,7 +50,7 @@ class NoiseSource(DataSource):
         labels = torch.randint(classes, (count,), generator=generator, device=device)
         self._batch = pixels.permute(0, 3, 1, 2).to(BATCH_TYPES[settings.image_type]), labels
 
-    def train(self, samples: int = 0) -> Iterator[Batch]:
+    def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
         """The batch, endlessly."""
         return repeat(self._batch)
 

@@ -117,13 +117,15 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iter
 
 
 @contextmanager
-def process_group(world: World, interface: str | None) -> Iterator[str]:
+def process_group(world: World, interface: str | None, *, pairs: bool = False) -> Iterator[str]:
     """Have PyTorch's processes know one another, over NCCL where each rank has a GPU of its own, else over Gloo.
 
     Args:
         world: all ranks, which enter this together.
         interface: the network interface to use; None for the loopback where all ranks are on one host, else for that
             by which other hosts are reached.
+        pairs: whether ranks send to single others: NCCL then has a way of its own for each pair of them, where PyTorch
+            knows how, so that no message waits for one to another rank.
 
     Yields:
         the backend's name.
@@ -145,7 +147,8 @@ def process_group(world: World, interface: str | None) -> Iterator[str]:
         store = open_store(address) if world.is_first else None
     address, port = world.broadcast_object((address, store.port if store else 0))
     store = store or dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
-    backend = "nccl" if world.device.type == "cuda" and not world.shares_gpus else "gloo"
+    nccl = "nccl-lazy" if pairs and "nccl-lazy" in dist.Backend.backend_list else "nccl"
+    backend = nccl if world.device.type == "cuda" and not world.shares_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     try:
         yield backend

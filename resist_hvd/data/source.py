@@ -92,8 +92,8 @@ class DataSource(ABC):
     remarks: tuple[str, ...] = ()
 
     @abstractmethod
-    def train(self, samples: int = 0) -> Iterator[Batch]:
-        """This worker's endless training batches, from where all workers together have drawn so many samples.
+    def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
+        """This worker's endless training batches, or those of `shard`, from where all have drawn so many samples.
 
         An epoch is one pass over the training set, summed over workers: they share out one permutation of it. Every
         batch is full, so where the numbers do not divide, a batch takes its last images from the next epoch. Neither

@@ -9,7 +9,7 @@ the same slots with other blocks, so modules, views and any compiled graph stay 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, count, groupby
 from typing import Any, Self
 
 import torch
@@ -150,12 +150,8 @@ class SubNet(nn.Module):
         The trunk's parts and each block have a seed of their own: every holder makes the same ones alone, and the
         initial global network is the same for any number of workers.
         """
-        trunk = derive(seed, "trunk")
-        shared = [(part, module) for part, module in zip(self.parts, self.layers, strict=True) if part.deck is None]
-        for place, (part, module) in enumerate(shared):
-            initialise(part, module, derive(trunk, place))
-        for module, block in zip(self.slot_modules, blocks, strict=True):
-            initialise(self.network.blocks[block], module, derive(seed, "block", block))
+        for (part, module), own in zip(self.held(blocks), part_seeds(self.parts, seed, blocks), strict=True):
+            initialise(part, module, own)
 
     def held(self, blocks: Sequence[int]) -> Iterator[tuple[Part, nn.Module]]:
         """Yield each part of the global network that this worker holds, with its module.
@@ -166,6 +162,19 @@ class SubNet(nn.Module):
         numbers = iter(blocks)
         for part, module in zip(self.parts, self.layers, strict=True):
             yield (part if part.deck is None else self.network.blocks[next(numbers)]), module
+
+
+def part_seeds(parts: Iterable[Part], seed: int, blocks: Iterable[int]) -> Iterator[int]:
+    """Yield the seed of each part's initial weights.
+
+    Args:
+        parts: all of the trunk and some blocks, in the network's order.
+        seed: the run's.
+        blocks: which block each of them is that is dealt.
+    """
+    trunk, places, numbers = derive(seed, "trunk"), count(), iter(blocks)
+    for part in parts:
+        yield derive(trunk, next(places)) if part.deck is None else derive(seed, "block", next(numbers))
 
 
 def refuse_same(network: Network, part: Part, module: nn.Module) -> None:

@@ -9,15 +9,15 @@ from typing import Annotated, Any, ClassVar
 
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.group import Bound, Count, Natural, Positive
-from resist_hvd.settings.rows import Row, usual_rows
+from resist_hvd.settings.rows import GPIPE, Row, usual_rows
 from resist_hvd.settings.run import Settings
 from resist_hvd.units import counted
 
 STEPS_A_BATCH_READY = 8
 """Steps that `loader` times on a GPU for each batch that may be ready: those are few of them then."""
 
-Classes = Annotated[int, Bound("2 or more", lambda classes: classes >= 2)]
-Threads = Annotated[tuple[int, ...], Bound("numbers of at least 1", lambda numbers: all(n >= 1 for n in numbers))]
+Counts = Annotated[tuple[int, ...], Bound("numbers of at least 1", lambda numbers: all(n >= 1 for n in numbers))]
+Several = Annotated[int, Bound("2 or more", lambda number: number >= 2)]
 Loads = Annotated[tuple[float, ...], Bound("shares from 0 to 1", lambda shares: all(0 <= x <= 1 for x in shares))]
 
 
@@ -76,7 +76,7 @@ class StepSettings(Settings):
     channels: Count = 3
     """Channels of this noise."""
 
-    classes: Classes = 1000
+    classes: Several = 1000
     """Classes of this noise."""
 
     steps: Count = 5
@@ -123,7 +123,7 @@ class LoaderSettings(Settings):
     """Training steps that are timed with the loader beside them, on a GPU at least eight for each batch that the loader
     may have ready; 0 leaves them out."""
 
-    threads: Threads = ()
+    threads: Counts = ()
     """Numbers of decoding threads to try one after the other, as [4,8,16]. Default: --data.decode_threads alone."""
 
     hardware_load: Loads = ()
@@ -189,7 +189,8 @@ class CodecSettings(Settings):
 class CompareSettings(Settings):
     """Train by ResIST and by what one would use instead, in turn.
 
-    Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel and its PostLocalSGDOptimizer.
+    Local SGD and data-parallel training on Horovod, PyTorch's DistributedDataParallel, its PostLocalSGDOptimizer and
+    its GPipe.
     """
 
     TAKES: ClassVar = ("local_iterations", "min_blocks", "seed", "device", "model", "data", "optim")
@@ -197,10 +198,18 @@ class CompareSettings(Settings):
 
     rows: str | None = None
     """Ways of training to compare, with commas between: resist, local-sgd, data-parallel, pytorch-ddp,
-    pytorch-post-local-sgd. What our methods do otherwise follows the name: +overlapT, T local iterations beside a
-    synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and the blocks'; +keepF,
-    as +keep0.25, a part. The first is what others are compared with. Default: all of them, ResIST and local
+    pytorch-post-local-sgd, gpipe. What our methods do otherwise follows the name: +overlapT, T local iterations beside
+    a synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and the blocks'; +keepF,
+    as +keep0.25, a part. The first is what others are compared with. Default: all of them but gpipe, ResIST and local
     SGD with and without overlap and int8, too, and resist+int4/int8."""
+
+    stages: Counts = ()
+    """How many of the network's parts each rank has in gpipe, as [5,4,4,5]. Default: as rank 0 measures the seconds of
+    each, so that the slowest rank has the least to do."""
+
+    micro_batches: Several | None = None
+    """Micro-batches of a step in gpipe, which trains the images of all ranks in it. Default: the most, up to four for
+    each rank, that are of one size."""
 
     rounds: Count = 4
     """Timed rounds of each measurement, after one that is not; each begins anew from the same weights and images."""
@@ -220,6 +229,9 @@ class CompareSettings(Settings):
     def check(self) -> None:
         """Refuse rows that there are not, or that such a run cannot have."""
         super().check()
+        for flag in ("stages", "micro_batches"):
+            if self.changed(flag) and GPIPE not in self.names:
+                raise ValueError(f"--{flag} is for gpipe, and --rows has none; leave it out, or add gpipe to --rows")
         for name in self.names:
             try:
                 self.training(Row.read(name))

@@ -9,7 +9,8 @@ from resist_hvd.settings.exchange import CodecName, ExchangeSettings
 from resist_hvd.settings.run import MethodName
 
 OURS: tuple[MethodName, ...] = ("resist", "local-sgd", "data-parallel")
-THEIRS = ("pytorch-ddp", "pytorch-post-local-sgd")
+GPIPE = "gpipe"
+THEIRS = ("pytorch-ddp", "pytorch-post-local-sgd", GPIPE)
 """Ways of training: our methods, and PyTorch's own."""
 
 OVERLAP, KEEP = "overlap", "keep"
@@ -76,7 +77,8 @@ CODECS: tuple[str, ...] = get_args(CodecName)
 def usual_rows(local_iterations: int) -> list[str]:
     """Return the names of rows that are compared where none are given; a fifth of a round overlaps.
 
-    The first is what a slow network has without this toolkit, with which the others are compared.
+    The first is what a slow network has without this toolkit, with which the others are compared. GPipe is not among
+    them: one rank has no pipeline.
     """
     overlap = f"+{OVERLAP}{max(1, local_iterations // 5)}"
     variants = ["", "+int8", *((overlap, f"+int8{overlap}") if local_iterations > 1 else ())]

@@ -91,8 +91,8 @@ class Altered(DataSource):
         self._alter = alter
         self._drawn = 0
 
-    def train(self, samples: int = 0) -> Iterator[Batch]:
-        for images, labels in self._source.train(samples):
+    def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
+        for images, labels in self._source.train(samples, shard):
             self._drawn += 1
             yield self._alter(images, self._drawn - 1), labels
 

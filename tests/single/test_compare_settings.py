@@ -11,7 +11,7 @@ from resist_hvd.guard.rendezvous import own_addresses
 from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.rows import Row
 
-ALL = "resist, local-sgd, data-parallel, pytorch-ddp, pytorch-post-local-sgd"
+ALL = "resist, local-sgd, data-parallel, pytorch-ddp, pytorch-post-local-sgd, gpipe"
 
 
 def rows(flag: str, *flags: str) -> list[Row]:
@@ -46,6 +46,14 @@ def test_a_row_is_trained_with_what_follows_its_name() -> None:
     assert (training.method, training.overlap, training.exchange.trunk) == ("resist", 2, "int8")
     # So few steps would all be of a warm-up in epochs.
     assert training.optim.warmup_epochs == 0
+
+
+def test_a_pipeline_is_compared_where_it_is_asked_for() -> None:
+    _, settings = bench.parse(["compare", "--rows=gpipe,resist", "--micro_batches=8", "--stages=[3,4]"])
+    assert (settings.micro_batches, settings.stages) == (8, (3, 4))
+    assert settings.training(Row.read("gpipe")).method == "local-sgd"
+    _, settings = bench.parse(["compare"])
+    assert "gpipe" not in settings.names  # one rank has none
 
 
 @pytest.mark.parametrize(("iterations", "overlap"), [(1, ""), (2, "+overlap1"), (10, "+overlap2")])
@@ -86,6 +94,12 @@ def test_the_ratio_is_that_of_resists_fastest_row_to_the_fastest_other() -> None
             "--rows has 'pytorch-ddp+int8': what follows pytorch-ddp is for our methods. Leave +int8 out.",
         ),
         (["--repeats", "0"], "--repeats is 0. Give 1 or more."),
+        (["--rows=gpipe", "--micro_batches=1"], "--micro_batches is 1. Give 2 or more."),
+        (["--rows=gpipe", "--stages=[4,0]"], "--stages is [4, 0]. Give numbers of at least 1."),
+        (
+            ["--rows=resist", "--micro_batches=4"],
+            "--micro_batches is for gpipe, and --rows has none. Leave it out, or add gpipe to --rows.",
+        ),
         (["--batch_size", "8"], "There is no flag --batch_size. Perhaps you mean --data.batch_size; see --help."),
     ],
 )

@@ -7,6 +7,7 @@ windows of 8 to 100 % of an image, mirrored or not, for training; the middle 224
 import importlib.util
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -116,17 +117,20 @@ class StreamedSource(DataSource):
         # One for all training, and one for all evaluations: memory that was used in one stream serves no other.
         self._ahead, self._beside = SideStream(device), SideStream(device)
 
-    def train(self, samples: int = 0) -> Iterator[Batch]:
-        """This worker's training batches, made in advance, from where all workers have drawn so many samples."""
-        if self._training is None or samples != self._next_sample:
+    def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
+        """A worker's training batches, made in advance, from where all workers have drawn so many samples."""
+        plan = replace(self._plan, shard=shard or self._shard)
+        if self._training is None or samples != self._next_sample or plan != self._plan:
             self._end_training()
+            self._plan = plan
             self._training, self._next_sample = self._batches_from(samples), samples
         return self._training
 
     def _batches_from(self, samples: int) -> Generator[Batch]:
-        with closing(Ahead(self._loader.train(self._train, self._plan, samples), self._ahead)) as batches:
+        plan = self._plan
+        with closing(Ahead(self._loader.train(self._train, plan, samples), self._ahead)) as batches:
             for batch in batches:
-                self._next_sample = self._plan.after(self._next_sample)
+                self._next_sample = plan.after(self._next_sample)
                 yield batch
 
     def _end_training(self) -> None:

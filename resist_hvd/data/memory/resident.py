@@ -79,10 +79,11 @@ class ResidentSource(DataSource):
         self._crop_choices = np.uint64(2 * train.padding + 1)
         self._mirrored = images.mirrored if settings.flip is None else settings.flip
 
-    def train(self, samples: int = 0) -> Iterator[Batch]:
-        """This worker's training batches, from where all workers together have drawn so many samples."""
-        for drawn in count(samples, self._shard.size * self._batch_size):
-            yield self._augmented(drawn + self._shard.rank * self._batch_size)
+    def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
+        """A worker's training batches, from where all workers together have drawn so many samples."""
+        shard = shard or self._shard
+        for drawn in count(samples, shard.size * self._batch_size):
+            yield self._augmented(drawn + shard.rank * self._batch_size)
 
     def _augmented(self, first: int) -> Batch:
         """The training batch whose first sample has this number."""
