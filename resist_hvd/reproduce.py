@@ -133,7 +133,7 @@ def show_list() -> None:
         table.add_row(experiment.name, experiment.title, experiment.source, *shown)
     console.screen(width=None if sys.stdout.isatty() else WIDTH).print(table)
     console.out(
-        "Times are of two CPU cores with nothing else to do; runs that another experiment has made are taken from it. "
+        "Times are estimates for two CPU cores with nothing else to do; runs that others have made are not run again. "
         "The paper's settings are for GPUs: NAME --budget paper --dry prints their commands."
     )
 

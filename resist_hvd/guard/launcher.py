@@ -44,7 +44,7 @@ def shell_around(launcher: int) -> int:
         words = [*(shell.cmdline() if shell else []), "", "", ""]
         is_script = words[1].endswith(("launch/run", "resist-hvd-reproduce"))
         is_horovodrun = words[1] == "-c" and words[2].startswith("mpirun ")
-        if is_script or is_horovodrun or words[1:3] == ["-m", "resist_hvd.reproduce"]:
+        if is_script or is_horovodrun or "resist_hvd.reproduce" in words:
             return int(shell.pid)
     return 0
 

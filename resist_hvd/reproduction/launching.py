@@ -127,8 +127,8 @@ class Launcher:
                     start_new_session=True,
                 )
             running.append(process)
-            if told:
-                process.send_signal(signal.SIGTERM)
+            if told:  # meanwhile; one that is told twice at once was told once
+                process.send_signal(signal.SIGUSR2)
             status = process.wait()
         finally:
             for number, handler in before.items():

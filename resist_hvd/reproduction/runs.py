@@ -23,6 +23,8 @@ from resist_hvd.units import duration
 
 RUNS = "runs"
 
+GO_ON = "The same command goes on from here."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -162,11 +164,10 @@ def run_one(run: Run, start: Start) -> None:
     if run.case.counted:
         run.folder.mkdir(exist_ok=True)
     ended = start(run.case.workers, run.arguments, run.log)
-    if ended.signal and not run.finished:
-        raise Stopped(
-            f"Stopped by {name_of(ended.signal)} in {run.title} [{run.folder}]. The same command goes on with it."
-        )
-    if ended.status or not run.finished:
+    if ended.signal:
+        left = "before it ended" if not run.finished else "when it was done"
+        raise Stopped(f"Stopped by {name_of(ended.signal)} in {run.title}, {left} [{run.folder}]. {GO_ON}")
+    if not run.finished:
         said = next(_messages(run.log), "")
         raise UserError(
             f"The run {run.title} ended with status {ended.status}" + (f": {said}" if said else ""),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 
 from resist_hvd import bench, reproduce
 from resist_hvd.errors import Stopped, UserError
+from resist_hvd.guard import launcher as guard
 from resist_hvd.nets.users import network
 from resist_hvd.records import EvaluationRecord, Summary
 from resist_hvd.reporting import paper
@@ -174,6 +176,19 @@ def test_finished_runs_are_not_run_again_and_half_done_ones_go_on(tmp_path: Path
     third = StandIn()
     run_all(runs, third)
     assert third.started == []
+
+
+def test_told_to_stop_in_a_run_s_last_moment_it_begins_no_other(tmp_path: Path) -> None:
+    runs = planned(named("a6"), asked(tmp_path))
+
+    def start(workers: int, arguments: Sequence[str], log: Path) -> Ended:
+        StandIn()(workers, arguments, log)
+        return Ended(75, signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stopped:
+        run_all(runs, start)
+    assert "when it was done" in str(stopped.value)
+    assert [run.finished for run in runs] == [True, False]
 
 
 def test_a_run_that_fails_is_named_with_its_folder_and_what_it_said(tmp_path: Path) -> None:
@@ -500,3 +515,24 @@ def test_what_stops_this_program_is_passed_on_as_usr2(number: int, tmp_path: Pat
         told, _ = process.communicate(timeout=60)
     assert told.split() == ["75", str(int(number)), "True"]
     assert log.read_text().split() == ["ready", "USR2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["python", "-m", "resist_hvd.reproduce", "table1"], True),
+        (["python", "-u", "-m", "resist_hvd.reproduce", "table1"], True),
+        (["python", "/home/x/.venv/bin/resist-hvd-reproduce", "table1"], True),
+        (["bash", "/home/x/launch/run", "-np", "2"], True),
+        (["/bin/sh", "-c", "mpirun -np 2 python -m resist_hvd.train"], True),
+        (["bash"], False),
+        ([], False),
+    ],
+)
+def test_ranks_end_with_the_program_that_started_their_launcher(
+    words: list[str], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is killed it passes nothing on; ranks look after it."""
+    parent = SimpleNamespace(pid=41, cmdline=lambda: words)
+    monkeypatch.setattr(guard.psutil, "Process", lambda pid: SimpleNamespace(parent=lambda: parent))
+    assert guard.shell_around(40) == (41 if known else 0)
