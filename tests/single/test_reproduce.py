@@ -28,7 +28,7 @@ from resist_hvd.reproduction.differences import differences
 from resist_hvd.reproduction.experiment import Case, Experiment, Goal
 from resist_hvd.reproduction.ladder import POST_ACTIVATION
 from resist_hvd.reproduction.launching import Ended, find_mpirun, launcher
-from resist_hvd.reproduction.measures import ACCURACY, PAPERS_ROUND, SENT, papers_bytes_a_round, reach
+from resist_hvd.reproduction.measures import ACCURACY, BYTES_TO_GOAL, PAPERS_ROUND, SENT, papers_bytes_a_round, reach
 from resist_hvd.reproduction.outcome import outcome_of
 from resist_hvd.reproduction.registry import EXPERIMENTS, named
 from resist_hvd.reproduction.runs import planned, run_all, runs_of
@@ -54,6 +54,10 @@ class StandIn:
     def __call__(self, workers: int, arguments: Sequence[str], log: Path) -> Ended:
         self.started.append(list(arguments))
         words = dict(word[2:].split("=", 1) for word in arguments if "=" in word)
+        if "compare" in arguments:
+            measured = {words["rows"]: [{"bytes_counted": 2000}]}
+            Path(words["json"]).write_text(json.dumps({"ranks": workers, "measured": measured}))
+            return Ended(0)
         folder = Path(words["output"])
         if len(self.started) == self.fails_at:
             log.write_text("a line\nresist_hvd: There is no folder [data]. Give one.\n")
@@ -223,7 +227,7 @@ def other_rows(computed: Any) -> Experiment:
                 workers=2,
                 group="a",
                 settings={"rows": "gpipe"},
-                counted=lambda told, goal: {SENT.name: told["bytes"] * (goal.samples or 0)},
+                counted=lambda told, goal: {SENT.name: told["ranks"] * (goal.samples or 0)},
                 place=1,
             ),
             Case(name="computed", workers=1, group="b", computed=computed, paper={SENT.name: 4.0}),
@@ -239,20 +243,13 @@ def test_rows_that_are_no_training_are_run_once_and_told_beside_it(tmp_path: Pat
         seeds.append(seed)
         return {SENT.name: 5.0}
 
-    def start(workers: int, arguments: Sequence[str], log: Path) -> Ended:
-        if "compare" not in arguments:
-            return StandIn()(workers, arguments, log)
-        (json_path,) = [word.removeprefix("--json=") for word in arguments if word.startswith("--json=")]
-        Path(json_path).write_text('{"bytes": 3}')
-        return Ended(0)
-
     experiment = other_rows(computed)
     for _ in range(2):
-        run_all(planned(experiment, settings), start)
+        run_all(planned(experiment, settings), StandIn())
     assert seeds == [1]
     outcome = outcome_of(experiment, settings)
     # The best accuracy of data-parallel training is that after 3,000 samples.
-    assert [row.values[SENT.name].mean for row in outcome.rows] == [8e6, 9000.0, 5.0]
+    assert [row.values[SENT.name].mean for row in outcome.rows] == [8e6, 6000.0, 5.0]
     assert [(verdict.other, verdict.says) for verdict in outcome.verdicts] == [("counted", "differs")]
 
 
@@ -378,6 +375,16 @@ def test_bytes_to_an_accuracy_are_between_two_evaluations(tmp_path: Path) -> Non
     assert reach(run, Goal(accuracy=10.0), lambda line: line.bytes_sent) == pytest.approx(2e6)
     assert reach(run, Goal(accuracy=99.0), lambda line: line.bytes_sent) is None
     assert reach(run, Goal(), lambda line: line.bytes_sent) is None
+
+
+def test_gpipe_s_bytes_are_those_of_a_step_times_the_steps_of_data_parallel_training(tmp_path: Path) -> None:
+    """2,000 bytes in 2 rounds of 10 steps; 3,000 samples by steps of 4 x 32."""
+    settings = asked(tmp_path)
+    run_all(planned(named("figure4"), settings), StandIn({"data-parallel": 70.0}))
+    rows = {row.case.name: row for row in outcome_of(named("figure4"), settings).rows}
+    goal = rows["data-parallel"].values[BYTES_TO_GOAL.name].mean / 1e6  # a million each 500 samples
+    assert rows["gpipe"].values[BYTES_TO_GOAL.name].mean == pytest.approx(2000 / 20 * 500 * goal / (4 * 32))
+    assert ACCURACY.name not in rows["gpipe"].values
 
 
 def test_lengths_of_rounds_have_a_number_each() -> None:
