@@ -19,7 +19,7 @@ from gpu_check.verdicts import FailedError, SkippedError
 Runs = Mapping[tuple[str, str], Future[Path]]
 """Folders of a method's runs, by device and precision."""
 
-METHODS = ("resist", "local-sgd", "data-parallel", "ensemble")
+METHODS = ("resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout")
 ROUNDS = 3
 LOSS, MODEL, BF16, POINTS = 2e-5, 2e-5, 0.02, 1.0
 """Largest differences: of losses and of models (by norms) that only rounding tells apart; of a mean loss in bf16,

@@ -40,7 +40,7 @@ class BytesSent:
     """Payload in bytes, handed over to be sent.
 
     Attributes:
-        trunk: by collectives among all workers.
+        trunk: by averages among all workers, and by messages from each to all others.
         blocks: for single blocks, by shares and fetches.
     """
 
@@ -115,6 +115,10 @@ class Transport:
         self._encoded: ChangesAverage | None = None
         self._returning: list[tuple[Tensor, Tensor]] = []
         self._window = WINDOW if world.local_size < world.size else None
+
+    def host_memory_for(self, flat: Tensor) -> Tensor:
+        """Return what stands in for a buffer in host memory: itself, where it lies there already."""
+        return self._host_copy(("stand-in", 0), flat) if self._stages_messages else flat
 
     @property
     def between_hosts(self) -> bool:
@@ -207,6 +211,27 @@ class Transport:
         """Begin with the present content of the shift's buffer."""
         self.sent += BytesSent(trunk=shift.bytes_sent)
         shift.begin()
+
+    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor], what: str) -> None:
+        """Send a piece to each other rank, and receive one from each; all ranks call it together.
+
+        Args:
+            outgoing: for each rank a contiguous flat buffer in host memory; this rank's own is left alone.
+            incoming: the same, each as long as what its rank sends.
+            what: is sent, in words, for a trace.
+        """
+        rank, size = self.world.rank, self.world.size
+        if size == 1:
+            return
+        # Each begins with its next neighbour, so that none receives from all at once.
+        after, before = ([(rank + way * step) % size for step in range(1, size)] for way in (1, -1))
+        with self.world.stopwatch.measure("trunk", what), self.world.activity.waiting():
+            requests = [self._messages.Irecv(incoming[other].numpy(), source=other) for other in before]
+            requests += [self._messages.Isend(outgoing[other].numpy(), dest=other) for other in after]
+            for request in requests:
+                request.Wait()
+                self.world.activity.progress()
+        self.sent += BytesSent(trunk=sum(outgoing[other].nbytes for other in after))
 
     def broadcast(self, flat: Tensor, root: int) -> None:
         """Fill `flat` on every rank with that of rank `root`."""

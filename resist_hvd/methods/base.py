@@ -41,6 +41,7 @@ class Setup:
         warmup_samples: for how many samples, summed over workers, local SGD precedes ResIST.
         outer_momentum: beta of outer momentum on what all workers share; 0 for none.
         overlap: whether steps come between a synchronisation's departure and its arrival.
+        keep_filters: the share of filters that a worker of federated dropout has.
         exchange: the codecs of what workers send.
         dtype: of parameters; float32 but in tests.
 
@@ -59,6 +60,7 @@ class Setup:
     warmup_samples: int = 0
     outer_momentum: float = 0.0
     overlap: bool = False
+    keep_filters: float = 1.0
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
     dtype: torch.dtype = torch.float32
 
@@ -258,6 +260,9 @@ class Method(ABC):
             self.changes.restart()
         if self.outer is not None:
             self.outer.begin_here()
+
+    def rejoin(self) -> None:
+        """Fetch from others what a checkpoint's files did not give; all ranks call it together, once all have read."""
 
     def take_outer_step(self, rate: float) -> None:
         """Go on from the averages of a round that was trained at a mean learning rate by outer momentum, if any."""

@@ -202,13 +202,25 @@ def make_block(network: Network, deck: Deck, device: torch.device, dtype: torch.
 
     Evaluation passes the blocks that a worker does not hold through one such block, one after another.
     """
-    part = network.parts[deck.first]
-    block = make_on_meta(part, dtype)
-    parameters = list(block.parameters())
+    return make_part(network.parts[deck.first], device, dtype)
+
+
+def make_part(part: Part, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """Return a part's module, on flat storage of its own, and that storage."""
+    module = make_on_meta(part, dtype)
+    parameters = list(module.parameters())
     flat = torch.zeros(sum(p.numel() for p in parameters), dtype=dtype, device=device)
-    bind(block, parameters, flat, None)
-    fill_buffers(part, block, device)
-    return block, flat
+    bind(module, parameters, flat, None)
+    fill_buffers(part, module, device)
+    return module, flat
+
+
+def seeds_of_parts(network: Network, seed: int) -> Iterator[int]:
+    """Yield the seed of each part's initial weights, as `SubNet.initialise` gives them to those that a worker has."""
+    trunk, places, blocks = derive(seed, "trunk"), count(), count()
+    for part in network.parts:
+        shared = part.deck is None
+        yield derive(trunk, next(places)) if shared else derive(seed, "block", next(blocks))
 
 
 def trunk_lies_last(device: torch.device) -> bool:

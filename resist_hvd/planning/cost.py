@@ -247,24 +247,31 @@ def gpipe(network: Network, work: Work, machine: Machine) -> Cost:
     )
 
 
-def federated_dropout(thinned: Network, work: Work, machine: Machine) -> Cost:
+def federated_dropout(network: Network, thinned: Network, work: Work, machine: Machine) -> Cost:
     """Return the cost of a round of federated dropout (Caldas et al. 2018), which the paper compares with in its A.7.
 
-    A server keeps the global network, sends each worker one with fewer filters in every layer, and takes it back after
-    l steps: 2 P' for each worker, P' being the thinned network's bytes, through the server's link, S P' each way. It
-    is the paper's convention as well.
+    Each worker is the server of an equal part of the network. A thin network of P' bytes goes to all of them after l
+    steps, and another comes back; what a worker keeps itself is not sent: 2 (S - 1) P' in all, the expectation over
+    deals of filters. In the paper's convention 2 S P', as with a server apart.
 
     Args:
+        network: the whole one, of which a worker keeps its part, and room for its average.
         thinned: the network that a worker trains.
         work: the round.
-        machine: the server's link is like any other's.
+        machine: a worker's.
     """
     load, workers = thinned.whole, work.workers
     size = FLOAT * load.parameters
-    busiest = 2.0 * workers * size
-    cost = _local("federated-dropout", load, work, machine, sent=busiest, paper=busiest, busiest=busiest)
-    messages = 2 * machine.latency + machine.overhead
-    return Cost(**{**cost.__dict__, "seconds_latency": messages})
+    return _local(
+        "federated-dropout",
+        load,
+        work,
+        machine,
+        sent=2.0 * (workers - 1) * size,
+        paper=2.0 * workers * size,
+        busiest=_ring(size, workers) * _leaving(workers, machine),
+        memory=3.0 * FLOAT * network.whole.parameters / workers,
+    )
 
 
 def balanced_stages(parts: Sequence[Part], workers: int) -> list[list[Part]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Cost, MethodCosted
-from resist_hvd.planning.inputs import machine_of, network_of, work_of
+from resist_hvd.planning.inputs import machine_of, network_of, thinned_of, work_of
 from resist_hvd.protocol.rule import depth
 from resist_hvd.settings.plan import PlanSettings
 from resist_hvd.units import counted
@@ -110,7 +110,7 @@ class Planner:
     def __init__(self, settings: PlanSettings, rates: Mapping[MethodCosted, float] | None = None) -> None:
         self.settings = settings
         self.network = network_of(settings)
-        self._thinned = self.network.thinned(settings.keep)
+        self._thinned = thinned_of(settings, self.network)
         self._rates = dict(rates or {})
 
     def rate(self, method: MethodCosted) -> float:
@@ -131,7 +131,7 @@ class Planner:
             case "gpipe":
                 return cost.gpipe(self.network, work, machine)
             case "federated-dropout":
-                return cost.federated_dropout(self._thinned, work, machine)
+                return cost.federated_dropout(self.network, self._thinned, work, machine)
 
     def run(self, method: MethodCosted, workers: int, **changes: int) -> Forecast:
         """Return what a run costs, its warm-up included; speed-ups are not yet worked out."""

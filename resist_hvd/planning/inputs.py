@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from resist_hvd.planning.cost import Machine, Work
 from resist_hvd.planning.loads import Network
 from resist_hvd.settings.plan import PlanSettings
+
+if TYPE_CHECKING:
+    from resist_hvd import nets
 
 
 def machine_of(settings: PlanSettings, flops: float) -> Machine:
@@ -24,11 +29,30 @@ def network_of(settings: PlanSettings) -> Network:
     Raises:
         UserError: there is no such network, or it cannot be dealt out.
     """
-    from resist_hvd.nets import families, sizes  # with PyTorch, for which help and mistakes need not wait
+    from resist_hvd.nets import sizes  # with PyTorch, for which help and mistakes need not wait
+
+    network = _network(settings)
+    return Network(sizes.part_sizes(network), sizes.deck_ranges(network))
+
+
+def thinned_of(settings: PlanSettings, network: Network) -> Network:
+    """Return what a worker of federated dropout has of the network, in numbers.
+
+    Of families of which nothing is known to thin it is what a share of each layer's filters would come to.
+    """
+    from resist_hvd.nets import sizes, thinning
+
+    if settings.model.family != "preact":
+        return network.thinned(settings.keep_filters)
+    thin = thinning.thin_network(_network(settings), settings.keep_filters)
+    return Network(sizes.part_sizes(thin), ())
+
+
+def _network(settings: PlanSettings) -> nets.Network:
+    from resist_hvd.nets import families
 
     facts = settings.facts
-    network = families.chosen(settings.model, channels=facts.channels, image_size=facts.size, classes=facts.classes)
-    return Network(sizes.part_sizes(network), sizes.deck_ranges(network))
+    return families.chosen(settings.model, channels=facts.channels, image_size=facts.size, classes=facts.classes)
 
 
 def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:

@@ -48,7 +48,7 @@ def _of_round(ranks: RankSeconds, method: str) -> list[dict[str, float]]:
             spent.append(max(0.0, seconds - left))
             left = max(0.0, left - seconds)
         other, blocks, trunk = spent
-        if method == "local-sgd":
+        if method in ("local-sgd", "federated-dropout"):
             trunk += other
         else:
             blocks += other

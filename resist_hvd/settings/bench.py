@@ -197,11 +197,11 @@ class CompareSettings(Settings):
     BASE: ClassVar[dict[str, Any]] = {"local_iterations": 10, "model.sections": "1,1,13,1", "model.width_factor": 0.25}
 
     rows: str | None = None
-    """Ways of training to compare, with commas between: resist, local-sgd, data-parallel, pytorch-ddp,
-    pytorch-post-local-sgd, gpipe. What our methods do otherwise follows the name: +overlapT, T local iterations beside
-    a synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and the blocks'; +keepF,
-    as +keep0.25, a part. The first is what others are compared with. Default: all of them but gpipe, ResIST and local
-    SGD with and without overlap and int8, too, and resist+int4/int8."""
+    """Ways of training to compare, with commas between: resist, local-sgd, data-parallel, federated-dropout,
+    pytorch-ddp, pytorch-post-local-sgd, gpipe. What our methods do otherwise follows the name: +overlapT, T local
+    iterations beside a synchronisation; +CODEC, as +int8, what is sent; +CODEC/CODEC, as +int4/int8, the trunk's and
+    the blocks'; +keepF, as +keep0.25, a part. The first is what others are compared with. Default: all of them but
+    federated-dropout and gpipe, ResIST and local SGD with and without overlap and int8, too, and resist+int4/int8."""
 
     stages: Counts = ()
     """How many of the network's parts each rank has in gpipe, as [5,4,4,5]. Default: as rank 0 measures the seconds of

@@ -17,7 +17,12 @@ MOST_WORKERS = 4096
 BASE = {"data.name": "cifar100", "data.batch_size": 128, "epochs": 160.0}
 """Settings that a plan without a recipe or a run begins with: the paper's on CIFAR-100."""
 
-ALIASES = {"dataset": "data.name", "batch_size": "data.batch_size", "image_size": "data.image_size"}
+ALIASES = {
+    "dataset": "data.name",
+    "batch_size": "data.batch_size",
+    "image_size": "data.image_size",
+    "keep": "keep_filters",
+}
 """Flags that go by a run's names now."""
 
 
@@ -46,6 +51,7 @@ class PlanSettings(Settings):
     TAKES: ClassVar = (
         "local_iterations",
         "min_blocks",
+        "keep_filters",
         "epochs",
         "warmup_epochs",
         "model",
@@ -90,9 +96,6 @@ class PlanSettings(Settings):
 
     micro_batches: Count | None = None
     """Into how many GPipe cuts a step's images. Default: four times its stages."""
-
-    keep: Share = 0.75
-    """The share of filters that a worker of federated dropout trains."""
 
     plot: Picture | None = None
     """Draw the plan into this file: .png, .svg or .pdf."""

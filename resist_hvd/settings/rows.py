@@ -8,7 +8,7 @@ from typing import get_args
 from resist_hvd.settings.exchange import CodecName, ExchangeSettings
 from resist_hvd.settings.run import MethodName
 
-OURS: tuple[MethodName, ...] = ("resist", "local-sgd", "data-parallel")
+OURS: tuple[MethodName, ...] = ("resist", "local-sgd", "data-parallel", "federated-dropout")
 GPIPE = "gpipe"
 THEIRS = ("pytorch-ddp", "pytorch-post-local-sgd", GPIPE)
 """Ways of training: our methods, and PyTorch's own."""

@@ -8,13 +8,16 @@ from typing import Literal
 
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.exchange import ExchangeSettings
-from resist_hvd.settings.group import Amount, Count, Fraction, Group, Natural, Positive
-from resist_hvd.settings.model import ModelSettings
+from resist_hvd.settings.group import Amount, Count, Fraction, Group, Natural, Positive, Share
+from resist_hvd.settings.model import SECTIONS, ModelSettings
 from resist_hvd.settings.optim import OptimSettings
 
-MethodName = Literal["resist", "local-sgd", "data-parallel", "ensemble"]
+MethodName = Literal["resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout"]
 AVERAGING: tuple[MethodName, ...] = ("resist", "local-sgd")
-"""Methods that average parameters at the end of a round."""
+"""Methods that average parameters that all workers have at the end of a round."""
+
+AVERAGED: dict[MethodName, str] = {"data-parallel": "gradients", "federated-dropout": "other filters of each worker"}
+"""What the others average, if anything."""
 
 Momentum = Literal["restart", "keep"]
 Overlap = Natural | Literal["auto"]
@@ -31,8 +34,9 @@ class Settings(Group):
     """
 
     method: MethodName = "resist"
-    """resist; local-sgd (the paper's baseline); data-parallel (gradients averaged in each step); or ensemble (S shallow
-    networks, never aggregated, predictions averaged)."""
+    """resist; local-sgd (the paper's baseline); data-parallel (gradients averaged in each step); ensemble (S shallow
+    networks, never aggregated, predictions averaged); or federated-dropout (each worker has other filters of every
+    layer in each round: Caldas et al. 2018)."""
 
     local_iterations: Count = 50
     """l, the local iterations of a round: training steps between two synchronisations."""
@@ -53,11 +57,15 @@ class Settings(Group):
     """beta of outer momentum (SlowMo) on what all workers share: each round goes on in the direction of those before.
     It sends nothing, and takes the memory of two more trunks, with local-sgd of two more networks. 0 is the paper's."""
 
+    keep_filters: Share = 0.75
+    """The share of filters that a worker of federated-dropout has: of each convolution, of each residual stream."""
+
     warmup_epochs: Amount = 0.0
     """Epochs of local SGD on the whole, scaled network that precede ResIST."""
 
     scale_activations: bool = True
-    """Scale the output of partitioned blocks in the global network by k / N (1 / S where no block is shared)."""
+    """Scale the output of partitioned blocks in the global network by k / N (1 / S where no block is shared); with
+    federated-dropout, each weight by the share of its inputs that workers have."""
 
     epochs: Positive = 10.0
     """Passes over the training set, summed over workers."""
@@ -139,16 +147,18 @@ class Settings(Group):
                 "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out"
             )
         self._check_overlap()
+        if self.method == "federated-dropout":
+            self._check_dropout()
         for name, what in (("trunk", "encodes averages of parameters"), ("keep", "sends a part of averages")):
             if self.exchange.changed(name) and self.method not in AVERAGING:
-                averaged = "gradients" if self.method == "data-parallel" else "nothing"
                 raise ValueError(
                     f"--exchange.{name} is {getattr(self.exchange, name)}, which {what}, and --method "
-                    f"{self.method} averages {averaged}; leave it out"
+                    f"{self.method} averages {AVERAGED.get(self.method, 'nothing')}; leave it out"
                 )
         if self.outer_momentum and self.method not in AVERAGING:
             raise ValueError(
-                f"--outer_momentum steps from averages of parameters, and --method {self.method} has none; leave it out"
+                f"--outer_momentum steps from averages of what all workers have, and --method {self.method} averages "
+                f"{AVERAGED.get(self.method, 'nothing')}; leave it out"
             )
         if self.outer_momentum and self.overlap:
             raise ValueError(
@@ -162,6 +172,19 @@ class Settings(Group):
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
 
+    def _check_dropout(self) -> None:
+        """Refuse networks whose filters cannot be left out, and an optimizer's state that outlives them."""
+        if self.model.family != "preact":
+            raise ValueError(
+                f"--method federated-dropout thins pre-activation networks only, and the network is "
+                f"{self.model.title}; give one of {', '.join(SECTIONS)}, or --model.sections"
+            )
+        if self.momentum == "keep":
+            raise ValueError(
+                "--momentum keep is for what stays with a worker, and with --method federated-dropout each has other "
+                "filters in every round; leave it out"
+            )
+
     def _check_overlap(self) -> None:
         """Refuse steps beside a synchronisation where there can be none."""
         if not self.overlap:
@@ -171,7 +194,10 @@ class Settings(Group):
                 f"--overlap is {self.overlap}, but a round has --local_iterations {self.local_iterations}; give fewer"
             )
         if self.method not in AVERAGING:
-            raise ValueError(f"--overlap hides what ends a round, and --method {self.method} has none; leave one out")
+            raise ValueError(
+                f"--overlap hides averages of what all workers have, and --method {self.method} averages "
+                f"{AVERAGED.get(self.method, 'nothing')}; leave one out"
+            )
         for flag in ("compile", "cuda_graphs"):
             if getattr(self, flag):
                 raise ValueError(

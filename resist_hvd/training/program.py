@@ -151,6 +151,7 @@ def make_run(settings: Settings, world: World, source: DataSource, folder: Path,
     if checkpoint is not None:
         with world.agree("reading the checkpoint"):
             sentence = load(checkpoint, run)
+        run.method.rejoin()
     if settings.resume and world.is_first:
         console.out(sentence)
     return run
@@ -199,7 +200,7 @@ def headline(run: Run) -> str:
         f"{spec.name}: {spec.train_size:,} training and {counted(spec.test_size, 'test image')}, "
         f"{counted(len(spec.classes), 'class', 'classes')}{loader}\n"
         f"{network.title}, {counted(len(network.blocks), 'block')} to deal out, "
-        f"{len(subnet.slots)} a worker: {subnet.parameters_flat.numel():,} parameters each; "
+        f"{len(run.method.blocks)} a worker: {subnet.parameters_flat.numel():,} parameters each; "
         f"{counted(run.rounds(), 'round')} of {counted(run.settings.local_iterations, 'local iteration')}; "
         f"into {run.folder}"
     )

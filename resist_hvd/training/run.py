@@ -171,6 +171,7 @@ def method_setup(settings: Settings, source: DataSource, world: World, progress:
         scale_activations=settings.scale_activations,
         overlap=overlap_of(settings, progress) > 0,
         outer_momentum=settings.outer_momentum,
+        keep_filters=settings.keep_filters,
         optimizer_state=partial(make_state, settings=settings.optim),
         exchange=settings.exchange,
         warmup_samples=round(settings.warmup_epochs * spec.train_size),

@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, object]] = {
     "local-sgd": {"method": "local-sgd"},
     "data-parallel": {"method": "data-parallel"},
     "ensemble": {"method": "ensemble", "min_blocks": 2},
+    "federated-dropout": {"method": "federated-dropout"},
 }
 
 

@@ -95,6 +95,7 @@ SETTINGS = (
     Setting("resist all", 3, {"model.partition": "all", "overlap": 1, "checkpoint_every": 1}),
     Setting("data-parallel", 2, {"method": "data-parallel", "checkpoint_every": 1}),
     Setting("data-parallel", 3, {"method": "data-parallel", "momentum": "keep"}),
+    Setting("federated-dropout", 3, {"method": "federated-dropout", "checkpoint_every": 1}),
     Setting("ensemble", 3, {"method": "ensemble", "min_blocks": 2, "evaluate_every": 3}),
     Setting("local-sgd", 4, {"method": "local-sgd", "momentum": "keep", "overlap": 1, "exchange.trunk": "int8"}),
     Setting("imagenet", 2, {**IMAGENET, "checkpoint_every": 1}, data="imagenet"),

@@ -28,7 +28,7 @@ SUMMARY = (
     "method workers rounds samples accuracy best_accuracy seconds seconds_compute seconds_data seconds_sync bytes_sent "
     "parameters_global parameters_worker peak_memory_bytes broken_files"
 )
-METHODS = ("resist", "local-sgd", "data-parallel", "ensemble")
+METHODS = ("resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout")
 BLOCKS = 5
 """Partitionable blocks of the tiny network: all of its third section but the first."""
 

@@ -17,7 +17,7 @@ WRONG_FLAGS = {
     "--local_iteration 3": ("--local_iteration.", "--local_iterations;"),
     "--lr 0.1": ("--lr.", "--optim.lr;"),
     "fast": ("'fast'", "flag"),
-    "--method sgd": ("--method", "'sgd'", "resist, local-sgd, data-parallel, ensemble"),
+    "--method sgd": ("--method", "'sgd'", "resist, local-sgd, data-parallel, ensemble, federated-dropout"),
     "--optim.schedule=linear": ("--optim.schedule", "'linear'", "step, cosine, constant"),
     "--local_iterations many": ("--local_iterations", "'many'", "whole number"),
     "--local_iterations 2.5": ("--local_iterations", "'2.5'", "whole number"),
@@ -47,7 +47,7 @@ WRONG_FILES = {
     "methods: resist\n": ("]", "methods", "method;"),
     "optim:\n  learning_rate: 1\n": ("]", "optim.learning_rate", "--help"),
     "optim: sgd\n": ("]", "optim", "'sgd'", "group", "below"),
-    "method: sgd\n": ("]", "method", "'sgd'", "resist, local-sgd, data-parallel, ensemble"),
+    "method: sgd\n": ("]", "method", "'sgd'", "resist, local-sgd, data-parallel, ensemble, federated-dropout"),
     "seed: -3\n": ("]", "seed", "-3", "0 or more"),
     "recipe: digits\n": ("]", "recipe", "--recipe NAME"),
 }

@@ -18,7 +18,7 @@ from . import tiny
 RANK = ["seconds_compute", "seconds_data", "seconds_sync", "seconds_trunk", "seconds_blocks"]
 
 
-@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout"])
 def test_every_ranks_seconds(method: Any, world: World, folder: Path) -> None:
     run = tiny.make_run(tiny.settings(world, method=method, min_blocks=3), world, folder)
     train(run, tiny.Watching(run))

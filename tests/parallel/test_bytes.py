@@ -11,6 +11,7 @@ from resist_hvd.comm.transport import BytesSent
 from resist_hvd.comm.world import World
 from resist_hvd.methods import data_parallel
 from resist_hvd.nets.sizes import deck_ranges, part_sizes
+from resist_hvd.nets.thinning import thin_network
 from resist_hvd.planning import cost
 from resist_hvd.planning.loads import Network
 from resist_hvd.protocol.exchange import exchange, ring_bytes
@@ -124,6 +125,33 @@ def test_a_round_of_data_parallel_training(world: World, folder: Path, monkeypat
         assert since.blocks == 0
 
     train(run, tiny.Watching(run, look))
+
+
+@pytest.mark.parametrize("keep_filters", [0.5, 0.75])
+def test_federated_dropout_sends_thin_networks_as_planned(keep_filters: float, world: World, folder: Path) -> None:
+    settings = tiny.settings(world, iterations=40, local_iterations=1, method="federated-dropout")
+    settings = replace(settings, keep_filters=keep_filters, max_rounds=39)
+    run = tiny.make_run(settings, world, folder)
+    sent, numbers = Sent(run), run.method.subnet.parameters_flat.numel()
+
+    def look(_: RoundRecord) -> None:
+        since = sent.since()
+        assert since.blocks == 0
+        counts = [counted.trunk for counted in world.gather_objects(since)]
+        # No more than all thin networks, once up and once down: what a worker keeps itself, it does not send.
+        assert sum(counts) <= 2 * 4 * numbers * world.size
+
+    train(run, tiny.Watching(run, look))
+    whole, thin = run.method.network, thin_network(run.method.network, keep_filters)
+    planned = cost.federated_dropout(
+        Network(part_sizes(whole), deck_ranges(whole)),
+        Network(part_sizes(thin), ()),
+        cost.Work(workers=world.size, batch=tiny.BATCH, local_iterations=1),
+        cost.Machine(flops=1.0, bandwidth=1.0, latency=0.0),
+    )
+    assert run.progress.round == 39
+    assert run.progress.bytes_sent == pytest.approx(39 * planned.bytes_sent, rel=0.01)
+    assert planned.bytes_sent == 2 * (world.size - 1) * 4 * numbers
 
 
 def test_the_ensemble_sends_nothing(world: World, folder: Path) -> None:

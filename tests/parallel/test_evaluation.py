@@ -36,6 +36,8 @@ CASES = [
     pytest.param({"model": replace(tiny.MODEL, sections="2,2,4", partition="all")}, id="all-sections"),
     pytest.param({"model": replace(tiny.MODEL, final_norm=False, block="bottleneck")}, id="bottleneck-no-final-norm"),
     pytest.param({"method": "local-sgd"}, id="local-sgd"),
+    pytest.param({"method": "federated-dropout"}, id="federated-dropout"),
+    pytest.param({"method": "federated-dropout", "scale_activations": False}, id="federated-dropout-not-scaled"),
 ]
 
 
@@ -59,6 +61,11 @@ def whole_network(run: Run) -> Whole:
             depth = max(-(-deck.blocks // run.world.size), min(run.settings.min_blocks, deck.blocks))
             for place in range(deck.first, deck.first + deck.blocks):
                 scale_outputs(network.parts[place], whole.parts[place], depth / deck.blocks)
+    if run.settings.method == "federated-dropout" and run.settings.scale_activations:
+        for place, part in enumerate(whole.parts):
+            for parameter in part.parameters():
+                if place > 0 and parameter.dim() > 1:
+                    parameter.data.mul_(3 / 4)
     return whole
 
 

@@ -32,7 +32,7 @@ def everyone_raises(world: World, run: Run) -> str:
     return messages[0]
 
 
-@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout"])
 def test_a_loss_that_is_not_finite(method: Any, world: World, folder: Path) -> None:
     settings = tiny.settings(world, iterations=12, method=method, checkpoint_every=1)
     culprit = world.size - 1

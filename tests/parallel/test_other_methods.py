@@ -52,7 +52,7 @@ def train_plainly(network: nn.Module, stream: Iterator[Batch], optim: OptimSetti
         update(parameters, gradients_of(network, next(stream)), velocities, rate=rate, optim=optim)
 
 
-@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_blocks_begin_as_the_identity_where_that_is_asked_for(
     method: MethodName, zero: bool, world: World, folder: Path

@@ -30,7 +30,7 @@ from resist_hvd.training.run import Run
 from resist_hvd.training.step import flat_state
 
 from . import tiny
-from .assembly import assemble, named_parameters
+from .assembly import assemble
 
 
 class StoppedError(Exception):
@@ -114,6 +114,7 @@ CASES = [
     pytest.param({"min_blocks": 3, "momentum": "keep"}, id="resist-shared-and-kept"),
     pytest.param({"method": "local-sgd", "momentum": "keep", "outer_momentum": 0.4}, id="local-sgd"),
     pytest.param({"method": "ensemble", "min_blocks": 2}, id="ensemble"),
+    pytest.param({"method": "federated-dropout"}, id="federated-dropout"),
     pytest.param({"momentum": "keep", "warmup": 4, "outer_momentum": 0.4}, id="as-the-warm-up-ends"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "precision": "bf16"}, id="in-bfloat16"),
     pytest.param({"momentum": "keep", "optim": ADAMW, "warmup": 2}, id="adamw-kept"),
@@ -327,11 +328,12 @@ def test_outer_momentum_begins_where_a_checkpoint_has_none(
 
 
 @pytest.mark.world_size(2)
-@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel"])
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "federated-dropout"])
 def test_another_number_of_workers(
     method: Any, world: World, alone: World, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_of({"method": method, "momentum": "keep"}, world, max_rounds=1)
+    momentum = "restart" if method == "federated-dropout" else "keep"
+    settings = settings_of({"method": method, "momentum": momentum}, world, max_rounds=1)
     many = finished(replace(settings, output=folder / "many"), world)
     whole = assemble(many.method, world)
     # From many workers to one ...
@@ -339,7 +341,7 @@ def test_another_number_of_workers(
         one, said = resume_on(alone, settings, folder / "many", capsys)
         assert f"dealt anew to 1 worker (it had {world.size})" in said
         assert one.optimizer_state.fresh
-        now = named_parameters(one)
+        now = assemble(one, alone)
         assert now.keys() == whole.keys()
         assert all(torch.equal(now[name], whole[name]) for name in whole)
         newest, _ = find_newest(folder / "many")
@@ -353,7 +355,7 @@ def test_another_number_of_workers(
     assert (f"dealt anew to {world.size} workers (it had 1)" in said) == world.is_first
     if world.is_first:
         one, _ = resume_on(alone, settings, folder / "one", capsys)
-        whole = named_parameters(one)
+        whole = assemble(one, alone)
     whole = world.broadcast_object(whole)
     now = assemble(again, world)
     assert now.keys() == whole.keys()

@@ -143,7 +143,7 @@ def test_resist_that_is_some_is_not_remarked_on() -> None:
     for min_blocks in (0, 5, 7):
         assert remark(min_blocks=min_blocks) == ""
     assert remark(model=replace(MODEL, sections="4,4,4,4", partition="all"), min_blocks=3) == ""
-    for method in ("local-sgd", "data-parallel", "ensemble"):
+    for method in ("local-sgd", "data-parallel", "ensemble", "federated-dropout"):
         assert remark(1, method=method) == ""
 
 

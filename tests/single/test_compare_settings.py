@@ -11,7 +11,7 @@ from resist_hvd.guard.rendezvous import own_addresses
 from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.rows import Row
 
-ALL = "resist, local-sgd, data-parallel, pytorch-ddp, pytorch-post-local-sgd, gpipe"
+ALL = "resist, local-sgd, data-parallel, federated-dropout, pytorch-ddp, pytorch-post-local-sgd, gpipe"
 
 
 def rows(flag: str, *flags: str) -> list[Row]:

@@ -157,13 +157,19 @@ def test_a_pipeline_passes_activations_on_and_gradients_back() -> None:
     assert once.bytes_paper == 2 * once.bytes_sent
 
 
-def test_federated_dropout_goes_through_a_server() -> None:
+def test_federated_dropout_sends_thin_networks_up_and_down() -> None:
     thinned, built = PAPERS.thinned(0.75), network(ModelSettings(final_norm=False, width_factor=0.75))
     for load in ("parameters", "flops", "kept"):
         assert getattr(thinned.whole, load) == pytest.approx(getattr(built.whole, load), rel=1e-3)
-    once = cost.federated_dropout(thinned, work(4), MACHINE)
-    assert once.bytes_sent == once.bytes_busiest == 8 * 4 * thinned.whole.parameters
-    assert once.seconds_bandwidth == once.bytes_busiest / MACHINE.bandwidth
+    size = 4 * built.whole.parameters
+    once = cost.federated_dropout(PAPERS, built, work(4), MACHINE)
+    # Each worker keeps a fourth of the network itself.
+    assert (once.bytes_sent, once.bytes_paper, once.bytes_busiest) == (6 * size, 8 * size, 1.5 * size)
+    whole = cost.local_sgd(PAPERS, work(4), MACHINE)
+    assert once.flops < 0.6 * whole.flops
+    assert once.memory < whole.memory
+    alone = cost.federated_dropout(PAPERS, built, work(1), MACHINE)
+    assert alone.bytes_sent == alone.seconds_sync == 0
 
 
 def test_averages_hide_behind_the_backward_pass() -> None:

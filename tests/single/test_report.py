@@ -169,7 +169,7 @@ def test_early_ranks_wait_for_the_slowest(tmp_path: Path) -> None:
     assert len({round(sum(phases.values()), 6) for phases in ranks}) == 1
 
 
-@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble"])
+@pytest.mark.parametrize("method", ["resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout"])
 def test_no_second_is_lost_or_counted_twice(method: str, tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", method=method))
     ranks = seconds_of_ranks(run)

@@ -22,6 +22,13 @@ from resist_hvd.training.starts import tell, write_settings
 
 from .report_runs import summary
 
+AVERAGED = (
+    ("data-parallel", "gradients"),
+    ("ensemble", "nothing"),
+    ("federated-dropout", "other filters of each worker"),
+)
+"""What methods average that average nothing that all workers have."""
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"local_iterations": 0}, "--local_iterations is 0; give 1 or more"),
     ({"min_blocks": -1}, "--min_blocks is -1; give 0 or more"),
@@ -55,9 +62,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"outer_momentum": 0.4, "method": method},
-            f"--outer_momentum steps from averages of parameters, and --method {method} has none; leave it out",
+            f"--outer_momentum steps from averages of what all workers have, and --method {method} averages {what}; "
+            "leave it out",
         )
-        for method in ("data-parallel", "ensemble")
+        for method, what in AVERAGED
     ),
     *(({"outer_momentum": 0.4, "overlap": overlap}, "--outer_momentum steps from") for overlap in (1, "auto")),
     (
@@ -70,8 +78,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"overlap": -1}, "--overlap is -1; give 0 or more, or auto"),
     *(
-        ({"overlap": overlap, "method": method}, f"--overlap hides what ends a round, and --method {method} has none")
-        for method in ("data-parallel", "ensemble")
+        (
+            {"overlap": overlap, "method": method},
+            f"--overlap hides averages of what all workers have, and --method {method} averages {what}; leave one out",
+        )
+        for method, what in AVERAGED
         for overlap in (1, "auto")
     ),
     *(
@@ -85,7 +96,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
             f"--exchange.trunk is int8, which encodes averages of parameters, and --method {method} averages {what}; "
             "leave it out",
         )
-        for method, what in (("data-parallel", "gradients"), ("ensemble", "nothing"))
+        for method, what in AVERAGED
     ),
     *(
         (
@@ -93,14 +104,23 @@ WRONG: list[tuple[dict[str, Any], str]] = [
             f"--exchange.keep is 0.25, which sends a part of averages, and --method {method} averages {what}; leave it "
             "out",
         )
-        for method, what in (("data-parallel", "gradients"), ("ensemble", "nothing"))
+        for method, what in AVERAGED
     ),
     *(
         (
             {"exchange": ExchangeSettings(blocks="int8"), "method": method},
             "--exchange.blocks is int8, and blocks move with --method resist only; leave it out",
         )
-        for method in ("local-sgd", "data-parallel", "ensemble")
+        for method in ("local-sgd", "data-parallel", "ensemble", "federated-dropout")
+    ),
+    ({"keep_filters": 0.0}, "--keep_filters is 0.0; give a share above 0, at most 1"),
+    (
+        {"method": "federated-dropout", "momentum": "keep"},
+        "--momentum keep is for what stays with a worker, and with --method federated-dropout each has other filters",
+    ),
+    (
+        {"method": "federated-dropout", "model": ModelSettings(name="torchvision/resnet50")},
+        "--method federated-dropout thins pre-activation networks only, and the network is torchvision/resnet50; give",
     ),
 ]
 
