@@ -47,6 +47,11 @@ class Measure:
     own: bool = False
 
 
+def bound_of(measure: Measure) -> str:
+    """Return the name of the paper's bound on a measure among a row's computed numbers."""
+    return f"bound of {measure.name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A row of an experiment.

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
 from resist_hvd.reporting.reading import RunRecord, read_run
-from resist_hvd.reproduction.experiment import Case, Experiment, Goal, Measure
+from resist_hvd.reproduction.experiment import Case, Experiment, Goal, Measure, bound_of
 from resist_hvd.reproduction.measures import best_accuracy, reach
 from resist_hvd.reproduction.runs import Run, runs_of
 from resist_hvd.settings.reproduce import ReproduceSettings
@@ -97,15 +97,17 @@ def outcome_of(experiment: Experiment, settings: ReproduceSettings) -> Outcome:
             record.label, record.curve, record.colour = case.name, case.name, colour
     all_records = [record for records in read for record in records]
     goal = goal_of(all_records)
-    rows = [
-        Row(
-            case=case,
-            values=_means(experiment, _numbers(experiment, done, records, goal)),
-            finished=len(done),
-            wanted=len(runs),
+    rows = []
+    for (case, runs), done, records in zip(found, finished, read, strict=True):
+        numbers = _numbers(experiment, done, records, goal)
+        rows.append(
+            Row(
+                case=replace(case, paper={**case.paper, **_bounds(experiment, numbers)}),
+                values=_means(experiment, numbers),
+                finished=len(done),
+                wanted=len(runs),
+            )
         )
-        for (case, runs), done, records in zip(found, finished, read, strict=True)
-    ]
     return Outcome(
         experiment=experiment,
         settings=settings,
@@ -140,6 +142,16 @@ def _means(experiment: Experiment, numbers: list[Mapping[str, float | None]]) ->
         if read:
             values[measure.name] = Value(fmean(read), stdev(read) if len(read) > 1 else None, len(read))
     return values
+
+
+def _bounds(experiment: Experiment, numbers: list[Mapping[str, float | None]]) -> dict[str, float]:
+    """Return the paper's bounds on a row's measures, where they were computed with it: the means over seeds."""
+    bounds = {}
+    for measure in experiment.measures:
+        read = [value for each in numbers if (value := each.get(bound_of(measure))) is not None]
+        if read:
+            bounds[measure.name] = fmean(read)
+    return bounds
 
 
 def verdicts(experiment: Experiment, rows: list[Row]) -> Iterator[Verdict]:

@@ -25,7 +25,7 @@ from resist_hvd.reporting import paper
 from resist_hvd.reporting.reading import read_run
 from resist_hvd.reproduction import launching, page, tables
 from resist_hvd.reproduction.differences import differences
-from resist_hvd.reproduction.experiment import Case, Experiment, Goal
+from resist_hvd.reproduction.experiment import Case, Experiment, Goal, bound_of
 from resist_hvd.reproduction.ladder import POST_ACTIVATION
 from resist_hvd.reproduction.launching import Ended, find_mpirun, launcher
 from resist_hvd.reproduction.measures import ACCURACY, BYTES_TO_GOAL, PAPERS_ROUND, SENT, papers_bytes_a_round, reach
@@ -102,7 +102,8 @@ def test_rows_have_names_of_their_own_and_the_paper_s_columns(name: str, tmp_pat
         cases = experiment.cases(asked(tmp_path, budget=budget))
         assert len({case.name for case in cases}) == len(cases)
         columns = {measure.name for measure in experiment.measures}
-        assert any(set(case.paper) & columns or case.place is not None for case in cases)
+        told = any(set(case.paper) & columns or case.place is not None for case in cases)
+        assert told or experiment.compare == "bound"
 
 
 def test_the_paper_s_budget_is_the_paper_s_setting(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def other_rows(computed: Any) -> Experiment:
                 counted=lambda told, goal: {SENT.name: told["ranks"] * (goal.samples or 0)},
                 place=1,
             ),
-            Case(name="computed", workers=1, group="b", computed=computed, paper={SENT.name: 4.0}),
+            Case(name="computed", workers=1, group="b", computed=computed),
         ],
         measures=(SENT,),
     )
@@ -255,9 +256,11 @@ def test_rows_that_are_no_training_are_run_once_and_told_beside_it(tmp_path: Pat
 
 @pytest.mark.parametrize(("value", "says"), [(5.0, "agrees"), (3.0, "differs")])
 def test_a_bound_is_held_or_not(value: float, says: str, tmp_path: Path) -> None:
-    experiment = replace(other_rows(lambda _: {SENT.name: value}), compare="bound")
-    settings = asked(tmp_path)
-    run_all(planned(experiment, settings)[2:], StandIn())
+    """The bound is computed with the row, of each seed its own."""
+    computed = other_rows(lambda seed: {SENT.name: value, bound_of(SENT): 2.0 + seed})
+    experiment, settings = replace(computed, compare="bound"), asked(tmp_path, seeds=3)
+    run_all(planned(experiment, settings), StandIn())
+    assert outcome_of(experiment, settings).rows[2].case.paper == {SENT.name: 4.0}
     (verdict,) = outcome_of(experiment, settings).verdicts
     assert (verdict.other, verdict.says) == ("computed", says)
 
