@@ -153,7 +153,9 @@ def show_commands(runs: list[Run]) -> None:
 
 
 def describe(run: Run) -> None:
-    """Print what a batch script needs to start a run: workers, folder and flags, one a line."""
+    """Print what a batch script needs to train a run: workers, folder and flags, one a line; nothing of another run."""
+    if run.case.counted or run.case.computed:
+        return
     for line in (run.case.workers, run.folder.resolve(), *run.flags):
         console.out(str(line))
 

@@ -37,6 +37,7 @@ class Measure:
         noise: the difference between two runs of one seed each that means nothing.
         relative: whether noise is a share, and differences are ratios.
         own: whether it is one of ours, for which the paper has no column.
+        to_goal: whether it is what a run had taken when it came to the goal.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Measure:
     noise: float = 0.0
     relative: bool = False
     own: bool = False
+    to_goal: bool = False
 
 
 def bound_of(measure: Measure) -> str:

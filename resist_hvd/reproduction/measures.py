@@ -96,6 +96,7 @@ BYTES_TO_GOAL = Measure(
     show=gigabytes,
     noise=0.05,
     relative=True,
+    to_goal=True,
 )
 SECONDS_TO_GOAL = Measure(
     name="training to the same accuracy",
@@ -103,6 +104,7 @@ SECONDS_TO_GOAL = Measure(
     show=duration,
     noise=NOISE_OF_TIME,
     relative=True,
+    to_goal=True,
 )
 ROUNDS_TO_GOAL = Measure(
     name="rounds to the same accuracy",
@@ -110,5 +112,6 @@ ROUNDS_TO_GOAL = Measure(
     show=lambda value: f"{value:.1f}",
     noise=0.1,
     relative=True,
+    to_goal=True,
     own=True,
 )

@@ -96,7 +96,7 @@ def outcome_of(experiment: Experiment, settings: ReproduceSettings) -> Outcome:
         for record in records:
             record.label, record.curve, record.colour = case.name, case.name, colour
     all_records = [record for records in read for record in records]
-    goal = goal_of(all_records)
+    goal = goal_of(all_records) if any(measure.to_goal for measure in experiment.measures) else Goal()
     rows = []
     for (case, runs), done, records in zip(found, finished, read, strict=True):
         numbers = _numbers(experiment, done, records, goal)

@@ -59,7 +59,8 @@ class ReproduceSettings(Group):
     """Run only the run of this number, counted from 0, and make no page: for the elements of a job array."""
 
     describe: bool = False
-    """With --part: print the run's number of workers, its folder and its flags, one a line, and start nothing."""
+    """With --part: print the number of workers, the folder and the flags of a run of training, one a line, and start
+    nothing; print nothing of a run that is none."""
 
     page: bool = False
     """Run nothing: make page and tables of the runs that there are."""

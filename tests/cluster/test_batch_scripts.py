@@ -395,11 +395,12 @@ def test_container_s_python_is_what_runs_and_what_is_tried(job: Job, tmp_path: P
 DESCRIBES = """
 echo "python $*" >> "$TOLD"
 case "$*" in
+    *"--part 8 --describe") ;;
     *"--part 9 "*) echo "resist_hvd: --part is 9" >&2; exit 2 ;;
     *--describe) printf '8\\n/elsewhere/a run\\n--method=resist\\n--data.root=a folder\\n' | sed "s:/elsewhere:$OUT:" ;;
 esac
 """
-"""A stand-in for Python, which describes every run but the ninth."""
+"""A stand-in for Python. It describes runs; the eighth is no training, and there is no ninth."""
 
 
 @pytest.fixture
@@ -430,6 +431,13 @@ def test_reproduction_s_element_that_there_is_not_starts_nothing(describing: Job
     status, said = ended(describing("reproduce.sbatch", "table2", **element))
     assert (status, said) == (2, "resist_hvd: --part is 9\n")
     assert "srun" not in told(tmp_path)
+
+
+def test_reproduction_s_element_that_is_no_training_is_left_to_reproduce(describing: Job, tmp_path: Path) -> None:
+    element = {"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "8"}
+    status, _ = ended(describing("reproduce.sbatch", "figure4", **element))
+    assert status == 0
+    assert told(tmp_path).splitlines()[1:] == ["python -m resist_hvd.reproduce figure4 --budget paper --part 8"]
 
 
 def test_reproduction_s_job_without_an_array_makes_the_page(describing: Job, tmp_path: Path) -> None:

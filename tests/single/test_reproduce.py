@@ -233,7 +233,7 @@ def other_rows(computed: Any) -> Experiment:
             ),
             Case(name="computed", workers=1, group="b", computed=computed),
         ],
-        measures=(SENT,),
+        measures=(SENT, BYTES_TO_GOAL),
     )
 
 
@@ -452,6 +452,8 @@ def test_part_is_described_for_a_batch_script(monkeypatch: pytest.MonkeyPatch, t
     workers, folder, *flags = capsys.readouterr().out.splitlines()
     run = planned(named("table1"), ReproduceSettings(output=tmp_path))[4]
     assert (workers, folder, flags) == ("8", str(run.folder), run.flags)
+    call(monkeypatch, "figure4", "--part", "3", "--describe", "--output", tmp_path)
+    assert capsys.readouterr().out == ""  # GPipe's, which is no training
 
 
 def test_part_runs_one_run_and_makes_no_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
