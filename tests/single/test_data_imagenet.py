@@ -187,6 +187,14 @@ def test_training_goes_on_where_it_stands_and_begins_anew_elsewhere(sound: Path,
     assert list(stream) == []
 
 
+def test_one_worker_draws_what_all_of_them_draw(sound: Path, opened: Open) -> None:
+    sources = [opened(sound, "torchvision", rank=rank, workers=2, batch_size=2) for rank in range(2)]
+    expected = [drawn(source, 1)[0] for source in sources]
+    whole = sources[1].train(shard=Shard(rank=0, size=1))
+    assert all(same(next(whole), batch) for batch in expected)
+    assert same(next(sources[1].train()), expected[1])
+
+
 def test_another_number_of_workers_goes_on_at_the_same_count(sound: Path, loader: str, opened: Open) -> None:
     two = [drawn(opened(sound, loader, rank=rank, workers=2, batch_size=2), 1)[0] for rank in range(2)]
     whole = drawn(opened(sound, loader), 2)

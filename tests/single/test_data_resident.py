@@ -146,6 +146,12 @@ def test_a_stream_resumed_equals_the_one_that_never_stopped(size: int, before: i
     assert equal(draw(resumed, after, samples=before * size * 4), whole[before * size :])
 
 
+def test_one_worker_draws_what_all_of_them_draw() -> None:
+    sources = workers(image_set(30), 3, batch_size=4)
+    whole = sources[1].train(shard=Shard(rank=0, size=1))
+    assert equal([next(whole) for _ in range(12)], draw(sources, 4))
+
+
 def test_another_number_of_workers_goes_on_with_the_same_order() -> None:
     images = image_set(48)
     seen = labels_of(draw(workers(images, 4, batch_size=3), 2))
