@@ -139,7 +139,7 @@ def too_far(apart: Difference, loss: float = LOSS, model: float = MODEL) -> list
 def told(method: str, exact: Difference, rounded: Difference) -> str:
     """Return a method's differences in a line."""
     return (
-        f"{method:<13} CPU to GPU: losses {exact.loss:.1e}, evaluated {exact.evaluated:.1e}, models "
+        f"{method:<17} CPU to GPU: losses {exact.loss:.1e}, evaluated {exact.evaluated:.1e}, models "
         f"{exact.models:.1e}; bf16's loss {100 * rounded.relative_loss:.2f} % off"
     )
 

@@ -126,13 +126,11 @@ class FederatedDropout(Method):
         thin, stretch, rank = self._in_host_memory(), self._stretch, self.setup.world.rank
         if thin is not self.subnet.trunk:
             thin.copy_(self.subnet.trunk)
-        outgoing = self._by_keeper(thin)
-        places = [self._thinning.places(hand, stretch.first, stretch.end) for hand in self._hands]
-        incoming = self._in_room([0 if worker == rank else len(kept) for worker, kept in enumerate(places)])
+        outgoing, incoming = self._by_keeper(thin), self._in_room()
         self.transport.all_to_all(outgoing, incoming, "thin networks to their keepers")
         incoming[rank] = outgoing[rank]
-        for kept, values in zip(places, incoming, strict=True):
-            stretch.add(kept, values)
+        for hand, values in zip(self._hands, incoming, strict=True):
+            stretch.add(self._thinning.places(hand, stretch.first, stretch.end), values)
         stretch.average()
         self._begin_round(seed)
 
@@ -147,12 +145,11 @@ class FederatedDropout(Method):
 
     def _fetch(self) -> None:
         thin, stretch, rank = self._in_host_memory(), self._stretch, self.setup.world.rank
-        incoming = self._by_keeper(thin)
-        places = [self._thinning.places(hand, stretch.first, stretch.end) for hand in self._hands]
-        outgoing = self._in_room([0 if worker == rank else len(kept) for worker, kept in enumerate(places)])
+        incoming, outgoing = self._by_keeper(thin), self._in_room()
         outgoing[rank] = incoming[rank]
-        for kept, values in zip(places, outgoing, strict=True):
-            torch.index_select(stretch.numbers, 0, torch.from_numpy(kept), out=values)
+        for hand, values in zip(self._hands, outgoing, strict=True):
+            places = torch.from_numpy(self._thinning.places(hand, stretch.first, stretch.end))
+            torch.index_select(stretch.numbers, 0, places, out=values)
         self.transport.all_to_all(outgoing, incoming, "thin networks from their keepers")
         if thin is not self.subnet.trunk:
             self.subnet.trunk.copy_(thin)
@@ -165,11 +162,15 @@ class FederatedDropout(Method):
         cuts = self._thinning.cut(self._own, self._edges)
         return [thin[first:end] for first, end in pairwise(cuts)]
 
-    def _in_room(self, sizes: Sequence[int]) -> list[Tensor]:
-        """Return buffers of these sizes in the gradients' memory, which nobody needs meanwhile, or in some that stays.
+    def _in_room(self) -> list[Tensor]:
+        """Return buffers for what this worker keeps of each other one's thin network, and an empty one for its own.
 
-        It is not the gradients' on a GPU, nor where a worker happens to get more than a thin network has.
+        They are in the gradients' memory, which nobody needs meanwhile; on a GPU, and where this worker happens to get
+        more than a thin network has, in some that stays.
         """
+        stretch, rank = self._stretch, self.setup.world.rank
+        cuts = [self._thinning.cut(hand, (stretch.first, stretch.end)) for hand in self._hands]
+        sizes = [0 if worker == rank else end - first for worker, (first, end) in enumerate(cuts)]
         edges = list(accumulate(sizes, initial=0))
         room = self.subnet.gradients_flat
         if room.device.type != "cpu" or len(room) < edges[-1]:
