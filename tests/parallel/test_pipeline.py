@@ -1,14 +1,16 @@
 """GPipe of PyTorch's trains as one process does that takes the same micro-batches, and counts what it sends."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from resist_hvd.benchmarks import compare
@@ -18,6 +20,7 @@ from resist_hvd.benchmarks.rivals import process_group
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError
+from resist_hvd.nets.parts import Network, Part
 from resist_hvd.nets.sizes import part_sizes
 from resist_hvd.settings.bench import CompareSettings
 from resist_hvd.settings.data import DataSettings
@@ -171,6 +174,25 @@ def test_what_makes_no_pipeline_is_refused_on_all_ranks(world: World, changes: d
     with pytest.raises(UserError, match=words) as caught:
         settled(settings, world, tiny.source(settings, rank=world.rank, size=world.size))
     assert caught.value.everywhere
+
+
+@pytest.mark.world_sizes(2)
+def test_parts_that_make_no_stage(world: World) -> None:
+    from resist_hvd.benchmarks.pipeline import measured, refuse_cut
+
+    def network(activation: Callable[[], nn.Module]) -> Network:
+        makes = {"one": partial(nn.Linear, 6, 5), "activation": activation, "other": partial(nn.Linear, 5, 4)}
+        parts = tuple(Part(name, make) for name, make in makes.items())
+        return Network(parts, example=torch.empty(2, 6, device="meta"))
+
+    loads = measured(network(nn.ReLU), 3, seed=1, device=world.device)
+    assert [(load.output, load.parameters) for load in loads] == [(5, 35), (5, 0), (4, 24)]
+    assert all(load.seconds > 0 for load in loads)
+    with pytest.raises(UserError, match=r"--stages is .* stage 2 has no parameters"):
+        refuse_cut((1, 1, 1), network(nn.ReLU), replace(world, size=3))
+    # A stage keeps what it has received for the backward pass.
+    with pytest.raises(UserError, match="'activation'"):
+        measured(network(partial(nn.ReLU, inplace=True)), 3, seed=1, device=world.device)
 
 
 @pytest.mark.world_sizes(1)
