@@ -17,12 +17,14 @@ def pictures(outcome: Outcome) -> list[Figure]:
     made = []
     measure = outcome.experiment.measures[0]
     if any(measure.name in row.values for row in outcome.rows):
+        told = any(measure.name in row.case.paper for row in outcome.rows)
         made.append(
             Figure(
                 "rows",
                 f"{measure.name[0].upper()}{measure.name[1:]}",
-                "Left, what was measured here, with the standard deviation where there are several seeds; right, the "
-                "paper's. The scales differ: it is signs and order that can be compared.",
+                f"{'Left, what' if told else 'What'} was measured here, with the standard deviation where there are "
+                "several seeds"
+                + ("; right, the paper's. The scales differ: compare signs and order." if told else "."),
                 lambda theme: rows(outcome, measure, theme),
             )
         )
@@ -46,12 +48,16 @@ def rows(outcome: Outcome, measure: Measure, theme: Theme) -> Any:
             if mean is None:
                 continue
             colour = drawing.colour(_colour(shown, row))
-            axes.barh(y, mean, color=colour, height=0.7, xerr=deviation, error_kw={"ecolor": theme.ink})
-            axes.text(mean, y, f" {measure.show(mean)}", va="center", fontsize=8, color=theme.ink)
+            if measure.relative:
+                axes.barh(y, mean, color=colour, height=0.7, xerr=deviation, error_kw={"ecolor": theme.ink})
+            else:  # small differences of large numbers: no bar from zero shows them
+                axes.errorbar(mean, y, xerr=deviation, color=colour, marker="o", markersize=8, linestyle="none")
+            axes.text(mean, y, f"   {measure.show(mean)}", va="center", fontsize=8, color=theme.ink)
         axes.set_title(titles[place])
         axes.set_xticks([])
         axes.margins(x=0.18)
-        axes.grid(visible=False)
+        axes.grid(visible=not measure.relative, axis="y")
+        axes.grid(visible=False, axis="x")
     panels[0][0].set_yticks(range(len(shown)), [drawing.literal(row.case.name) for row in shown])
     panels[0][0].set_ylim(len(shown) - 0.4, -0.6)
     return figure
