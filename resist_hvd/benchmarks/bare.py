@@ -15,8 +15,24 @@ from resist_hvd.settings.run import Settings
 from resist_hvd.training.capturing import capture_stream, capturing
 
 
-def sgd(network: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
-    """Return PyTorch's own optimizer, its fastest, with a run's settings."""
+def optimizer_of(network: nn.Module, optim: OptimSettings, *, capturable: bool = False) -> torch.optim.Optimizer:
+    """Return PyTorch's own optimizer of a network, its fastest, with a run's settings.
+
+    Args:
+        network: whose parameters it updates.
+        optim: a run's.
+        capturable: whether its steps can be recorded as a CUDA graph; SGD's always can.
+    """
+    if optim.name == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            capturable=capturable,
+            fused=True,
+        )
     return torch.optim.SGD(
         network.parameters(),
         lr=optim.lr,
@@ -43,7 +59,7 @@ class BareLoop:
         self._settings = settings
         self._device = device
         self._batches = source.train()
-        self._optimizer = sgd(network, settings.optim)
+        self._optimizer = optimizer_of(network, settings.optim, capturable=settings.cuda_graphs)
 
     def step(self) -> None:
         """Make one training step."""

@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 
 from resist_hvd.benchmarks import rivals
-from resist_hvd.benchmarks.bare import sgd
+from resist_hvd.benchmarks.bare import optimizer_of
 from resist_hvd.benchmarks.timing import mean_of_steps
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
@@ -161,10 +161,10 @@ class Theirs(Candidate):
     def arithmetic(self) -> float:
         """Return the seconds of a step of a copy, of whose gradients DistributedDataParallel hears nothing."""
         network = deepcopy(self._network)
-        optimizer = sgd(network, self._optim)
+        optimizer = optimizer_of(network, self._optim)
 
         def step() -> None:
-            rivals.train_step(network, optimizer, self._batches, self._optim.lr)
+            rivals.train_step(network, optimizer, self._batches, self._optim.lr, self._optim)
 
         return seconds_of_steps(step, self._settings.local_iterations, self._world)
 

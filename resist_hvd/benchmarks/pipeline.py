@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.nn import functional
 
-from resist_hvd.benchmarks.bare import sgd
+from resist_hvd.benchmarks.bare import optimizer_of
 from resist_hvd.benchmarks.stages import Load, best_cut
 from resist_hvd.comm.devices import finish
 from resist_hvd.comm.world import World
@@ -104,7 +104,7 @@ class GPipe:
         self._is_first, self._is_last = world.is_first, world.rank == world.size - 1
         modules = make(network, first, end, seed, world.device, dtype)
         self.stage = Stage(modules, is_first=self._is_first, is_last=self._is_last)
-        self.optimizer = sgd(self.stage, optim)
+        self.optimizer = optimizer_of(self.stage, optim)
         self._loss = partial(functional.cross_entropy, label_smoothing=optim.label_smoothing)
         arriving, leaving = (example(network, place, batch // micro_batches, dtype) for place in (first, end))
         # Shapes that are given need no step by which they are found.
@@ -153,7 +153,7 @@ class GPipe:
             draw: returns a step's images and labels; the first stage's rank calls it.
         """
         stage, micro_batches = deepcopy(self.stage), self._micro_batches
-        optimizer = sgd(stage, self._optim)
+        optimizer = optimizer_of(stage, self._optim)
         noise = [
             torch.randn(self._arriving.shape, dtype=self._arriving.dtype, device=self._world.device).requires_grad_()
             for _ in range(micro_batches)

@@ -23,7 +23,7 @@ from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from resist_hvd.benchmarks.bare import sgd
+from resist_hvd.benchmarks.bare import optimizer_of
 from resist_hvd.comm.world import World
 from resist_hvd.data.source import Batch
 from resist_hvd.errors import UserError
@@ -47,7 +47,7 @@ class Rival(ABC):
         self.sent = 0
         devices = [world.device] if world.device.type == "cuda" else None
         self.model = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-        self.optimizer = self.make_optimizer(sgd(network, optim))
+        self.optimizer = self.make_optimizer(optimizer_of(network, optim))
 
     @abstractmethod
     def make_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -55,7 +55,7 @@ class Rival(ABC):
 
     def step(self, batches: Iterator[Batch], rate: float) -> None:
         """Make one training step."""
-        train_step(self.model, self.optimizer, batches, rate)
+        train_step(self.model, self.optimizer, batches, rate, self.optim)
 
 
 class DataParallelRival(Rival):
@@ -105,14 +105,18 @@ class PostLocalSGDRival(Rival):
             self.sent += ring_bytes(sum(storage.nbytes for storage in self._storage), self.world.size)
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], rate: float) -> None:
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], rate: float, optim: OptimSettings
+) -> None:
     """Make one training step at a learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     images, labels = next(batches)
     optimizer.zero_grad()
-    loss = functional.cross_entropy(model(images), labels)
+    loss = functional.cross_entropy(model(images), labels, label_smoothing=optim.label_smoothing)
     torch.autograd.backward(loss)
+    if optim.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
     optimizer.step()
 
 

@@ -232,6 +232,11 @@ class CompareSettings(Settings):
         for flag in ("stages", "micro_batches"):
             if self.changed(flag) and GPIPE not in self.names:
                 raise ValueError(f"--{flag} is for gpipe, and --rows has none; leave it out, or add gpipe to --rows")
+        if GPIPE in self.names and self.optim.clip_norm is not None:
+            raise ValueError(
+                f"--optim.clip_norm is {self.optim.clip_norm}, and --rows has gpipe, where no rank has all "
+                "gradients, to take a norm of; leave one out"
+            )
         for name in self.names:
             try:
                 self.training(Row.read(name))

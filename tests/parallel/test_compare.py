@@ -36,9 +36,13 @@ SETTINGS = CompareSettings(
 )
 
 
-def trained(name: str, world: World, momentum: float, rounds: int = 2) -> tuple[torch.Tensor, int]:
+MOMENTUM = OptimSettings(lr=0.05, momentum=0.9)
+EVERYTHING = OptimSettings(name="adamw", lr=0.01, eps=1e-2, label_smoothing=0.2, clip_norm=0.5)
+
+
+def trained(name: str, world: World, optim: OptimSettings, rounds: int = 2) -> tuple[torch.Tensor, int]:
     """The weights that a candidate has after some rounds, and the bytes it counted."""
-    settings = replace(SETTINGS, optim=replace(SETTINGS.optim, momentum=momentum))
+    settings = replace(SETTINGS, optim=optim)
     # Images of noise: the margins of digits are all alike, and a norm of what is all alike is rounding errors.
     candidate = make(name, settings, world, tiny.source(settings, rank=world.rank, size=world.size))
     for _ in range(rounds):
@@ -53,17 +57,22 @@ def trained(name: str, world: World, momentum: float, rounds: int = 2) -> tuple[
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "averages", "momentum"),
-    # Ours restarts momentum after each average, PyTorch's keeps it.
-    [("data-parallel", "pytorch-ddp", 4, 0.9), ("local-sgd", "pytorch-post-local-sgd", 2, 0.0)],
+    ("ours", "theirs", "averages", "optim"),
+    [
+        ("data-parallel", "pytorch-ddp", 4, MOMENTUM),
+        ("data-parallel", "pytorch-ddp", 4, EVERYTHING),
+        # Ours restarts momentum after each average, PyTorch's keeps it.
+        ("local-sgd", "pytorch-post-local-sgd", 2, replace(MOMENTUM, momentum=0.0)),
+    ],
+    ids=["ddp", "ddp-by-adamw-clipped-and-smoothed", "post-local-sgd"],
 )
 def test_pytorchs_own_ends_where_ours_does(
-    ours: str, theirs: str, averages: int, momentum: float, world: World
+    ours: str, theirs: str, averages: int, optim: OptimSettings, world: World
 ) -> None:
     with process_group(world, None) as backend:
         assert backend == "gloo"
-        (mine, counted), (pytorchs, bytes_of_theirs) = (trained(name, world, momentum) for name in (ours, theirs))
-    first, _ = trained(ours, world, momentum, rounds=0)
+        (mine, counted), (pytorchs, bytes_of_theirs) = (trained(name, world, optim) for name in (ours, theirs))
+    first, _ = trained(ours, world, optim, rounds=0)
     assert (pytorchs - mine).norm() < 1e-3 * (mine - first).norm()
     expected = averages * ring_bytes(mine.nbytes, world.size)
     assert counted == pytest.approx(expected, abs=100)

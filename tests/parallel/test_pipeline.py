@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from resist_hvd.benchmarks import compare
-from resist_hvd.benchmarks.bare import sgd
+from resist_hvd.benchmarks.bare import optimizer_of
 from resist_hvd.benchmarks.candidates import make
 from resist_hvd.benchmarks.rivals import process_group
 from resist_hvd.comm.world import World
@@ -59,7 +59,7 @@ def steps_of_all(world: World, settings: CompareSettings) -> Iterator[Batch]:
 def one_process(world: World, settings: CompareSettings, dtype: torch.dtype, steps: int) -> tuple[Any, torch.Tensor]:
     """A run's method, and the weights that plain SGD gives its network, micro-batch by micro-batch."""
     run = tiny.make_run(settings.training(ROW), world, Path(), dtype=dtype)
-    network, optimizer = run.method.subnet, sgd(run.method.subnet, settings.optim)
+    network, optimizer = run.method.subnet, optimizer_of(run.method.subnet, settings.optim)
     first, batches = network.parameters_flat.clone(), steps_of_all(world, settings)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=False)

@@ -48,6 +48,12 @@ def test_a_row_is_trained_with_what_follows_its_name() -> None:
     assert training.optim.warmup_epochs == 0
 
 
+def test_a_pipeline_has_no_norm_of_all_gradients() -> None:
+    with pytest.raises(UserError, match=r"--optim\.clip_norm is 1\.0.*gpipe"):
+        bench.parse(["compare", "--rows=gpipe,resist", "--optim.clip_norm=1"])
+    bench.parse(["compare", "--rows=resist,pytorch-ddp", "--optim.clip_norm=1"])
+
+
 def test_a_pipeline_is_compared_where_it_is_asked_for() -> None:
     _, settings = bench.parse(["compare", "--rows=gpipe,resist", "--micro_batches=8", "--stages=[3,4]"])
     assert (settings.micro_batches, settings.stages) == (8, (3, 4))
