@@ -23,7 +23,7 @@ ROOMS = (
     ("methods",),
     ("training",),
     ("api",),
-    ("planning", "reporting", "checkup", "trained"),
+    ("planning", "reporting", "checkup", "trained", "theory"),
     ("benchmarks",),
     ("reproduction",),
     ("train", "evaluate", "predict", "plan", "bench", "report", "doctor", "reproduce"),
