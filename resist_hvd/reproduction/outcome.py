@@ -47,7 +47,8 @@ class Row:
 class Verdict(NamedTuple):
     """Two rows by a measure: how far the second is from the first, in the paper and here.
 
-    Differences are ratios less one where the measure is relative. The paper's is None where it has an order alone.
+    Differences are ratios less one where the measure is relative. The paper's is None where it has an order alone. Of a
+    row and its bound it is the two themselves.
     """
 
     measure: Measure
@@ -160,7 +161,8 @@ def verdicts(experiment: Experiment, rows: list[Row]) -> Iterator[Verdict]:
         is_first = measure is experiment.measures[0]
         told = [row for row in rows if _is_told(row.case, measure, is_first=is_first)]
         if experiment.compare == "bound":
-            yield from (bounded(measure, row) for row in told if measure.name in row.case.paper)
+            bound = [row for row in told if measure.name in row.case.paper and not measure.own]
+            yield from (bounded(measure, row) for row in bound)
             continue
         for _, members in groupby(sorted(told, key=lambda row: row.case.group), key=lambda row: row.case.group):
             group = list(members)
@@ -199,9 +201,9 @@ def bounded(measure: Measure, row: Row) -> Verdict:
     """Compare a row with the paper's number, which it has at least."""
     value, bound = row.values.get(measure.name), row.case.paper[measure.name]
     if value is None:
-        return Verdict(measure, BOUND, row.case.name, True, None, None, "not run")
-    ours = difference(measure, bound, value.mean)
-    return Verdict(measure, BOUND, row.case.name, True, None, ours, "agrees" if ours >= 0 else "differs")
+        return Verdict(measure, BOUND, row.case.name, True, bound, None, "not run")
+    says: Agreement = "agrees" if value.mean >= bound else "differs"
+    return Verdict(measure, BOUND, row.case.name, True, bound, value.mean, says)
 
 
 def difference(measure: Measure, one: float, other: float) -> float:

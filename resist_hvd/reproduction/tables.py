@@ -9,7 +9,7 @@ from resist_hvd import __version__
 from resist_hvd.console import printable
 from resist_hvd.reproduction.differences import differences
 from resist_hvd.reproduction.experiment import Measure
-from resist_hvd.reproduction.outcome import Outcome, Row, Verdict
+from resist_hvd.reproduction.outcome import BOUND, Outcome, Row, Verdict
 from resist_hvd.units import counted
 
 UNKNOWN = "–"  # noqa: RUF001
@@ -64,7 +64,11 @@ def comparisons(outcome: Outcome) -> Table:
 
 
 def change(verdict: Verdict, difference: float) -> str:
-    """Return a difference as people read it: +0.55 points, or -31 %."""
+    """Return a difference as people read it: +0.55 points, -31 %, or 12 times; of a bound, the number itself."""
+    if verdict.one == BOUND:
+        return verdict.measure.show(difference)
+    if verdict.measure.relative and difference > 9:
+        return f"{1 + difference:,.0f} times"
     return f"{100 * difference:+.0f} %" if verdict.measure.relative else f"{difference:+.2f}"
 
 
