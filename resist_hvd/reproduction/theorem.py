@@ -33,7 +33,8 @@ HELD = _number("no loss above the line", flag=True)
 
 def _measured(number: int, seed: int) -> Mapping[str, float]:
     """Return the numbers of one of the theory's cases; those that are not finite are left out."""
-    from resist_hvd.theory.convergence import cases, measure
+    from resist_hvd.theory.cases import cases
+    from resist_hvd.theory.convergence import measure  # which needs PyTorch
 
     row = measure(list(cases())[number], seed=seed)
     numbers = {
@@ -50,7 +51,7 @@ def _measured(number: int, seed: int) -> Mapping[str, float]:
 
 
 def _cases(_: ReproduceSettings) -> list[Case]:
-    from resist_hvd.theory.convergence import cases  # which needs PyTorch
+    from resist_hvd.theory.cases import cases
 
     made = []
     for number, case in enumerate(cases()):

@@ -7,39 +7,20 @@ t rounds is at most (1 - eta l lambda_min(K^(H)) / 2)^t of the first, if the net
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
 
 from resist_hvd.protocol.rule import Rule
+from resist_hvd.theory.cases import DIMENSIONS, Case, Training, cases
 from resist_hvd.theory.gram import ACTIVATIONS, Array, last_layer_gram, least_eigenvalue
-from resist_hvd.theory.wide import Shape, Training, WideNetwork, losses_of, sphere
-
-DIMENSIONS = 16
-"""d of the data: points of the unit sphere, each labelled 1 or -1."""
+from resist_hvd.theory.wide import WideNetwork, losses_of, sphere
 
 MEASURED_TO = 1e-3
 """A rate is that of the rounds until the loss is this share of the first: later what workers differ in counts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A setting whose rate is measured.
-
-    Attributes:
-        varied: the name of what it has otherwise than `BASE`.
-        samples: n, points of data.
-        rounds: the most that are made.
-    """
-
-    varied: str = "base"
-    samples: int = 8
-    shape: Shape = field(default_factory=lambda: Shape(width=256, depth=9))
-    training: Training = field(default_factory=lambda: Training(workers=2, local_iterations=5, step=0.1))
-    rounds: int = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,39 +60,6 @@ class Row:
     def rounds_within(self) -> float:
         """Rounds after which the theorem's line is below the floor, if the loss falls no further than that."""
         return math.log(self.floor) / math.log1p(-self.predicted)
-
-
-BASE = Case()
-
-
-def cases() -> Iterator[Case]:
-    """Yield what is measured: one thing varies at a time, to where the theorem stops holding."""
-    for width in (4, 16, 64, 256, 1024):
-        yield replace(BASE, varied="width", shape=replace(BASE.shape, width=width))
-    for width in (1, 4, 16, 64, 256):
-        training = replace(BASE.training, step=0.05)
-        shape = replace(BASE.shape, width=width)
-        yield replace(BASE, varied="width, 32 points", samples=32, shape=shape, training=training)
-    for workers in (1, 2, 4, 8):
-        yield replace(BASE, varied="workers", training=replace(BASE.training, workers=workers))
-    for local_iterations in (1, 2, 5, 10, 20):
-        training = replace(BASE.training, local_iterations=local_iterations)
-        yield replace(BASE, varied="local iterations", training=training)
-    for depth in (3, 5, 9, 17):
-        yield replace(BASE, varied="depth", shape=replace(BASE.shape, depth=depth))
-    for step in (0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.8):
-        yield replace(BASE, varied="step size", training=replace(BASE.training, step=step))
-    for workers in (1, 2, 4, 8):
-        training = replace(BASE.training, workers=workers, step=1.0, trunk_learns=False)
-        yield replace(BASE, varied="workers, blocks alone", training=training)
-    for depth in (3, 5, 9, 17):
-        training = replace(BASE.training, step=1.0, trunk_learns=False)
-        yield replace(BASE, varied="depth, blocks alone", shape=replace(BASE.shape, depth=depth), training=training)
-    for local_iterations in (5, 20, 80):
-        training = Training(workers=4, local_iterations=local_iterations, step=1.0, trunk_learns=False)
-        yield replace(BASE, varied="local iterations, blocks alone", training=training)
-    yield replace(BASE, varied="without the scale k / N", training=replace(BASE.training, scaled=False))
-    yield replace(BASE, varied="softplus", shape=replace(BASE.shape, activation="softplus"))
 
 
 def run(*, seed: int = 1, told: Callable[[Row], None] = lambda _: None) -> tuple[Row, ...]:

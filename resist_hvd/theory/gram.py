@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resist_hvd.theory.cases import ActivationName
+
 Array = NDArray[np.float64]
-ActivationName = Literal["softplus", "tanh"]
 
 NODES = 80
 """Nodes of the Gauss-Hermite quadrature, in each of its two dimensions."""

@@ -22,25 +22,10 @@ from torch.nn import functional
 from resist_hvd.protocol.partition import Partition
 from resist_hvd.protocol.rule import Rule
 from resist_hvd.seeds import derive
-from resist_hvd.theory.gram import ACTIVATIONS, ActivationName, Array
+from resist_hvd.theory.cases import ActivationName, Shape, Training
+from resist_hvd.theory.gram import ACTIVATIONS, Array
 
 FUNCTIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {"softplus": functional.softplus, "tanh": torch.tanh}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A network's shape.
-
-    Attributes:
-        width: m, hidden units of each layer.
-        depth: H, layers: the first, and H - 1 residual ones.
-        c_res: of the residual layers, which are scaled by c_res / H.
-    """
-
-    width: int
-    depth: int
-    c_res: float = 0.5
-    activation: ActivationName = "tanh"
 
 
 @dataclass(frozen=True)
@@ -86,27 +71,6 @@ class WideNetwork:
         rows = [torch.autograd.grad(output, weights, retain_graph=True) for output in live.outputs(inputs)]
         flat = (torch.stack([row[layer].flatten() for row in rows]) for layer in range(len(weights)))
         return [(layer @ layer.T).numpy() for layer in flat]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Gradient descent by ResIST on squared loss.
-
-    Attributes:
-        workers: S.
-        local_iterations: l, each a step of gradient descent on all of the data.
-        step: eta, of the gradient of 1/2 |y - f|^2.
-        min_blocks: m of the rule of the deal.
-        scaled: whether the whole network scales blocks by k / N (the paper's section 2.6).
-        trunk_learns: whether W^(1) and a are trained, too.
-    """
-
-    workers: int
-    local_iterations: int
-    step: float
-    min_blocks: int = 0
-    scaled: bool = True
-    trunk_learns: bool = True
 
 
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from resist_hvd.protocol.rule import Rule
 from resist_hvd.theory import convergence, picture
-from resist_hvd.theory.convergence import BASE, Case
+from resist_hvd.theory.cases import BASE, ActivationName, Case, Shape, Training
 from resist_hvd.theory.gram import (
     ACTIVATIONS,
     Activation,
-    ActivationName,
     Array,
     activations_gram,
     expectation,
@@ -22,7 +21,7 @@ from resist_hvd.theory.gram import (
     least_eigenvalue,
     means,
 )
-from resist_hvd.theory.wide import Shape, Training, WideNetwork, losses_of, sphere, train_round
+from resist_hvd.theory.wide import WideNetwork, losses_of, sphere, train_round
 
 SMALL = Case(shape=Shape(width=128, depth=5), training=Training(workers=2, local_iterations=5, step=0.1), rounds=12)
 BOTH: tuple[ActivationName, ...] = ("softplus", "tanh")
