@@ -20,8 +20,8 @@ LOST: Mapping[tuple[int, int], float] = {
 }
 """Points of accuracy that T of l steps beside the synchronisation cost, by (l, T).
 
-Source: ResIST on 4 workers by the recipe cifar10-tiny, all of CIFAR-10, against the same runs with T = 0, means of three
-seeds (docs/accuracy.md); T = 5 of 10 is one seed of an earlier version."""
+Source: ResIST on 4 workers by the recipe cifar10-tiny, all of CIFAR-10, against the same runs with T = 0, means of
+three seeds (docs/accuracy.md); T = 5 of 10 is one seed of an earlier version."""
 
 DEAR = 0.3
 """Points: what costs more is never taken."""
