@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from io import BytesIO
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from resist_hvd import __version__, console, drawing
-from resist_hvd.drawing import Theme
+from resist_hvd import __version__, console
 from resist_hvd.errors import UserError, run_alone
 from resist_hvd.reporting import results
 from resist_hvd.reporting.curves import Link, group
-from resist_hvd.reporting.figures import Figure, figures
-from resist_hvd.reporting.page import Drawn, page
+from resist_hvd.reporting.figures import figures
+from resist_hvd.reporting.page import draw, page
 from resist_hvd.reporting.reading import RunRecord, read_runs
 from resist_hvd.settings import flags
 from resist_hvd.settings.tools import ReportSettings
@@ -84,28 +82,10 @@ def write(runs: list[RunRecord], title: str, folder: Path, link: Link | None = N
         UserError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    pictures = []
-    for figure in figures(runs, link):
-        render(figure, drawing.LIGHT, folder / f"{figure.name}.png")
-        light, dark = (render(figure, theme) for theme in (drawing.LIGHT, drawing.DARK))
-        pictures.append(Drawn(figure, light, dark))
+    pictures = [draw(figure, folder) for figure in figures(runs, link)]
     html = page(console.printable(title), runs, pictures, __version__)
     with create(folder / "report.html") as file:
         file.write(html.encode(errors="backslashreplace"))
-
-
-def render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:
-    """Draw a picture; return it as SVG, or write it as PNG where a path is given."""
-    plt = drawing.pyplot(theme)
-    drawn = figure.draw(theme)
-    buffer = BytesIO()
-    if path is None:
-        drawn.savefig(buffer, format="svg", metadata={"Date": None})
-    else:
-        with create(path) as file:
-            drawn.savefig(file, format="png", dpi=160)
-    plt.close(drawn)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ class Thinned(NamedTuple):
 
     @property
     def numbers(self) -> int:
-        """How many numbers it has."""
+        """Its count of numbers."""
         return int(np.prod([axis.size for axis in self.axes]))
 
     @property
     def kept(self) -> int:
-        """How many the thin network has of them."""
+        """The count of those that a thin network has."""
         return int(np.prod([axis.kept for axis in self.axes]))
 
 
@@ -91,7 +91,7 @@ class Thinning:
 
     @cached_property
     def firsts(self) -> tuple[int, ...]:
-        """Where each parameter begins among the whole network's numbers, and their end."""
+        """Each parameter's beginning among the whole network's numbers, and their end."""
         return tuple(accumulate((parameter.numbers for parameter in self.parameters), initial=0))
 
     @cached_property
@@ -100,7 +100,7 @@ class Thinning:
 
     @cached_property
     def part_edges(self) -> tuple[int, ...]:
-        """Where each part begins among the whole network's numbers, and their end."""
+        """Each part's beginning among the whole network's numbers, and their end."""
         sizes = [0] * len(self.whole.parts)
         for parameter in self.parameters:
             sizes[parameter.part] += parameter.numbers

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from resist_hvd import drawing
+from resist_hvd.drawing import Theme
 from resist_hvd.reporting import results
 from resist_hvd.reporting.figures import Figure
 from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.training.disk import create
 from resist_hvd.units import counted, duration, scaled
 
 
@@ -23,6 +27,48 @@ class Drawn(NamedTuple):
     dark: bytes
 
 
+def draw(figure: Figure, folder: Path) -> Drawn:
+    """Draw a picture for a page, and for itself as a PNG into a folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    render(figure, drawing.LIGHT, folder / f"{figure.name}.png")
+    return Drawn(figure, render(figure, drawing.LIGHT), render(figure, drawing.DARK))
+
+
+def render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:
+    """Draw a picture; return it as SVG, or write it as PNG where a path is given."""
+    plt = drawing.pyplot(theme)
+    drawn = figure.draw(theme)
+    buffer = BytesIO()
+    if path is None:
+        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    else:
+        with create(path) as file:
+            drawn.savefig(file, format="png", dpi=160)
+    plt.close(drawn)
+    return buffer.getvalue()
+
+
+def environment(*packages: str) -> Environment:
+    """Return what fills in templates: those of some packages, and those here, `base.html` among them.
+
+    Whatever is filled in is escaped.
+    """
+    found = Environment(
+        loader=ChoiceLoader([PackageLoader(package, "") for package in (*packages, "resist_hvd.reporting")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters |= {"counted": counted, "duration": duration, "scaled": scaled, "address": address}
+    found.globals["colour"] = drawing.colour
+    return found
+
+
 def page(title: str, runs: list[RunRecord], pictures: Sequence[Drawn], version: str) -> str:
     """Return the page, of the template `page.html`; texts are escaped there.
 
@@ -32,25 +78,19 @@ def page(title: str, runs: list[RunRecord], pictures: Sequence[Drawn], version: 
         pictures: in the order in which they stand.
         version: of the program, for the foot of the page.
     """
-    environment = Environment(
-        loader=PackageLoader("resist_hvd", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"counted": counted, "duration": duration, "scaled": scaled, "address": address}
-    return environment.get_template("page.html").render(
-        title=title,
-        subtitle=subtitle(runs),
-        runs=runs,
-        columns=results.COLUMNS,
-        rows=results.rows(runs),
-        papers_note=results.PAPERS_NOTE,
-        pictures=pictures,
-        version=version,
-        colour=drawing.colour,
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            subtitle=subtitle(runs),
+            runs=runs,
+            columns=results.COLUMNS,
+            rows=results.rows(runs),
+            papers_note=results.PAPERS_NOTE,
+            pictures=pictures,
+            version=version,
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""What each budget trains: the settings that an experiment's own are laid over."""
+"""The training of each budget: settings that an experiment's own are laid over."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from resist_hvd.reporting import paper
 from resist_hvd.reproduction.budgets import cifar, data_sets, network_sections, watched
 from resist_hvd.reproduction.experiment import Case, Experiment
@@ -54,6 +57,14 @@ def of_methods(settings: ReproduceSettings, *methods: str, workers: tuple[int, .
         for data in data_sets(settings, "cifar10", "cifar100")
         for count in workers
         for method in methods
+    ]
+
+
+def in_order(settings: ReproduceSettings, places: Mapping[str, int], *, data: str = "cifar10") -> list[Case]:
+    """Return a row of each method, with its place in an order that the paper shows without numbers."""
+    return [
+        replace(row(settings, method, settings.ranks, data=data), name=method, group="all", paper={}, place=place)
+        for method, place in places.items()
     ]
 
 
@@ -140,9 +151,9 @@ def _lengths(settings: ReproduceSettings) -> list[Case]:
                 alike = papers in (length, None)
                 beside = "" if alike else f"Beside the paper's l = {papers}, of about as many rounds."
                 cases.append(
-                    Case(
+                    replace(
+                        base,
                         name=f"{method}, S = {workers}, {named}",
-                        workers=workers,
                         group=f"{method}, S = {workers}",
                         settings=layer,
                         paper=told,
@@ -171,23 +182,15 @@ def _few_bits(settings: ReproduceSettings) -> list[Case]:
     for data in data_sets(settings, "cifar10", "cifar100"):
         full = row(settings, "resist", settings.ranks, data=data)
         group = TITLES[data]
-        cases.append(
-            Case(
-                name=f"32 bits, {group}",
-                workers=settings.ranks,
-                group=group,
-                settings=full.settings,
-                paper=dict(full.paper),
-            )
-        )
+        cases.append(replace(full, name=f"32 bits, {group}", group=group))
         plain = {name: value for name, value in full.settings.items() if name != "evaluate_every"}
         plain["evaluate_every"] = 0
         for bits in BITS:
             codec = f"int{bits}"
             cases.append(
-                Case(
+                replace(
+                    full,
                     name=f"{bits} bits, {group}",
-                    workers=settings.ranks,
                     group=group,
                     settings={**plain, "exchange.trunk": codec, "exchange.blocks": codec},
                     paper={ACCURACY.name: paper.BY_BITS[data][bits]},
@@ -196,9 +199,9 @@ def _few_bits(settings: ReproduceSettings) -> list[Case]:
             )
         told = paper.QUARTER_SENT.get(data)
         cases.append(
-            Case(
+            replace(
+                full,
                 name=f"a quarter of the trunk sent, {group}",
-                workers=settings.ranks,
                 group=group,
                 settings={**plain, "exchange.keep": 0.25},
                 paper={} if told is None else {ACCURACY.name: told},
@@ -228,16 +231,7 @@ A6 = Experiment(
     title="Convergence against rounds and bytes",
     source="supplement A.6",
     about="Accuracy on the way of ResIST and local SGD; the paper shows curves, without numbers.",
-    cases=lambda settings: [
-        Case(
-            name=f"{method}, S = {settings.ranks}",
-            workers=settings.ranks,
-            group="all",
-            settings=row(settings, method, settings.ranks).settings,
-            place=place,
-        )
-        for method, place in (("resist", 0), ("local-sgd", 1))
-    ],
+    cases=lambda settings: in_order(settings, {"resist": 0, "local-sgd": 1}),
     measures=(BYTES_TO_GOAL, ROUNDS_TO_GOAL, ACCURACY),
     lasts={"minutes": "3 min", "hours": "1 h"},
     curves=True,

@@ -1,4 +1,4 @@
-"""What an experiment's runs came to: a row a case with the paper's beside it, and whether signs and order agree."""
+"""The outcome of an experiment's runs: a row a case with the paper's beside it, and whether signs and order agree."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def tally(self) -> dict[Agreement, int]:
-        """How many comparisons came out how."""
+        """The number of comparisons that came out in each way."""
         counts: dict[Agreement, int] = {"agrees": 0, "differs": 0, "too close to tell": 0, "not run": 0}
         for verdict in self.verdicts:
             counts[verdict.says] += 1

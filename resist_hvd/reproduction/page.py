@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from io import BytesIO
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from resist_hvd import __version__, drawing
-from resist_hvd.drawing import Theme
+from resist_hvd import __version__
 from resist_hvd.errors import UserError
-from resist_hvd.reporting.figures import Figure
-from resist_hvd.reporting.page import Drawn, address
+from resist_hvd.reporting.page import Drawn, draw, environment
 from resist_hvd.reproduction import tables
 from resist_hvd.reproduction.differences import differences
 from resist_hvd.reproduction.outcome import Outcome
@@ -35,10 +28,7 @@ def write(outcome: Outcome, folder: Path) -> Path:
         for name, text in (("table.md", tables.markdown(outcome)), ("table.json", tables.as_json(outcome))):
             with create(folder / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
-        drawn = []
-        for figure in pictures(outcome):
-            _render(figure, drawing.LIGHT, folder / f"{figure.name}.png")
-            drawn.append(Drawn(figure, _render(figure, drawing.LIGHT), _render(figure, drawing.DARK)))
+        drawn = [draw(figure, folder) for figure in pictures(outcome)]
         with create(folder / "page.html") as file:
             file.write(html(outcome, drawn).encode(errors="backslashreplace"))
     except OSError as error:
@@ -49,48 +39,26 @@ def write(outcome: Outcome, folder: Path) -> Path:
 
 
 def html(outcome: Outcome, drawn: list[Drawn]) -> str:
-    """Return the page, of the template `page.html`; texts are escaped there."""
-    environment = Environment(
-        loader=PackageLoader("resist_hvd", "reproduction"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    """Return the page, of the template `experiment.html`; texts are escaped there."""
+    experiment, budget = outcome.experiment, outcome.settings.budget
+    source = experiment.source
+    return (
+        environment("resist_hvd.reproduction")
+        .get_template("experiment.html")
+        .render(
+            name=experiment.name,
+            title=experiment.title,
+            subtitle=f"{source[0].upper()}{source[1:]} of the ResIST paper, --budget {budget}. {experiment.about}",
+            budget=budget,
+            tally=[
+                (tables.AS_MANY.get(name, name), count, COLOURS[name]) for name, count in outcome.tally.items() if count
+            ],
+            results=tables.results(outcome),
+            comparisons=tables.comparisons(outcome),
+            differences=differences(outcome),
+            notes=tables.notes(outcome),
+            goal=outcome.goal.accuracy,
+            pictures=drawn,
+            version=__version__,
+        )
     )
-    environment.filters["address"] = address
-    experiment = outcome.experiment
-    style = resources.files("resist_hvd.reporting").joinpath("page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
-        name=experiment.name,
-        title=experiment.title,
-        source=experiment.source,
-        about=experiment.about,
-        budget=outcome.settings.budget,
-        style=Markup(style),
-        tally=[
-            (tables.AS_MANY.get(name, name), count, COLOURS[name]) for name, count in outcome.tally.items() if count
-        ],
-        results=tables.results(outcome),
-        comparisons=tables.comparisons(outcome),
-        differences=differences(outcome),
-        notes=tables.notes(outcome),
-        goal=outcome.goal.accuracy,
-        pictures=drawn,
-        version=__version__,
-        colour=drawing.colour,
-    )
-
-
-def _render(figure: Figure, theme: Theme, path: Path | None = None) -> bytes:
-    """Draw a picture; return it as SVG, or write it as PNG where a path is given."""
-    plt = drawing.pyplot(theme)
-    picture = figure.draw(theme)
-    buffer = BytesIO()
-    if path is None:
-        picture.savefig(buffer, format="svg", metadata={"Date": None})
-    else:
-        with create(path) as file:
-            picture.savefig(file, format="png", dpi=160)
-    plt.close(picture)
-    return buffer.getvalue()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from resist_hvd.reporting import paper
-from resist_hvd.reproduction.cifar import row
+from resist_hvd.reproduction.cifar import in_order, row
 from resist_hvd.reproduction.experiment import Case, Experiment, Goal
 from resist_hvd.reproduction.measures import ACCURACY, BYTES_TO_GOAL, ROUNDS_TO_GOAL, SECONDS_TO_GOAL
 from resist_hvd.settings.reading import merged, read_recipe
@@ -53,30 +54,18 @@ def _gpipe(settings: ReproduceSettings, data: str) -> Case:
 
 
 def _communication(settings: ReproduceSettings) -> list[Case]:
-    data, workers = _data(settings), settings.ranks
-    return [
-        *(
-            Case(
-                name=method,
-                workers=workers,
-                group="all",
-                settings=row(settings, method, workers, data=data).settings,
-                place=place,
-            )
-            for method, place in (("resist", 0), ("local-sgd", 1), ("data-parallel", 1))
-        ),
-        _gpipe(settings, data),
-    ]
+    data = _data(settings)
+    places = {"resist": 0, "local-sgd": 1, "data-parallel": 1}
+    return [*in_order(settings, places, data=data), _gpipe(settings, data)]
 
 
 def _dropout(settings: ReproduceSettings) -> list[Case]:
-    data, workers = _data(settings), settings.ranks
+    data = _data(settings)
     return [
-        Case(
+        replace(
+            row(settings, method, settings.ranks, data=data),
             name=method,
-            workers=workers,
             group="all",
-            settings=row(settings, method, workers, data=data).settings,
             paper={BYTES_TO_GOAL.name: 1e9 * paper.GIGABYTES_TO_71[method]},
         )
         for method in ("resist", FEDERATED)

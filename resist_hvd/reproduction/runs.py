@@ -40,7 +40,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"{self.case.name}, seed {self.seed}"
 
     @property
