@@ -276,12 +276,12 @@ def precision(views: Sequence[View]) -> Finding:
     """Check what --precision auto stands for, and whether a few ranks decide it for all."""
     without = sorted({view.host for view in views if not view.bf16})
     if not without:
-        return Finding("precision", "every rank computes bfloat16: --precision auto is bf16")
+        return Finding("precision", "every rank is faster by bfloat16: --precision auto is bf16")
     if not any(view.bf16 for view in views):
-        return Finding("precision", "no rank has instructions for bfloat16: --precision auto is fp32")
+        return Finding("precision", "no rank is faster by bfloat16: --precision auto is fp32")
     return Finding(
         "precision",
-        f"no instructions for bfloat16 on {listed(without)}: --precision auto is fp32 for all",
+        f"bfloat16 is slower on {listed(without)}: --precision auto is fp32 for all",
         "note",
         "Leave these hosts out, and auto is bf16.",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import resist_hvd
-from resist_hvd.comm.devices import computes_bf16, driver_version, gpu_identity, gpu_is_present
+from resist_hvd.comm.devices import driver_version, gains_by_bf16, gpu_identity, gpu_is_present
 from resist_hvd.comm.launch import in_effect
 from resist_hvd.comm.probe import Libraries, libraries
 from resist_hvd.comm.resources import Resources, own_resources
@@ -34,7 +34,7 @@ class View:
         gpu: UUID of the one that this rank would take.
         driver: version of NVIDIA's.
         gpus_seen: whether the host has a GPU, whatever PyTorch thinks of it.
-        bf16: whether the device that this rank would take has instructions for bfloat16.
+        bf16: whether the device that this rank would take is faster by bfloat16.
         dali: its version.
         told: variables that say how MPI and Horovod are to work, NAME=VALUE.
         shared_memory: free in /dev/shm.
@@ -86,7 +86,7 @@ def look(world: World, output: Path, config: Path | None) -> View:
         gpu=gpu_identity(device),
         driver=driver_version(),
         gpus_seen=gpu_is_present(os.environ),
-        bf16=computes_bf16(device),
+        bf16=gains_by_bf16(device),
         dali=version_of_dali(),
         libraries=libraries(),
         told=in_effect(),

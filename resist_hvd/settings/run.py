@@ -78,9 +78,9 @@ class Settings(Group):
     """The run's seed: initial weights, partitions, the order of images and their augmentation."""
 
     precision: Precision = "fp32"
-    """bf16 computes convolutions in bfloat16 (autocast); parameters and averages stay float32. Where bfloat16 is
-    imitated it is many times slower: auto is bf16 where all ranks have instructions for it (AMX or AVX512-BF16; GPUs
-    from Ampere on), else fp32, and a run stays with what it began with. On GPUs from Ampere on fp32's convolutions are
+    """bf16 computes convolutions in bfloat16 (autocast); parameters and averages stay float32. auto is bf16
+    where all ranks are faster by it (CPUs with AMX, AMD's with AVX512-BF16, GPUs from Ampere on), else fp32, and a run
+    stays with what it began with. On GPUs from Ampere on fp32's convolutions are
     in TF32, of 10 bits, as PyTorch has it; NVIDIA_TF32_OVERRIDE=0 in the environment forbids that."""
 
     compile: bool = False

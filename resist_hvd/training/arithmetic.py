@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from resist_hvd import console
-from resist_hvd.comm.devices import computes_bf16
+from resist_hvd.comm.devices import gains_by_bf16
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.settings.run import Precision, Settings
@@ -37,20 +37,18 @@ def settled(asked: Precision, world: World) -> tuple[Literal["fp32", "bf16"], st
     """Return the precision that all ranks compute in, and what a person should know of it; all call it together.
 
     Returns:
-        bf16 or fp32: auto is bf16 where the device of every rank has instructions for it. And a sentence, empty where
-        there is nothing to say: hosts differ, or bfloat16 that is asked for is imitated.
+        bf16 or fp32: auto is bf16 where the device of every rank is faster by it. And a sentence, empty where there is
+        nothing to say: hosts differ, or bfloat16 that is asked for is slower.
     """
-    everyone = world.gather_objects((world.host, computes_bf16(world.device)))
+    everyone = world.gather_objects((world.host, gains_by_bf16(world.device)))
     without = sorted({host for host, able in everyone if not able})
     listed = ", ".join(without[:4]) + (f" and {len(without) - 4} more" if len(without) > 4 else "")
     if asked == "auto":
         differ = without and any(able for _, able in everyone)
-        sentence = (
-            f"--precision auto is fp32 for all: {listed} would imitate bfloat16, many times slower" if differ else ""
-        )
+        sentence = f"--precision auto is fp32 for all: bfloat16 is slower on {listed}" if differ else ""
         return "fp32" if without else "bf16", sentence
-    imitated = asked == "bf16" and without
-    sentence = f"bfloat16 is imitated on {listed}, many times slower than --precision fp32" if imitated else ""
+    slower = asked == "bf16" and without
+    sentence = f"bfloat16 is slower on {listed} than --precision fp32" if slower else ""
     return asked, sentence
 
 

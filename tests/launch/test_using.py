@@ -67,7 +67,7 @@ def test_predictions_agree_with_the_evaluation(trained: Path, pictures: Path) ->
     assert (ended.status, ended.stderr.strip()) == (0, ""), ended
     told = [json.loads(line) for line in ended.stdout.splitlines()]
     right = [Path(each["image"]).parent.name == each["classes"][0]["class"] for each in told]
-    # The run computed in what its machine has instructions for, and this in fp32: an image or two may lie between.
+    # The run computed in what its machine is fastest in, and this in fp32: an image or two may lie between.
     assert len(right) == 360
     summary = json.loads((trained / "summary.json").read_text())
     assert 100 * sum(right) / len(right) == pytest.approx(summary["accuracy"], abs=1.0)

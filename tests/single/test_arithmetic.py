@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from resist_hvd.comm.devices import computes_bf16
+from resist_hvd.comm import devices
+from resist_hvd.comm.devices import gains_by_bf16, is_intels
 from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.settings.run import Settings
@@ -54,7 +55,7 @@ def test_a_run_has_the_precision_that_was_found_and_says_why(capsys: pytest.Capt
     assert with_precision(asked, world(BOTH)) == Settings(precision="bf16", seed=7)
     assert capsys.readouterr().out == ""
     assert with_precision(asked, world(ONE)) == Settings(precision="fp32", seed=7)
-    assert "b would imitate bfloat16" in capsys.readouterr().out
+    assert "bfloat16 is slower on b" in capsys.readouterr().out
 
 
 def test_batches_in_bfloat16_are_refused_where_auto_is_not() -> None:
@@ -66,23 +67,35 @@ def test_batches_in_bfloat16_are_refused_where_auto_is_not() -> None:
     assert caught.value.everywhere
 
 
+@pytest.mark.parametrize("intels", [False, True])
 @pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True), (True, True)])
-def test_cpus_with_instructions_for_bfloat16(avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus_that_are_faster_by_bfloat16(
+    avx512: bool, amx: bool, intels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert computes_bf16(torch.device("cpu")) is (avx512 or amx)
+    monkeypatch.setattr(devices, "is_intels", lambda: intels)
+    assert gains_by_bf16(torch.device("cpu")) is (amx or (avx512 and not intels))
+
+
+def test_the_maker_of_a_cpu(tmp_path: Path) -> None:
+    (tmp_path / "intel").write_text("processor\t: 0\nvendor_id\t: GenuineIntel\n")
+    (tmp_path / "amd").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\n")
+    assert is_intels(tmp_path / "intel")
+    assert not is_intels(tmp_path / "amd")
+    assert not is_intels(tmp_path / "none")
 
 
 def test_what_pytorch_says_of_this_cpu_is_what_the_kernel_says() -> None:
-    with open("/proc/cpuinfo") as file:
-        flags = file.read().split()
-    assert computes_bf16(torch.device("cpu")) is ("avx512_bf16" in flags or "amx_bf16" in flags)
+    words = Path("/proc/cpuinfo").read_text().split()
+    expected = "amx_bf16" in words or ("avx512_bf16" in words and "GenuineIntel" not in words)
+    assert gains_by_bf16(torch.device("cpu")) is expected
 
 
 @pytest.mark.parametrize(("capability", "able"), [((7, 5), False), ((8, 0), True), ((8, 9), True), ((9, 0), True)])
 def test_gpus_from_ampere_on(capability: tuple[int, int], able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert computes_bf16(torch.device("cuda", 0)) is able
+    assert gains_by_bf16(torch.device("cuda", 0)) is able
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

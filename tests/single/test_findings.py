@@ -115,7 +115,7 @@ NOTES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("cores", {"threads": 5}, {}, "9 threads on 8 cores on n1"),
     ("memory", {"resources": SMALL}, {}, "1.0 GiB available to each rank on n1"),
     ("GPUs", {"gpus": ("A100",)}, GPU, "1 x H200 on n0, n1; 1 x A100 on n1"),
-    ("precision", {"bf16": False}, {}, "no instructions for bfloat16 on n1: --precision auto is fp32"),
+    ("precision", {"bf16": False}, {}, "bfloat16 is slower on n1: --precision auto is fp32"),
     ("run's folder", {"output_free": 5 * GIB}, {}, "5.0 GiB free"),
 ]
 
