@@ -130,7 +130,7 @@ def show_list() -> None:
         table.add_column(column)
     for experiment in EXPERIMENTS.values():
         shown = [cost(experiment, budget) for budget in get_args(BudgetName)]
-        table.add_row(experiment.name, experiment.title, experiment.source, *shown)
+        table.add_row(experiment.name, experiment.title, experiment.source or tables.UNKNOWN, *shown)
     console.screen(width=None if sys.stdout.isatty() else WIDTH).print(table)
     console.out(
         "Times are estimates for two CPU cores with nothing else to do; runs that others have made are not run again. "

@@ -85,12 +85,12 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table or a figure of the paper.
+    """A table or a figure of the paper; or one of ours.
 
     Attributes:
         name: as it is asked for.
         title: what it shows.
-        source: its place in the paper.
+        source: its place in the paper; empty for one of ours.
         about: how to read it, in sentences.
         cases: the rows, by what is asked for.
         measures: what is read of each row; the first is drawn.
@@ -111,3 +111,8 @@ class Experiment:
     lasts: Mapping[BudgetName, str] = field(default_factory=dict)
     curves: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Its place in the paper as a sentence has it, in small letters."""
+        return f"{self.source} of the ResIST paper" if self.source else "not in the ResIST paper"

@@ -41,14 +41,14 @@ def write(outcome: Outcome, folder: Path) -> Path:
 def html(outcome: Outcome, drawn: list[Drawn]) -> str:
     """Return the page, of the template `experiment.html`; texts are escaped there."""
     experiment, budget = outcome.experiment, outcome.settings.budget
-    source = experiment.source
+    place = experiment.place
     return (
         environment("resist_hvd.reproduction")
         .get_template("experiment.html")
         .render(
             name=experiment.name,
             title=experiment.title,
-            subtitle=f"{source[0].upper()}{source[1:]} of the ResIST paper, --budget {budget}. {experiment.about}",
+            subtitle=f"{place[0].upper()}{place[1:]}, --budget {budget}. {experiment.about}",
             budget=budget,
             tally=[
                 (tables.AS_MANY.get(name, name), count, COLOURS[name]) for name, count in outcome.tally.items() if count

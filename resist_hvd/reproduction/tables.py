@@ -75,7 +75,9 @@ def change(verdict: Verdict, difference: float) -> str:
 def summary(outcome: Outcome) -> str:
     """Return how the comparisons came out, in a sentence."""
     told = [f"{count} {AS_MANY.get(name, name)}" for name, count in outcome.tally.items() if count]
-    return f"Of {counted(len(outcome.verdicts), 'comparison')}: {', '.join(told)}." if told else "Nothing is compared."
+    if not told:
+        return "The paper has no such rows."
+    return f"Of {counted(len(outcome.verdicts), 'comparison')}: {', '.join(told)}."
 
 
 def notes(outcome: Outcome) -> list[str]:
@@ -87,7 +89,8 @@ def notes(outcome: Outcome) -> list[str]:
 def markdown(outcome: Outcome) -> str:
     """Return the whole outcome as a page of Markdown."""
     experiment = outcome.experiment
-    lines = [f"# {experiment.title} ({experiment.source}), --budget {outcome.settings.budget}", "", experiment.about]
+    source = experiment.source or experiment.place
+    lines = [f"# {experiment.title} ({source}), --budget {outcome.settings.budget}", "", experiment.about]
     if outcome.goal.accuracy is not None:
         lines += ["", f"The accuracy that all runs reach: {outcome.goal.accuracy:.2f} %."]
     lines += ["", *_markdown(results(outcome)), "", summary(outcome)]

@@ -16,10 +16,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from resist_hvd import bench, reproduce
+from resist_hvd import bench, plan, reproduce
 from resist_hvd.errors import Stopped, UserError
 from resist_hvd.guard import launcher as guard
 from resist_hvd.nets.users import network
+from resist_hvd.planning.forecast import Planner
+from resist_hvd.planning.measured import measured_rates
 from resist_hvd.records import EvaluationRecord, Summary
 from resist_hvd.reporting import paper
 from resist_hvd.reporting.reading import read_run
@@ -104,7 +106,7 @@ def test_rows_have_names_of_their_own_and_the_paper_s_columns(name: str, tmp_pat
         assert len({case.name for case in cases}) == len(cases)
         columns = {measure.name for measure in experiment.measures}
         told = any(set(case.paper) & columns or case.place is not None for case in cases)
-        assert told or experiment.compare == "bound"
+        assert told or experiment.compare == "bound" or not experiment.source
 
 
 def test_the_paper_s_budget_is_the_paper_s_setting(tmp_path: Path) -> None:
@@ -138,6 +140,32 @@ def test_experiments_share_runs_of_the_same_settings(tmp_path: Path) -> None:
 def test_first_seeds_of_all_rows_come_first(tmp_path: Path) -> None:
     seeds = [run.seed for run in planned(named("table2"), asked(tmp_path, seeds=3))]
     assert seeds == [1] * 6 + [2] * 6 + [3] * 6
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_arithmetic_of_local_sgd_buys_as_many_samples_as_the_plan_says(budget: BudgetName, tmp_path: Path) -> None:
+    cases = {case.name: case for case in named("ahead").cases(asked(tmp_path, budget=budget))}
+    more = cases.pop("resist, its best, in local SGD's arithmetic").settings
+    assert len({case.settings["epochs"] for case in cases.values()}) == 1
+    best = cases["resist, its best"].settings
+    assert {**more, "epochs": 0, "evaluate_every": 0} == {**best, "epochs": 0, "evaluate_every": 0}
+    names = ("recipe", "min_blocks", "local_iterations")
+    settings = plan.parse([*(f"--{name}={best[name]}" for name in names), "--workers=4"])
+    flops = {run.method: run.round.flops for run in Planner(settings, measured_rates(settings)).compare(4)}
+    assert more["epochs"] / best["epochs"] == pytest.approx(flops["local-sgd"] / flops["resist"], rel=0.01)
+
+
+def test_the_best_of_resist_is_a_recipe_too(tmp_path: Path) -> None:
+    cases = {case.name: case for case in named("ahead").cases(asked(tmp_path))}
+    (run,) = runs_of(cases["resist, its best"], asked(tmp_path))
+    ours, recipe = (
+        replace(settings, evaluate_every=0, seed=1)
+        for settings in (
+            reading.parse(run.flags),
+            reading.parse(["--recipe=cifar10-tiny-best", f"--data.root={tmp_path / 'data'}"]),
+        )
+    )
+    assert ours == recipe
 
 
 def test_a_row_that_cannot_be_had_says_why_and_is_not_run(tmp_path: Path) -> None:
