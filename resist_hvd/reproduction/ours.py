@@ -22,23 +22,23 @@ class Scale:
 
     Attributes:
         epochs: summed over workers, at equal samples.
-        rounds: of l iterations at equal samples, about, on four workers.
-        local_iterations: l of the recipe.
-        held: blocks that a worker of ResIST has at least in its best: three quarters of those that are dealt out.
-        gain: arithmetic of a step with the whole network over that with so many blocks, as `resist_hvd.plan` has it.
+        steps: local iterations of one of four workers in them, about.
+        length: l of the recipe.
+        short: l of each method's best.
+        gain: arithmetic of local SGD's step over that of ResIST's, as `resist_hvd.plan` counts it.
     """
 
     epochs: int
-    rounds: int
-    local_iterations: int
-    held: int
+    steps: int
+    length: int
+    short: int
     gain: float
 
 
 SCALES: dict[BudgetName, Scale] = {
-    "minutes": Scale(epochs=3, rounds=118, local_iterations=10, held=9, gain=1.24),
-    "hours": Scale(epochs=12, rounds=469, local_iterations=10, held=9, gain=1.24),
-    "paper": Scale(epochs=160, rounds=313, local_iterations=50, held=16, gain=1.23),
+    "minutes": Scale(epochs=3, steps=1180, length=10, short=3, gain=1.64),
+    "hours": Scale(epochs=12, steps=4690, length=10, short=3, gain=1.64),
+    "paper": Scale(epochs=160, steps=15_600, length=50, short=15, gain=1.98),
 }
 
 EVALUATIONS = 6
@@ -53,39 +53,38 @@ def arithmetic(run: RunRecord, _: Goal) -> float | None:
 ARITHMETIC = Measure(name="arithmetic", read=arithmetic, show=duration, noise=NOISE_OF_TIME, relative=True, own=True)
 
 
-def _row(
-    settings: ReproduceSettings, name: str, method: str, *, epochs: float = 1, rounds: int = 1, **levers: Any
-) -> Case:
+def _row(settings: ReproduceSettings, name: str, method: str, *, length: int, more: float = 1, **levers: Any) -> Case:
     """Return a row.
 
     Args:
         settings: the budget, and where images are.
         name: of the row.
         method: of training.
-        epochs: in those of the budget.
-        rounds: in the place of one of the recipe's.
+        length: l.
+        more: samples, in those of the budget.
         levers: other settings; a dot in a name is two underscores.
     """
     scale = SCALES[settings.budget]
-    taken = epochs * scale.epochs
+    rounds = more * scale.steps * 4 / settings.ranks / length
     levers |= {
-        "epochs": round(taken, 2),
-        "local_iterations": scale.local_iterations // rounds,
-        "evaluate_every": round(epochs * rounds * scale.rounds * 4 / settings.ranks / EVALUATIONS),
+        "epochs": round(more * scale.epochs, 2),
+        "local_iterations": length,
+        "evaluate_every": round(rounds / EVALUATIONS),
     }
     return Case(name=name, workers=settings.ranks, settings=cifar(settings, method, **levers))
 
 
 def _rows(settings: ReproduceSettings) -> list[Case]:
     scale = SCALES[settings.budget]
-    best: dict[str, Any] = {**OUTER_MOMENTUM, **FEW_BITS, "min_blocks": scale.held, "rounds": 2}
+    plain, best = scale.length, {**OUTER_MOMENTUM, "length": scale.short}
     return [
-        _row(settings, "local-sgd", "local-sgd"),
-        _row(settings, "local-sgd, its best", "local-sgd", **OUTER_MOMENTUM),
-        _row(settings, "resist", "resist"),
-        _row(settings, "resist, outer momentum", "resist", **OUTER_MOMENTUM),
-        _row(settings, "resist, its best", "resist", **best),
-        _row(settings, "resist, its best, in local SGD's arithmetic", "resist", epochs=scale.gain, **best),
+        _row(settings, "local-sgd", "local-sgd", length=plain),
+        _row(settings, "local-sgd, outer momentum", "local-sgd", length=plain, **OUTER_MOMENTUM),
+        _row(settings, "local-sgd, its best", "local-sgd", **best),
+        _row(settings, "resist", "resist", length=plain),
+        _row(settings, "resist, outer momentum", "resist", length=plain, **OUTER_MOMENTUM),
+        _row(settings, "resist, its best", "resist", **best, **FEW_BITS),
+        _row(settings, "resist, its best, in local SGD's arithmetic", "resist", more=scale.gain, **best, **FEW_BITS),
     ]
 
 

@@ -149,8 +149,7 @@ def test_the_arithmetic_of_local_sgd_buys_as_many_samples_as_the_plan_says(budge
     assert len({case.settings["epochs"] for case in cases.values()}) == 1
     best = cases["resist, its best"].settings
     assert {**more, "epochs": 0, "evaluate_every": 0} == {**best, "epochs": 0, "evaluate_every": 0}
-    names = ("recipe", "min_blocks", "local_iterations")
-    settings = plan.parse([*(f"--{name}={best[name]}" for name in names), "--workers=4"])
+    settings = plan.parse([*(f"--{name}={best[name]}" for name in ("recipe", "local_iterations")), "--workers=4"])
     flops = {run.method: run.round.flops for run in Planner(settings, measured_rates(settings)).compare(4)}
     assert more["epochs"] / best["epochs"] == pytest.approx(flops["local-sgd"] / flops["resist"], rel=0.01)
 
