@@ -97,11 +97,13 @@ class StopRequest:
         signal: the signal by which this rank was told to stop, 0 if it was not.
         heeded: whether the run asks for it soon, and stops by itself.
         resumable: whether a run that ends now can go on with --resume.
+        complete: whether the run is done, and ends by itself: it need not be stopped for a scheduler's limit.
     """
 
     signal: int = 0
     heeded: bool = False
     resumable: bool = False
+    complete: bool = False
 
     @contextmanager
     def heeding(self) -> Iterator[None]:

@@ -69,6 +69,8 @@ class SignalHandler:
         if endings.ending.status is not None:  # a launcher ends the others once one rank has ended
             endings.ending.reported.wait(timeout=1.0)
             os._exit(endings.ending.status)
+        if world.stop.complete and number == signal.SIGUSR2:
+            return
         if world.stop.signal == 0 and world.stop.heeded:
             self._stop_soon(number, cause)
         elif world.stop.signal == 0 or time.monotonic() - self._stopped_at > AT_ONCE:

@@ -46,6 +46,24 @@ loop.LocalTraining.step = step
 """
 
 
+DONE = """
+import os, time
+from resist_hvd.training import program
+
+sound = program.farewell
+
+
+def farewell(summary, folder):
+    print("all is written", flush=True)
+    while not os.path.exists({go!r}):
+        time.sleep(0.02)
+    return sound(summary, folder)
+
+
+program.farewell = farewell
+"""
+
+
 def stop_message(name: str, folder: Path, round_number: int) -> str:
     return (
         f"Stopped by {name} after round {round_number}; checkpoint {folder}/checkpoints/round-{round_number:06d}; "
@@ -119,6 +137,22 @@ def test_second_signal_means_now(tiny: list[str], copy_of_cut: Path, program: Ca
     )
     assert ended.seconds < runs.SOON
     assert runs.contents(copy_of_cut / "checkpoints") == before
+
+
+def test_told_when_all_is_written_it_ends_in_order(
+    tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    folder, go = tmp_path / "run", tmp_path / "go"
+    with runs.started(*tiny, "--output", folder, program=program(DONE.format(go=str(go)))) as running:
+        running.wait_for("all is written")
+        running.signalled()
+        running.process.send_signal(signal.SIGUSR2)
+        time.sleep(1)
+        go.touch()
+        ended = running.end()
+    assert ended.status == 0, ended
+    assert "Told to stop" not in ended.stderr
+    assert (folder / "summary.json").exists()
 
 
 def test_told_before_the_first_round_it_ends_at_once_to_be_started_again(
