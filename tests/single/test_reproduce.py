@@ -142,17 +142,20 @@ def test_first_seeds_of_all_rows_come_first(tmp_path: Path) -> None:
     assert seeds == [1] * 6 + [2] * 6 + [3] * 6
 
 
+@pytest.mark.parametrize("workers", [2, 4, 8])
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_arithmetic_of_local_sgd_buys_as_many_samples_as_the_plan_says(budget: BudgetName, tmp_path: Path) -> None:
-    cases = {case.name: case for case in named("ahead").cases(asked(tmp_path, budget=budget))}
+def test_the_arithmetic_of_local_sgd_buys_as_many_samples_as_the_plan_says(
+    budget: BudgetName, workers: int, tmp_path: Path
+) -> None:
+    cases = {case.name: case for case in named("ahead").cases(asked(tmp_path, budget=budget, ranks=workers))}
     more = cases.pop("resist, its best, in local SGD's arithmetic").settings
     assert len({case.settings["epochs"] for case in cases.values()}) == 1
     best = cases["resist, its best"].settings
-    assert set(best.items()) - set(more.items()) == {
-        (name, best[name]) for name in ("epochs", "evaluate_every", "min_blocks")
-    }
-    settings = plan.parse([*(f"--{name}={more[name]}" for name in ("recipe", "local_iterations")), "--workers=4"])
-    flops = {run.method: run.round.flops for run in Planner(settings, measured_rates(settings)).compare(4)}
+    changed = {(name, best[name]) for name in ("epochs", "evaluate_every", "min_blocks")}
+    assert set(best.items()) - set(more.items()) == changed
+    names = ("recipe", "min_blocks", "local_iterations")
+    settings = plan.parse([*(f"--{name}={more[name]}" for name in names), f"--workers={workers}"])
+    flops = {run.method: run.round.flops for run in Planner(settings, measured_rates(settings)).compare(workers)}
     assert more["epochs"] / best["epochs"] == pytest.approx(flops["local-sgd"] / flops["resist"], rel=0.01)
 
 
