@@ -118,6 +118,6 @@ AHEAD = Experiment(
     "as can be, and more samples.",
     cases=_rows,
     measures=(ACCURACY, ARITHMETIC, SENT),
-    lasts={"minutes": "20 min", "hours": "4 h"},
+    lasts={"minutes": "45 min", "hours": "9 h"},
     curves=True,
 )
