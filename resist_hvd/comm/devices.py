@@ -94,7 +94,7 @@ def gains_by_bf16(device: torch.device) -> bool:
 
     Of GPUs, those from Ampere on do. A CPU without instructions for it imitates it, many times slower; PyTorch itself
     takes any with AVX-512 for one that supports it. Intel's CPUs gain by AMX alone: one whose virtual machine hides
-    AMX took 1.3 to 1.9 times float32's seconds for convolutions of 16 to 512 channels by AVX512-BF16.
+    AMX took 1.3 to 1.8 times float32's seconds for convolutions of 16 to 512 channels by AVX512-BF16.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

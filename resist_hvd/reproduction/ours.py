@@ -1,4 +1,4 @@
-"""What the paper has not: ResIST and local SGD, each at its best, at equal samples and at equal arithmetic."""
+"""An experiment of ours: ResIST and local SGD, each at its best, at equal samples and at equal arithmetic."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Objects(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What outputs stand for, of each predictor: anchors x rows x columns of an image.
+    """Meaning of outputs, of each predictor: anchors x rows x columns of an image.
 
     Attributes:
         offsets: [images, predictors, 2], from 0 to 1: a box's centre within its cell.
@@ -56,7 +56,7 @@ class Predictions(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was found in an image, the surest first.
+    """Objects found in an image, the surest first.
 
     Attributes:
         boxes: [found, 4], edges as in `Objects`.
@@ -119,7 +119,7 @@ def predictions(outputs: Tensor, anchors: Tensor) -> Predictions:
 
 
 class Targets(NamedTuple):
-    """What predictors are to say.
+    """Predictors' tasks: the object that each is to find, and how.
 
     Attributes:
         predictors: int64 [images, most]: the one that is to find each object.
@@ -183,25 +183,25 @@ def loss(
         right = overlaps.amax(dim=2) > weights.right if overlaps.shape[2] else none.bool()
         finds = none.scatter_add(1, wanted.predictors, wanted.found.to(none)) > 0
         overlap = overlaps.gather(1, wanted.predictors[:, None, :]).squeeze(1)
-    empty = said.objectness.square()[~(finds | right)].sum()
+    # Masks in the place of selections: these would have a GPU waited for, to learn how many there are.
+    found = wanted.found.to(none)
+    empty = (said.objectness.square() * ~(finds | right)).sum()
 
     def own(values: Tensor) -> Tensor:
-        """Return the values of the predictors that find something [found, ...]."""
+        """Return the values of the predictors that are to find objects [images, most, ...]."""
         places = wanted.predictors.view(*wanted.predictors.shape, *[1] * (values.ndim - 2))
-        return values.gather(1, places.expand(-1, -1, *values.shape[2:]))[wanted.found]
+        return values.gather(1, places.expand(-1, -1, *values.shape[2:]))
 
-    objectness = (own(said.objectness) - overlap[wanted.found]).square().sum()
-    boxes = objects.boxes[wanted.found]
-    larger = 2 - (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    far = (own(said.offsets) - wanted.offsets[wanted.found]).square() + (
-        own(said.stretches) - wanted.stretches[wanted.found]
-    ).square()
-    coordinates = (larger * far.sum(dim=1)).sum()
-    classes = functional.cross_entropy(own(said.classes), objects.labels[wanted.found], reduction="sum")
+    objectness = ((own(said.objectness) - overlap).square() * found).sum()
+    larger = 2 - (objects.boxes[..., 2:] - objects.boxes[..., :2]).prod(dim=-1)
+    far = (own(said.offsets) - wanted.offsets).square() + (own(said.stretches) - wanted.stretches).square()
+    coordinates = (larger * far.sum(dim=-1) * found).sum()
+    logits, labels = own(said.classes).flatten(0, 1), objects.labels.clamp_min(0).flatten()
+    classes = (functional.cross_entropy(logits, labels, reduction="none") * found.flatten()).sum()
     squares = weights.empty * empty + weights.objectness * objectness + weights.coordinates * coordinates
     if pulled:
         away = (said.offsets - 0.5).square() + said.stretches.square()
-        squares = squares + weights.pull * away[~finds].sum()
+        squares = squares + weights.pull * (away * ~finds[..., None]).sum()
     whole: Tensor = (squares / 2 + weights.classes * classes) / len(outputs)
     return whole
 
