@@ -52,6 +52,7 @@ def join(device: DeviceName = "auto", *, watchdog: float | None = None) -> World
 
     def end() -> None:
         if not failed:
+            failure.complete()
             world.position = ENDING
             world.barrier()  # from here on, nobody is waited for but to end
             guard.__exit__(None, None, None)

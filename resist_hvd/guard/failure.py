@@ -17,7 +17,7 @@ from resist_hvd.errors import Stopped, UserError
 from resist_hvd.guard import endings, outcome, starting
 from resist_hvd.guard.endings import LOST, STOPPED, say
 from resist_hvd.guard.launcher import watch_launcher
-from resist_hvd.guard.signals import SignalHandler
+from resist_hvd.guard.signals import SignalHandler, ignore_limits
 
 if TYPE_CHECKING:
     from resist_hvd.comm.world import World
@@ -100,6 +100,14 @@ def advise(sentence: str) -> None:
     endings.ending.advice = sentence
 
 
+def complete() -> None:
+    """Note that the run is done, and need not be stopped for a limit; all ranks call it, then wait for each other."""
+    world = endings.ending.world
+    if world is not None:
+        world.stop.complete = True  # for a signal that is on its way to the thread that answers it
+    ignore_limits()
+
+
 def advice() -> str:
     """Return the user's next step, as the program last set it."""
     return endings.ending.advice
@@ -124,6 +132,7 @@ def watch(world: World) -> None:
 def leave(message: str, status: int) -> NoReturn:
     """End this process, all others doing the same; with a message if there is one."""
     endings.ending.begin(status)
+    ignore_limits()  # often sent twice: by the scheduler to all processes, and by the launcher that passes it on
     if message:
         say(message)
     endings.ending.reported.set()

@@ -33,6 +33,14 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name.removeprefix("SIG")
 
 
+def ignore_limits() -> None:
+    """Ignore the signal that a scheduler sends ahead of a limit: the program ends by itself; the main thread calls it.
+
+    Python takes its own handlers away while it ends, so a handler that does nothing would leave a process to be killed.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 class SignalHandler:
     """Answers signals for a world, from a thread of its own; made by the main thread.
 

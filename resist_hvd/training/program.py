@@ -55,7 +55,7 @@ def run_training(settings: Settings) -> None:
         with claimed(folder, world) as claim:
             stacks.go_to(folder)
             summary = train_in(folder, claim, settings, world)
-        world.stop.complete = True
+        failure.complete()
         failure.advise(f"The run is done: {folder} has its model and its summary.")
         world.position = "ending"
         world.barrier()  # from here on, nobody is waited for but to end

@@ -63,6 +63,21 @@ def farewell(summary, folder):
 program.farewell = farewell
 """
 
+ENDING = """
+import sys, time, types
+
+
+class Late(types.ModuleType):
+    "What is left until Python has taken its signal handlers away, and takes its modules down."
+
+    def __del__(self, out=sys.stdout.fileno(), write=__import__("os").write, sleep=time.sleep):
+        write(out, b"Python ends\\n")
+        sleep(1)
+
+
+sys.late = Late("late")
+"""
+
 
 def stop_message(name: str, folder: Path, round_number: int) -> str:
     return (
@@ -155,6 +170,38 @@ def test_told_when_all_is_written_it_ends_in_order(
     assert (folder / "summary.json").exists()
 
 
+def test_told_while_python_ends_it_ends_in_order(
+    tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    folder = tmp_path / "run"
+    with runs.started(*tiny, "--output", folder, program=program(ENDING)) as running:
+        running.wait_for("Python ends")
+        running.process.send_signal(signal.SIGUSR2)
+        ended = running.end()
+    assert ended.status == 0, ended
+    assert ended.stdout.count("Python ends") == 2
+    assert (folder / "summary.json").exists()
+
+
+def test_told_again_while_python_ends_it_has_the_status_of_one_that_is_to_go_on(
+    tiny: list[str], tmp_path: Path, program: Callable[[str], list[str]]
+) -> None:
+    folder, go = tmp_path / "run", tmp_path / "go"
+    waits = program(ENDING + WAITING.format(round=3, go=str(go)))
+    with runs.started(*tiny, "--output", folder, program=waits) as running:
+        running.wait_for("in that round")
+        running.signalled()
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for(re.escape("Told to stop by USR2 ["), running.err)
+        go.touch()
+        running.wait_for("Python ends")
+        running.process.send_signal(signal.SIGUSR2)
+        ended = running.end()
+    assert ended.status == STOPPED, ended
+    assert ended.stdout.count("Python ends") == 2
+    assert ended.mistake == stop_message("USR2", folder, last_round(folder))
+
+
 def test_told_before_the_first_round_it_ends_at_once_to_be_started_again(
     tiny: list[str], copy_of_cut: Path, program: Callable[[str], list[str]]
 ) -> None:
@@ -190,7 +237,7 @@ def test_what_ends_horovodrun_stops_the_run(
             time.sleep(0.1)
         said = running.err.read_text()
     assert f"resist_hvd: {stop_message('TERM', folder, last_round(folder))}" in said
-    assert "Told to stop by the end of what started mpirun [round " in said
+    assert "Told to stop by the end of what started mpirun [" in said
     assert (folder / "checkpoints/latest").read_text() == f"round-{last_round(folder):06d}\n"
 
 
