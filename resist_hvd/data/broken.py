@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resist_hvd import console
 from resist_hvd.data.decoding import FORMATS, decode_rgb
-from resist_hvd.data.folders import ImageIndex
 from resist_hvd.errors import UserError
 
 USUAL_ENDS = (b"\xff\xd9", b"\x60\x82")
@@ -30,6 +30,19 @@ def read_trusted(path: bytes, formats: tuple[str, ...] | None = FORMATS) -> NDAr
     return decode_rgb(encoded, formats)
 
 
+class ImageFiles(Protocol):
+    """Image files by number, that lie below a folder."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+
+    def __len__(self) -> int: ...
+
+    def encoded_path(self, image: int) -> bytes:
+        """The image file's whole path, as the system spells it."""
+
+
 class BrokenFiles:
     """The files that one worker has found broken, and what takes their places.
 
@@ -44,7 +57,7 @@ class BrokenFiles:
         self.found: dict[str, str] = {}
         """Faults by the paths of the files that have them."""
 
-    def note(self, index: ImageIndex, image: int, fault: str) -> None:
+    def note(self, index: ImageFiles, image: int, fault: str) -> None:
         """Note that an image's file is broken.
 
         Args:
@@ -72,7 +85,7 @@ class BrokenFiles:
                 f"All {len(index)} image files are broken", where=str(index.folder), mend="Unpack the data again."
             )
 
-    def is_sound(self, index: ImageIndex, image: int) -> bool:
+    def is_sound(self, index: ImageFiles, image: int) -> bool:
         """Return whether an image file can be decoded to its end; note one that cannot."""
         path = index.encoded_path(image)
         if path in self._sound:
@@ -85,7 +98,7 @@ class BrokenFiles:
         self._sound.add(path)
         return True
 
-    def replaced(self, index: ImageIndex, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    def replaced(self, index: ImageFiles, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """The images [B] that are trained on: for each broken one the next sound one, by their numbers."""
         numbers = self._numbers.get(index.folder)
         if not numbers:
@@ -98,7 +111,7 @@ class BrokenFiles:
             image = (image + 1) % size
         return image
 
-    def left(self, index: ImageIndex, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    def left(self, index: ImageFiles, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """The images that are not broken, of `images` [B]."""
         numbers = self._numbers.get(index.folder)
         if not numbers:

@@ -412,6 +412,6 @@ def test_a_gpu_out_of_memory_beside_torchvision_is_called_that(
         def __iter__(self) -> Iterator[Any]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr("resist_hvd.data.files.torchvision_loader.DataLoader", Copying)
+    monkeypatch.setattr("resist_hvd.data.files.process_batches.DataLoader", Copying)
     with pytest.raises(UserError, match=r"Memory ran out.*Tried to allocate 20.00 MiB.*--data.batch_size"):
         next(opened(sound, "torchvision").train())

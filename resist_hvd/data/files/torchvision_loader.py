@@ -2,42 +2,30 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from resist_hvd.data.broken import BrokenFiles, read_trusted
-from resist_hvd.data.files.gpu_faults import is_of_gpu, sentence
-from resist_hvd.data.files.loader import BATCH_TYPES, MEAN, STD, ImageLoader, TrainingPlan, preprocess_of
-from resist_hvd.data.files.loader_processes import Tether, forked_from_a_server, starting_processes
+from resist_hvd.data.files.loader import ImageLoader, TrainingPlan, preprocess_of
+from resist_hvd.data.files.loader_processes import forked_from_a_server
+from resist_hvd.data.files.process_batches import Made, made_by_processes, normalised, sound_batches
 from resist_hvd.data.files.windows import random_windows
 from resist_hvd.data.folders import ImageIndex
-from resist_hvd.data.preprocess import as_tensor, scale_and_offset
+from resist_hvd.data.preprocess import as_tensor
 from resist_hvd.data.source import Batch
-from resist_hvd.errors import UserError
 from resist_hvd.settings.data import DataSettings
-
-Made = tuple[Tensor, Tensor, dict[int, str]]
-"""A batch from a process: images, labels, and what is wrong with each file that it found broken."""
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in what an image without saturation shows (ITU-R BT.601)."""
 
 MIDDLE_GREY = 128.0
 """Grey value that a change of contrast leaves alone."""
-
-
-def normalised(images: list[Tensor], image_type: str) -> Tensor:
-    """A batch of images, uint8 [3, size, size] each, in the type asked for and channels_last in memory."""
-    batch = torch.stack(images).to(memory_format=torch.channels_last).float()
-    scale, offset = (values.view(3, 1, 1) for values in scale_and_offset(MEAN, STD))
-    return batch.mul_(scale).add_(offset).to(BATCH_TYPES[image_type])
 
 
 class TrainingBatches(Dataset[Made]):
@@ -149,48 +137,7 @@ class TorchvisionLoader(ImageLoader):
         return self._batches(index, batches, range(len(batches)))
 
     def _batches(self, index: ImageIndex, batches: Dataset[Made], numbers: Iterable[int]) -> Iterator[Batch]:
-        settings = self.settings
-        processes = settings.threads
-        try:
-            with Tether(self._processes) as tether:
-                loader = DataLoader(
-                    batches,
-                    batch_size=None,
-                    sampler=numbers,
-                    num_workers=processes,
-                    multiprocessing_context=self._processes,
-                    prefetch_factor=-(-settings.prefetch // processes),
-                    collate_fn=unchanged,
-                    pin_memory=self.device.type == "cuda",
-                    # Otherwise it would draw from PyTorch's own generator, and change what others draw from it.
-                    generator=torch.Generator(),
-                    worker_init_fn=tether.end,
-                )
-                with starting_processes():
-                    made = iter(loader)
-                try:
-                    for images, labels, faults in made:
-                        for image, fault in faults.items():
-                            self.broken.note(index, image, fault)
-                        if len(labels):
-                            yield (
-                                images.to(self.device, non_blocking=True),
-                                labels.to(self.device, non_blocking=True),
-                            )
-                finally:
-                    del made  # which lets the processes end by themselves
-        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-            # The latter three are met where a process has announced a batch, but died before that was fetched.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                if is_of_gpu(error):
-                    raise sentence(error, self.device) from error
-                raise
-            raise UserError(
-                f"A process that decodes images died ({' '.join(str(error).split()) or type(error).__name__})",
-                mend="Check this machine's memory and the size of /dev/shm, or give fewer --data.decode_threads.",
-            ) from error
-
-
-def unchanged(made: Any) -> Any:
-    """Return a batch as it is: DataLoader has nothing to collate."""
-    return made
+        made = made_by_processes(
+            batches, numbers, processes=self._processes, settings=self.settings, device=self.device
+        )
+        return sound_batches(made, index, self.broken)
