@@ -1,4 +1,4 @@
-"""`python -m resist_hvd.predict RUN IMAGE...`: classes of images, by a trained model."""
+"""`python -m resist_hvd.predict RUN IMAGE...`: classes of images, or objects in them, by a trained model."""
 
 from __future__ import annotations
 

@@ -195,23 +195,59 @@ class RoundRecord(Record):
             raise RecordError(f"ranks are not the {self.workers} of partition")
 
 
+FIGURES = {"accuracy": "accuracy", "mean_average_precision": "mAP"}
+"""What a network is judged by, by the names that records have for it: the words that people read. A record has one."""
+
+
+class Judged(Record):
+    """A record with the figure that a network is judged by, in percent."""
+
+    @property
+    def figure_name(self) -> str:
+        """Name of the figure, as people read it."""
+        return FIGURES[self._figure_field]
+
+    @property
+    def figure(self) -> float:
+        """The figure."""
+        found: float = getattr(self, self._figure_field)
+        return found
+
+    @property
+    def _figure_field(self) -> str:
+        return next((name for name in FIGURES if getattr(self, name) is not None), "accuracy")
+
+    def check(self) -> None:
+        """See that the figure is there.
+
+        Raises:
+            RecordError: it is not.
+        """
+        if self.figure is None:
+            raise RecordError("there is no accuracy")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Record):
+class Evaluation(Judged):
     """Result of the global network on a test set.
 
     Attributes:
-        accuracy: share of images whose class has the highest score, in percent.
-        loss: mean cross-entropy.
+        accuracy: of a classifier, the share of images whose class has the highest score, in percent.
+        loss: mean of the task's: cross-entropy, or YOLOv2's.
         images: how many there were, without files that were passed over.
+        mean_average_precision: of a detector, by VOC 2007's eleven recalls, in percent.
+        mean_average_precision_area: the same by the area below precision's envelope, as VOC has it from 2010 on.
     """
 
-    accuracy: float
+    accuracy: float | None = None
     loss: float
     images: int
+    mean_average_precision: float | None = None
+    mean_average_precision_area: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord(Record):
+class EvaluationRecord(Judged):
     """An evaluation on the run's own test set: a line of `eval.jsonl`.
 
     Attributes:
@@ -220,8 +256,7 @@ class EvaluationRecord(Record):
         samples: training images, summed over workers.
         seconds: of training so far, the mean over workers.
         bytes_sent: payload of training so far, summed over workers.
-        accuracy: see `Evaluation`.
-        loss: see `Evaluation`.
+        accuracy: see `Evaluation`, as the others.
     """
 
     round: int
@@ -229,12 +264,14 @@ class EvaluationRecord(Record):
     samples: int
     seconds: float
     bytes_sent: int
-    accuracy: float
+    accuracy: float | None = None
     loss: float
+    mean_average_precision: float | None = None
+    mean_average_precision_area: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtraTestRecord(Record):
+class ExtraTestRecord(Judged):
     """An evaluation on a further test set: a line of `extra_tests.jsonl`; see `Evaluation`.
 
     Attributes:
@@ -244,9 +281,11 @@ class ExtraTestRecord(Record):
 
     round: int
     test: str
-    accuracy: float
+    accuracy: float | None = None
     loss: float
     images: int
+    mean_average_precision: float | None = None
+    mean_average_precision_area: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +327,10 @@ class Summary(Record):
 
     Attributes:
         samples: training images, summed over workers.
-        accuracy: of the last evaluation, in percent; None where there was none.
+        accuracy: a classifier's, of the last evaluation, in percent; None where there was none.
         best_accuracy: of any evaluation.
+        mean_average_precision: a detector's, likewise.
+        best_mean_average_precision: of any evaluation.
         seconds: of training, the mean over workers, as those of its parts are.
         seconds_hidden: of synchronising beside steps; of no other account. None where there was none.
         bytes_sent: payload of training, summed over workers.
@@ -317,6 +358,8 @@ class Summary(Record):
     peak_memory_bytes: tuple[int, ...]
     broken_files: dict[str, str] = field(default_factory=dict)
     extra_tests: dict[str, Evaluation] | None = None
+    mean_average_precision: float | None = None
+    best_mean_average_precision: float | None = None
 
     def as_text(self) -> str:
         """Return the whole file."""

@@ -115,9 +115,7 @@ def measure(name: str, settings: CompareSettings, world: World, source: DataSour
     counted, hidden = candidate.sent - counted, candidate.hidden - hidden
     peak = memory.above()
     world.barrier()
-    accuracy = (
-        evaluate(candidate.trained(), source, Classification(), world, nullcontext).accuracy if evaluates else None
-    )
+    accuracy = evaluate(candidate.trained(), source, Classification(), world, nullcontext).figure if evaluates else None
     arithmetic = candidate.arithmetic()
     steps = settings.rounds * settings.local_iterations
     told = [each for each in communication if each is not None]

@@ -1,12 +1,13 @@
 """Image data sets behind one interface: see `resist_hvd.data.source`, and `load` to get one."""
 
 import importlib
+from typing import Any
 
 import torch
 
 from resist_hvd.data.memory.resident import ImageSet, ResidentSource
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard
-from resist_hvd.data.tree import ImageTree, Share, make_here
+from resist_hvd.data.tree import Share, make_here
 from resist_hvd.data.validation import hold_out
 from resist_hvd.settings.data import DataName, DataSettings, own_cores
 
@@ -28,7 +29,7 @@ def load(
     shard: Shard,
     seed: int,
     device: torch.device,
-    share: Share[ImageTree] = make_here,
+    share: Share[Any] = make_here,
     cores: float | None = None,
 ) -> DataSource:
     """The data that `settings` describe, as worker `shard` sees them, with batches on `device`.
@@ -51,6 +52,10 @@ def load(
         from resist_hvd.data.files import imagenet
 
         return imagenet.load(settings, shard=shard, seed=seed, device=device, share=share)
+    if settings.name == "voc":
+        from resist_hvd.data.detection import source
+
+        return source.load(settings, shard=shard, seed=seed, device=device, share=share)
     if settings.name == "folder":
         from resist_hvd.data.memory import folder
 

@@ -30,6 +30,7 @@ class Preprocess:
         mean, std: of each channel, in 0 to 255.
         test_resize: pixels that an image's shorter side is scaled to before the middle is cut out; None where the
             middle square is scaled to `image_size`, and an image of that size is taken as it is.
+        stretched: whether all of an image is scaled to `image_size`, in place of a square of it.
     """
 
     image_size: int
@@ -37,6 +38,7 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_resize: int | None = None
+    stretched: bool = False
 
     @classmethod
     def from_json(cls, model: Mapping[str, Any]) -> Self:
@@ -50,6 +52,7 @@ class Preprocess:
             mean=tuple(model["mean"]),
             std=tuple(model["std"]),
             test_resize=model.get("test_resize", default),
+            stretched=bool(model.get("stretched", False)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -97,10 +100,15 @@ class Preprocess:
 
     def cut(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Scale and cut out: from uint8 [H, W, 3], or [H, W] of a grey image, to [channels, image_size, image_size]."""
-        if self.test_resize is None:
+        if self.test_resize is None and not self.stretched:
             return as_tensor(fit_square(pixels, self.image_size))
         from torchvision.transforms.v2 import InterpolationMode, functional  # takes a second to load
 
+        if self.stretched:
+            size = [self.image_size, self.image_size]
+            whole: Tensor = functional.resize(as_tensor(pixels), size, InterpolationMode.BILINEAR, antialias=True)
+            return whole
+        assert self.test_resize is not None
         (scaled,), (corner,) = middle_windows(self.image_size, self.test_resize, np.array([pixels.shape[:2]]))
         resized = functional.resize(as_tensor(pixels), scaled.tolist(), InterpolationMode.BILINEAR, antialias=True)
         middle: Tensor = functional.crop(resized, *corner.tolist(), self.image_size, self.image_size)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resist_hvd.data.preprocess import Preprocess
@@ -19,7 +21,7 @@ from resist_hvd.errors import UserError
 Batch = tuple[Tensor, Tensor]
 """Images and labels, both on the source's device. Images are [B, C, H, W], normalised, and channels_last in memory when
 C > 1; they are float32 unless the settings ask for another type. Labels are int64 [B], each the number of a class in
-`DataSpec.classes`."""
+`DataSpec.classes`; of images with boxes they are float32 [B, most, 6], as `tasks.objects.packed` has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,8 @@ class DataSpec:
     """Facts of a data set, for the model and for reports; sizes count images over all workers.
 
     Batches are normalised by `mean` and `std`, each channel's, of pixel values from 0 to 255. `test_resize` is the
-    pixels that the shorter side of a test image is scaled to, where that is how it is cut out (see `Preprocess`).
+    pixels that the shorter side of a test image is scaled to, where that is how it is cut out, and `stretched` whether
+    all of it is scaled to the size (see `Preprocess`).
     """
 
     name: str
@@ -53,6 +56,7 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_resize: int | None = None
+    stretched: bool = False
 
     @property
     def preprocess(self) -> Preprocess:
@@ -83,6 +87,8 @@ class DataSource(ABC):
         spec: what the data are.
         extra_tests: further test sets.
         remarks: sentences for the user, on files that were left out and the like; the same on every worker.
+        object_sizes: float32 [objects, 2], the width and height of each object to train on, as shares of its image's;
+            None where images have no boxes.
     """
 
     spec: DataSpec
@@ -90,6 +96,7 @@ class DataSource(ABC):
     loader_name: str = ""
     """Name of the loader that decodes its images as they are needed; empty where they lie in memory."""
     remarks: tuple[str, ...] = ()
+    object_sizes: NDArray[np.float32] | None = None
 
     @abstractmethod
     def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:

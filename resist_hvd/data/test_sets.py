@@ -46,7 +46,9 @@ class TestSets:
     remarks: tuple[str, ...] = ()
 
 
-def load(settings: DataSettings, *, classes: Sequence[str], prepare: Preprocess, device: torch.device) -> TestSets:
+def load(
+    settings: DataSettings, *, classes: Sequence[str], prepare: Preprocess, device: torch.device, detects: bool = False
+) -> TestSets:
     """Return the test sets that settings name.
 
     Args:
@@ -54,11 +56,25 @@ def load(settings: DataSettings, *, classes: Sequence[str], prepare: Preprocess,
         classes: the model's. A set may have some of them alone, and no other.
         prepare: makes of an image what the model takes.
         device: where batches are wanted.
+        detects: whether the model is a detector.
 
     Raises:
-        UserError: images are missing or damaged, or of classes that the model does not have.
+        UserError: images are missing or damaged, or of classes that the model does not have; or they have no boxes, and
+            the model is a detector, or the other way round.
     """
+    if detects != (settings.name == "voc"):
+        has, wants = ("classes", "boxes") if detects else ("boxes", "classes")
+        raise UserError(
+            f"--data.name is {settings.name}, whose images have {has}, and the model finds {wants}",
+            mend=f"Give images with {wants}" + (": --data.name voc." if detects else "."),
+        )
     broken = BrokenFiles(stop=settings.broken_files == "stop")
+    if detects:
+        from resist_hvd.data.detection import source  # with torchvision's transforms, which take a second to load
+
+        own = replace(settings, image_size=prepare.image_size)
+        test, passed_over = source.test_set(own, classes, device=device, broken=broken)
+        return TestSets(tests=(test,), broken=broken, remarks=passed_over)
 
     def streamed(name: str, labels: NDArray[np.int64], read: Callable[[int], Tensor | None]) -> ExtraTest:
         def batches(shard: Shard) -> Iterator[Batch]:

@@ -277,9 +277,9 @@ class Method(ABC):
         """Return the method that goes on from here once `samples` have been trained, None to stay."""
         return None
 
-    def pool(self, votes: Tensor) -> Tensor:
-        """Return the votes that count, of this worker's; all ranks must call it together."""
-        return votes
+    def pool(self, votes: Tensor) -> list[Tensor]:
+        """Return the votes that count beside this worker's own; all ranks must call it together."""
+        return [votes]
 
     @abstractmethod
     def lent(self) -> Iterator[nn.Module]:

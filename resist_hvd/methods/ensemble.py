@@ -21,7 +21,6 @@ class Ensemble(Method):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.transport = Transport(setup.world)
-        self._votes = Transport(setup.world)
         self.partition = self.rule.deal(derive(setup.seed, "ensemble"))
         self.scales = (1.0,) * len(self.rule.decks)
         # Members that started alike would end alike: each has an initial trunk of its own.
@@ -41,11 +40,9 @@ class Ensemble(Method):
     def arrive(self) -> None:
         """Do nothing."""
 
-    def pool(self, votes: Tensor) -> Tensor:
-        """Return the votes averaged over all members."""
-        votes = votes.contiguous()
-        self._votes.finish(self._votes.start_average(votes.view(-1), f"votes.{len(votes)}"))
-        return votes
+    def pool(self, votes: Tensor) -> list[Tensor]:
+        """Return the votes of all members."""
+        return [own.to(votes.device) for own in self.setup.world.gather_objects(votes.cpu())]
 
     def lent(self) -> Iterator[nn.Module]:
         """Yield the blocks of this worker's own network."""

@@ -21,13 +21,23 @@ FIELDS = {
 }
 """What a description of each family has, beside the family itself; a pre-activation ResNet's has its architecture."""
 
+MOST_ANCHORS = 100
 MOST_BLOCKS = 10_000
 LARGEST = 2**24
-"""More blocks than any network has, and larger numbers than any description: what asks for more is damaged."""
+"""More anchors and blocks than any network has, and larger numbers than any description: else it is damaged."""
 
 
-def chosen(settings: ModelSettings, *, channels: int, image_size: int, classes: int) -> Network:
+def chosen(
+    settings: ModelSettings, *, channels: int, image_size: int, classes: int, anchors: int | None = None
+) -> Network:
     """Return the network that `settings` ask for, on images and classes as the data have them.
+
+    Args:
+        settings: of the network.
+        channels: of an image.
+        image_size: height and width in pixels.
+        classes: how many are told apart.
+        anchors: of a detector, how many predictors it has in each cell; None for a classifier.
 
     Raises:
         UserError: it cannot be made, or not be dealt out, or its weights are not in the file that has them.
@@ -44,6 +54,8 @@ def chosen(settings: ModelSettings, *, channels: int, image_size: int, classes: 
             name = settings.name.partition("/")[2]
             said = {"family": family, "name": name, **sizes, "options": settings.options}
             said["partition"] = settings.partition
+    if anchors is not None and settings.family != "parts":
+        said["anchors"] = anchors
     asked = settings.zero_init_residual
     network = make(said, zero_residual=settings.family == "preact" if asked is None else asked)
     return network if settings.weights is None else begun_with(network, settings.weights)
@@ -61,7 +73,7 @@ def make(description: Mapping[str, Any], *, zero_residual: bool = False) -> Netw
         UserError: the network cannot be made: its library is missing, or has no such network.
     """
     said = dict(description)
-    family, depths = said.pop("family", None), said.pop("depths", None)
+    family, depths, anchors = (said.pop(name, None) for name in ("family", "depths", "anchors"))
     if family == "preact_resnet":
         from resist_hvd.nets import preact_resnet
 
@@ -85,12 +97,28 @@ def make(description: Mapping[str, Any], *, zero_residual: bool = False) -> Netw
             network = library.network(said.pop("name"), **said, zero_residual=zero_residual)
     else:
         raise ValueError("it is of no family that this version knows")
+    if anchors is not None:
+        network = _detector(network, anchors, said.get("classes"), said.get("final_norm", False))
     if depths is None:
         return network
     sizes = network.deck_sizes
     if not isinstance(depths, list) or len(depths) != len(sizes) or not all(map(is_depth, depths, sizes)):
         raise ValueError("depths are no numbers of blocks that its decks have")
     return network.shallower(depths)
+
+
+def _detector(network: Network, anchors: object, classes: object, normed: object) -> Network:
+    """Return a family's network as a detector.
+
+    Raises:
+        ValueError: its description is damaged.
+        UserError: it cannot be one.
+    """
+    if not (isinstance(anchors, int) and 0 < anchors <= MOST_ANCHORS and isinstance(classes, int)):
+        raise ValueError(f"anchors are {str(anchors)[:40]!r}, no number from 1 to {MOST_ANCHORS}")
+    from resist_hvd.nets import detector
+
+    return detector.with_detector(network, anchors=anchors, classes=classes, normed=bool(normed))
 
 
 def check(said: Mapping[str, Any]) -> None:

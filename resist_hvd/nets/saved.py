@@ -138,10 +138,10 @@ def understood(folder: Path) -> Iterator[None]:
 
 
 def library_model(network: Network) -> nn.Module | None:
-    """Return a network as torchvision's or timm's own class, on the meta device; None where it is of another family."""
+    """Return a network as torchvision's or timm's own class, on the meta device; None where neither has it."""
     family = network.description.get("family")
-    if family not in LIBRARIES:
-        return None
+    if family not in LIBRARIES or "anchors" in network.description:
+        return None  # no library has such detectors
     description = {name: value for name, value in network.description.items() if name != "depths"}
     model: nn.Module = import_module(f"resist_hvd.nets.{family}_nets").whole(**description)
     kept = {part.name for part in network.parts}

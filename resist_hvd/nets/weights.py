@@ -58,10 +58,14 @@ class Weights:
             for part, module in zip(network.parts, network.modules, strict=True)
         ]
         anew = {}
+        is_detector = "anchors" in network.description
         for place, own in enumerate(wanted):
             for name, shape in own.items():
                 found = list(self._tensors[name].shape) if name in self._tensors else None
                 if found == shape:
+                    continue
+                if found is None and is_detector and place == len(wanted) - 1:
+                    anew[name] = f"{name} begins anew: {path} is of a network without it"
                     continue
                 # Of a head the first dimension is the classes; of a first convolution the second is the channels.
                 differing = [place for place, (a, b) in enumerate(zip(found or (), shape, strict=False)) if a != b]

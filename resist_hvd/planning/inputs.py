@@ -52,7 +52,13 @@ def _network(settings: PlanSettings) -> nets.Network:
     from resist_hvd.nets import families
 
     facts = settings.facts
-    return families.chosen(settings.model, channels=facts.channels, image_size=facts.size, classes=facts.classes)
+    return families.chosen(
+        settings.model,
+        channels=facts.channels,
+        image_size=facts.size,
+        classes=facts.classes,
+        anchors=settings.task.anchors_in_a_cell if settings.task_name == "detection" else None,
+    )
 
 
 def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:

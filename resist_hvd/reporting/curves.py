@@ -105,7 +105,7 @@ def _points(runs: list[RunRecord], link: Link | None) -> Iterator[Point]:
     for number in sorted(set[int]().union(*by_round).intersection(*by_round)):
         lines = [own[number] for own in by_round]
         seconds = [line.seconds for line in lines] if link is None else [link.seconds(run, number) for run in runs]
-        accuracies = [line.accuracy for line in lines]
+        accuracies = [line.figure for line in lines]
         sent = fmean(line.bytes_sent for line in lines)
         yield Point(number, fmean(seconds), sent, fmean(accuracies), min(accuracies), max(accuracies))
 

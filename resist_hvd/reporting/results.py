@@ -56,7 +56,7 @@ PAPERS_NOTE = (
 
 
 def _ours(run: RunRecord) -> tuple[str, ...]:
-    accuracies = [line.accuracy for line in run.evaluations]
+    accuracies = [line.figure for line in run.evaluations]
     seconds = run.seconds
     sync = sum(line.seconds_sync for line in run.rounds)
     hidden = sum(line.seconds_hidden or 0.0 for line in run.rounds)

@@ -89,7 +89,7 @@ def _rows(settings: ReproduceSettings, told: Mapping[str, str]) -> list[Case]:
 def _on(word: str, name: str) -> Measure:
     def read(run: RunRecord, _: Goal) -> float | None:
         tests = (run.summary.extra_tests if run.summary else None) or {}
-        return next((found.accuracy for test, found in tests.items() if word in test.lower()), None)
+        return next((found.figure for test, found in tests.items() if word in test.lower()), None)
 
     return Measure(name=name, read=read, show=percent, noise=ACCURACY.noise)
 

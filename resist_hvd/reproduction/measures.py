@@ -21,12 +21,22 @@ NOISE_OF_TIME = 0.1
 
 def accuracy(run: RunRecord, _: Goal) -> float | None:
     """Return the accuracy of the last evaluation, in percent."""
-    return run.evaluations[-1].accuracy if run.evaluations else None
+    return run.evaluations[-1].figure if run.evaluations else None
 
 
 def best_accuracy(run: RunRecord, _: Goal) -> float | None:
     """Return the best accuracy of all evaluations, in percent, as the paper reports it."""
-    return max((line.accuracy for line in run.evaluations), default=None)
+    return max((line.figure for line in run.evaluations), default=None)
+
+
+def least_test_loss(run: RunRecord, _: Goal) -> float | None:
+    """Return the best test loss of all evaluations, as the paper reports it of detectors."""
+    return min((line.loss for line in run.evaluations), default=None)
+
+
+def precision(run: RunRecord, _: Goal) -> float | None:
+    """Return a detector's mean average precision at the last evaluation, in percent."""
+    return run.evaluations[-1].mean_average_precision if run.evaluations else None
 
 
 def seconds(run: RunRecord, _: Goal) -> float | None:
@@ -67,10 +77,10 @@ def reach(run: RunRecord, goal: Goal, value: Callable[[EvaluationRecord], float]
         return None
     for before, after in pairwise([None, *run.evaluations]):
         assert after is not None
-        if after.accuracy >= goal.accuracy:
+        if after.figure >= goal.accuracy:
             if before is None:
                 return value(after)
-            share = (goal.accuracy - before.accuracy) / (after.accuracy - before.accuracy)
+            share = (goal.accuracy - before.figure) / (after.figure - before.figure)
             return value(before) + share * (value(after) - value(before))
     return None
 
@@ -86,6 +96,10 @@ def gigabytes(value: float) -> str:
 
 
 ACCURACY = Measure(name="accuracy, %", read=accuracy, show=percent, noise=NOISE_OF_A_SEED)
+TEST_LOSS = Measure(
+    name="test loss", read=least_test_loss, show=lambda value: f"{value:.3f}", noise=0.05, relative=True
+)
+PRECISION = Measure(name="mAP, %", read=precision, show=percent, noise=3.0, own=True)
 SECONDS = Measure(name="training", read=seconds, show=duration, noise=NOISE_OF_TIME, relative=True)
 SENT = Measure(name="sent", read=bytes_sent, show=gigabytes, relative=True)
 SENT_A_ROUND = Measure(name="sent a round", read=bytes_a_round, show=gigabytes, relative=True, own=True)

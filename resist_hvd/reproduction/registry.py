@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from resist_hvd.errors import UserError
 from resist_hvd.reproduction.cifar import A2, A3, A4, A5, A6, TABLE2, TABLE4
+from resist_hvd.reproduction.detection import TABLE6
 from resist_hvd.reproduction.experiment import Experiment
 from resist_hvd.reproduction.imagenet import TABLE3, TABLE5
 from resist_hvd.reproduction.ladder import A1
@@ -14,7 +15,24 @@ from resist_hvd.reproduction.volumes import TABLE1
 
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (TABLE1, FIGURE4, TABLE2, TABLE4, TABLE3, TABLE5, A1, A2, A3, A4, A5, A6, A7, THEOREM, AHEAD)
+    for experiment in (
+        TABLE1,
+        FIGURE4,
+        TABLE2,
+        TABLE4,
+        TABLE3,
+        TABLE5,
+        TABLE6,
+        A1,
+        A2,
+        A3,
+        A4,
+        A5,
+        A6,
+        A7,
+        THEOREM,
+        AHEAD,
+    )
 }
 
 

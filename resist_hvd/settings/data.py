@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from resist_hvd.settings.group import Bound, Count, Fraction, Group, Natural, Positive, Share
 
-DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder", "imagenet"]
+DataName = Literal["digits", "cifar10", "cifar100", "svhn", "folder", "imagenet", "voc"]
 
 LoaderName = Literal["auto", "dali", "torchvision"]
 
@@ -35,25 +35,32 @@ FACTS: dict[DataName, Facts] = {
     "svhn": Facts(3, 32, 10, 73_257),
     "imagenet": Facts(3, 224, 1000, 1_281_167),
     "digits": Facts(1, 32, 10, 1_437),
+    "voc": Facts(3, 448, 20, 16_551),
 }
 
 _TORCHVISION_SETS: tuple[DataName, ...] = ("cifar10", "cifar100", "svhn")
 _CLASS_FOLDERS: tuple[DataName, ...] = ("folder", "imagenet")
+_STREAMED: tuple[DataName, ...] = ("imagenet", "voc")
 
 _COUNTS_FOR: dict[str, tuple[DataName, ...]] = {
-    "root": (*_TORCHVISION_SETS, *_CLASS_FOLDERS),
+    "root": (*_TORCHVISION_SETS, *_CLASS_FOLDERS, "voc"),
     "download": _TORCHVISION_SETS,
     "test_resize": ("imagenet",),
     "crop_area": ("imagenet",),
-    "color_jitter": ("imagenet",),
+    "color_jitter": _STREAMED,
+    "jitter": ("voc",),
+    "sets": ("voc",),
+    "test": ("voc",),
+    "classes": ("voc",),
+    "ignore_exif": ("voc",),
     "crop_padding": ("digits", *_TORCHVISION_SETS, "folder"),
     "resident_limit_gib": ("digits", *_TORCHVISION_SETS, "folder"),
     "extra_tests": _CLASS_FOLDERS,
-    "decode_threads": (*_TORCHVISION_SETS, *_CLASS_FOLDERS),
+    "decode_threads": (*_TORCHVISION_SETS, *_CLASS_FOLDERS, "voc"),
     "loader": ("imagenet",),
-    "prefetch": ("imagenet",),
-    "image_type": ("imagenet",),
-    "broken_files": _CLASS_FOLDERS,
+    "prefetch": _STREAMED,
+    "image_type": _STREAMED,
+    "broken_files": (*_CLASS_FOLDERS, "voc"),
     "dali": ("imagenet",),
 }
 """Data sets that a setting does something for; one that is not here counts for all."""
@@ -105,12 +112,26 @@ class DataSettings(Group):
 
     name: DataName = "digits"
     """The data set: digits (scikit-learn's handwritten digits, built in), cifar10, cifar100, svhn, folder (any folder
-    of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory once), or imagenet (the same, decoded
-    batch by batch)."""
+    of train/<class>/* and test/<class>/* or val/<class>/*, decoded into memory once), imagenet (the same, decoded
+    batch by batch), or voc (images with boxes in Pascal VOC's layout, decoded batch by batch, for --task detection)."""
 
     root: Path | None = None
-    """The folder that holds the data. Needed for folder and imagenet; cifar10, cifar100 and svhn default to ./data;
-    digits needs none."""
+    """The folder that holds the data. Needed for folder, imagenet and voc (VOCdevkit); cifar10, cifar100 and svhn
+    default to ./data; digits needs none."""
+
+    sets: str = "2007-trainval"
+    """voc's lists of images to train on, each a year and a name in its ImageSets/Main: 2007-trainval,2012-trainval."""
+
+    test: str = "2007-test"
+    """voc's lists of images to test on."""
+
+    classes: str | None = None
+    """voc's classes, with commas between them; objects of others are left out. Default: all that the annotations of the
+    training lists have, in the order of their names."""
+
+    ignore_exif: bool = False
+    """Take voc's boxes to be for the pixels as they are stored, where EXIF says that an image is to be turned when
+    shown, and its annotation does not tell which is meant."""
 
     download: bool = False
     """Fetch cifar10, cifar100 or svhn into root where it is missing."""
@@ -130,8 +151,8 @@ class DataSettings(Group):
     test set, which settings must not be chosen by. The same images in all runs on a training set."""
 
     image_size: Count | None = None
-    """Height and width in pixels that images are scaled to. Default: 32 for digits, 224 for imagenet; for the others,
-    the size that the images have, if it is one for all."""
+    """Height and width in pixels that images are scaled to. Default: 32 for digits, 224 for imagenet, 448 for voc,
+    whose images are stretched to it; for the others, the size that the images have, if it is one for all."""
 
     test_resize: Count | None = None
     """Pixels that the shorter side of imagenet's test images is scaled to, before their middle is cut out. Default:
@@ -140,9 +161,13 @@ class DataSettings(Group):
     crop_area: Share = 0.08
     """Augmentation: the smallest share of an image that the random crop of imagenet covers; its ratio is 3:4 to 4:3."""
 
+    jitter: Jitter = 0.0
+    """Augmentation: each edge of voc's images moves in or out, by up to this share of the image's side, at random
+    (darknet takes 0.3); 0 turns it off."""
+
     color_jitter: Jitter = 0.0
-    """Augmentation: imagenet's brightness, contrast and saturation are multiplied by random factors, each from 1 - x to
-    1 + x; 0 turns it off."""
+    """Augmentation: imagenet's and voc's brightness, contrast and saturation are multiplied by random factors, each
+    from 1 - x to 1 + x; 0 turns it off."""
 
     crop_padding: Padding | None = None
     """Augmentation: black pixels added at each side before a random crop to the image's size; 0 turns it off. Default:
@@ -150,7 +175,7 @@ class DataSettings(Group):
 
     flip: bool | None = None
     """Augmentation: mirror half of the training images. Default: true, but false for digits and svhn, whose
-    classes do not survive it."""
+    classes do not survive it, and for voc, as in the paper."""
 
     resident_limit_gib: Positive = 8.0
     """Refuse images that would take more memory than this on each worker, in GiB: of folder, cifar10, cifar100 or
@@ -163,22 +188,23 @@ class DataSettings(Group):
 
     decode_threads: Count | None = None
     """Threads of each worker that decode or scale images: of folder, cifar10, cifar100 and svhn while it loads; of
-    imagenet all the time, as processes where the loader is torchvision. Default: one for each core that this worker has
-    among those of its host, whatever OMP_NUM_THREADS is; at most 16 for imagenet."""
+    imagenet and voc all the time, as processes where DALI does not. Default: one for each core that this worker has
+    among those of its host, whatever OMP_NUM_THREADS is; at most 16 for imagenet and voc."""
 
     loader: LoaderName = "auto"
     """What decodes imagenet: dali (NVIDIA DALI, on a GPU where training is), torchvision (in processes of its own), or
     auto: dali where it is installed."""
 
     prefetch: Count = 2
-    """Batches that imagenet's loader has ready before they are asked for."""
+    """Batches that the loader of imagenet or voc has ready before they are asked for."""
 
     image_type: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """The numbers that imagenet's batches come in. With precision bf16, bf16 halves what batches take."""
+    """The numbers that batches of imagenet and voc come in. With precision bf16, bf16 halves what batches take."""
 
     broken_files: Literal["stop", "skip"] = "stop"
     """What an image file that is empty, cut short or damaged does: stop the run; or be named and counted in its
-    summary, and left out. For folder and imagenet; in training on imagenet another image takes its place."""
+    summary, and left out. For folder, imagenet and voc, there a damaged annotation, too; in training on imagenet and
+    voc another image takes its place."""
 
     dali: DaliSettings = field(default_factory=DaliSettings)
     """How NVIDIA DALI decodes on a GPU."""
@@ -213,13 +239,13 @@ class DataSettings(Group):
     @property
     def lacks_root(self) -> bool:
         """True where it needs a folder, and none is given."""
-        return self.name in _CLASS_FOLDERS and self.root is None
+        return self.name in (*_CLASS_FOLDERS, "voc") and self.root is None
 
     def on_cores(self, cores: float) -> "DataSettings":
         """The same, with `decode_threads` for a worker that has so many cores, where it counts and is not set."""
         if self.decode_threads is not None or self.name not in _COUNTS_FOR["decode_threads"]:
             return self
-        most = MOST_STREAMING_THREADS if self.name == "imagenet" else cores
+        most = MOST_STREAMING_THREADS if self.name in _STREAMED else cores
         return replace(self, decode_threads=max(1, math.floor(min(cores, most))))
 
     @property
@@ -229,8 +255,8 @@ class DataSettings(Group):
 
     @property
     def size(self) -> int:
-        """Height and width of imagenet's images, in pixels."""
-        return self.image_size or 224
+        """Height and width of imagenet's or voc's images, in pixels."""
+        return self.image_size or FACTS["voc" if self.name == "voc" else "imagenet"].size
 
     @property
     def resize_before_test(self) -> int:

@@ -77,6 +77,9 @@ class OptimSettings(Group):
     warmup_epochs: Amount = 0.0
     """The same warm-up in epochs, summed over workers, instead of as a fraction of the run."""
 
+    warmup_from: Fraction = 0.0
+    """Share of its peak at which the learning rate's warm-up begins."""
+
     label_smoothing: Fraction = 0.0
     """Probability spread evenly over all classes in the training targets."""
 
@@ -87,6 +90,10 @@ class OptimSettings(Group):
         """Refuse settings that contradict one another, or do nothing for this optimizer."""
         if self.warmup and self.warmup_epochs:
             raise ValueError("--optim.warmup and --optim.warmup_epochs both say how long the warm-up is; give one")
+        if self.warmup_from and not (self.warmup or self.warmup_epochs):
+            raise ValueError(
+                f"--optim.warmup_from is {self.warmup_from}, and there is no warm-up; give --optim.warmup, too"
+            )
         for name in ("momentum", "nesterov") if self.name == "adamw" else ("betas", "eps"):
             if self.changed(name):
                 raise ValueError(

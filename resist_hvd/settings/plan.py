@@ -54,6 +54,8 @@ class PlanSettings(Settings):
         "keep_filters",
         "epochs",
         "warmup_epochs",
+        "task.anchors",
+        "task.anchor_count",
         "model",
         "exchange",
         "data.name",

@@ -41,6 +41,7 @@ def recipe_names() -> list[str]:
 
 
 RECIPE = {"recipe": ("NAME", f"Settings to begin with: {', '.join(recipe_names())}.")}
+ALIASES = {"task": "task.name"}
 CONFIG = {"config": ("FILE", "A YAML file of settings, like the config.yaml of a run.")}
 RUN = {"run": ("DIR", "The folder of a run, whose settings to begin with.")}
 
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         sys.argv[1:] if arguments is None else arguments,
         about=ABOUT,
         besides=RECIPE | CONFIG,
+        aliases=ALIASES,
         beneath=lambda given: read_recipe(given.get("recipe")),
     )
     layers = [read_recipe(given.get("recipe"))]

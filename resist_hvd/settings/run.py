@@ -11,6 +11,7 @@ from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.group import Amount, Count, Fraction, Group, Natural, Positive, Share
 from resist_hvd.settings.model import SECTIONS, ModelSettings
 from resist_hvd.settings.optim import OptimSettings
+from resist_hvd.settings.task import TaskName, TaskSettings
 
 MethodName = Literal["resist", "local-sgd", "data-parallel", "ensemble", "federated-dropout"]
 AVERAGING: tuple[MethodName, ...] = ("resist", "local-sgd")
@@ -118,6 +119,7 @@ class Settings(Group):
     """Go on from the newest good checkpoint in --output, with the run's own settings but for those that are given;
     where there is none, start anew."""
 
+    task: TaskSettings = field(default_factory=TaskSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
@@ -128,10 +130,16 @@ class Settings(Group):
         """True where it reads the data set's images."""
         return True
 
+    @property
+    def task_name(self) -> TaskName:
+        """The task, as the data have it."""
+        return "detection" if self.data.name == "voc" else "classification"
+
     def check(self) -> None:
         """Refuse settings that do not go together."""
         if self.reads_images and self.data.lacks_root:
             raise ValueError(f"--data.name is {self.data.name}, but there is no folder; give it with --data.root DIR")
+        self._check_task()
         if self.warmup_epochs and self.method != "resist":
             raise ValueError(f"--warmup_epochs precedes ResIST only; leave it out with --method {self.method}")
         if not 0 <= self.optim.warmup_epochs < self.epochs:
@@ -171,6 +179,15 @@ class Settings(Group):
             )
         if self.resume and self.output is None:
             raise ValueError("--resume needs the folder of the run to go on with; give it with --output DIR")
+
+    def _check_task(self) -> None:
+        """Refuse data that have nothing of what the task learns, and settings of another task."""
+        self.task.check_of(self.task_name)
+        if self.task_name == "detection":
+            if self.optim.label_smoothing:
+                raise ValueError("--optim.label_smoothing is for classification; leave it out with --task detection")
+            if self.method == "federated-dropout":
+                raise ValueError("--method federated-dropout thins classifiers; give another with --task detection")
 
     def _check_dropout(self) -> None:
         """Refuse networks whose filters cannot be left out, and an optimizer's state that outlives them."""

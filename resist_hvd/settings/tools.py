@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from resist_hvd import units
-from resist_hvd.settings.group import Count, Group, Positive
+from resist_hvd.settings.group import Count, Group, Positive, Share
 from resist_hvd.settings.run import DeviceName, Settings
 
 
@@ -92,6 +92,8 @@ class EvaluateSettings(Settings):
         "data.extra_tests",
         "data.decode_threads",
         "data.broken_files",
+        "data.test",
+        "data.ignore_exif",
     )
 
     parts: str | None = None
@@ -104,7 +106,7 @@ class EvaluateSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(Group):
-    """Name the classes of images, by the model that a run has exported.
+    """Tell classes of images, or objects in them, by a model that a run exported.
 
     Give the run's folder, then images, then flags. Images are of any format that Pillow reads; of a folder all that are
     below it are taken. Where an image cannot be read the status is 1, once all others are done.
@@ -118,7 +120,14 @@ class PredictSettings(Group):
     """Number of the most probable classes to name."""
 
     json: bool = False
-    """Print a JSON object a line for each image: its path, and names and probabilities of classes."""
+    """Print a JSON object a line for each image: its path, and names and probabilities of classes; or the objects
+    found, each with its class, its score, and its left, top, right and bottom edge in pixels."""
+
+    least_score: Share = 0.25
+    """A detector's objects of a lower score are left out."""
+
+    draw: Path | None = None
+    """A folder for copies of a detector's images, with the boxes drawn on them."""
 
     device: DeviceName = "auto"
     """Device to compute on; auto is cuda where there is a GPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -66,7 +66,13 @@ class Mean:
 
 
 class Task(ABC):
-    """A task that a network learns."""
+    """A task that a network learns.
+
+    Attributes:
+        finds_boxes: whether it finds objects in images, and does not tell classes of images apart.
+    """
+
+    finds_boxes: bool = False
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -78,11 +84,18 @@ class Task(ABC):
 
     @abstractmethod
     def votes(self, outputs: Tensor) -> Tensor:
-        """Return what an ensemble averages over its members."""
+        """Return what a member of an ensemble says."""
 
     @abstractmethod
-    def elected(self, votes: Tensor) -> Tensor:
-        """Return outputs that stand for averaged votes."""
+    def elected(self, votes: Sequence[Tensor]) -> Tensor:
+        """Return outputs that stand for what all members of an ensemble say."""
+
+    def description(self) -> Mapping[str, Any]:
+        """Return what an exported model says of its outputs, as JSON can hold it; nothing for classes of images."""
+        return {}
+
+    def at(self, samples: int) -> None:
+        """Note that the run has trained on so many inputs, before a step; losses may depend on it."""
 
 
 Figures = Mapping[str, float]

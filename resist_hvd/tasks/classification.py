@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ class Classification(Task):
         """Return the probability of each class [batch, classes]."""
         return functional.softmax(outputs, dim=1)
 
-    def elected(self, votes: Tensor) -> Tensor:
+    def elected(self, votes: Sequence[Tensor]) -> Tensor:
         """Return the logarithms of averaged probabilities."""
-        return votes.clamp_min(torch.finfo(votes.dtype).tiny).log()
+        mean = torch.stack(list(votes)).mean(dim=0)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 class AccuracyAndLoss:

@@ -6,7 +6,6 @@ loss, which it leaves to its code, is that of darknet's region layer, with the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms, box_convert, box_iou
+
+from resist_hvd.tasks.objects import Objects
 
 VOC_ANCHORS = (
     (1.3221, 1.73145),
@@ -25,16 +26,8 @@ VOC_ANCHORS = (
 """Widths and heights in cells of 32 pixels, as they were found for Pascal VOC (`yolov2-voc.cfg`)."""
 
 
-class Objects(NamedTuple):
-    """The objects of a batch of images, of each image as many as the richest has.
-
-    Attributes:
-        boxes: float32 [images, most, 4]: left, top, right and bottom edge, as shares of the image's width and height.
-        labels: int64 [images, most]: the class of each; -1 where an image has no more.
-    """
-
-    boxes: Tensor
-    labels: Tensor
+LEAST_SCORE = 0.005
+"""The least score of a detection, where detectors are judged by mean average precision; darknet's."""
 
 
 class Predictions(NamedTuple):
@@ -79,7 +72,6 @@ class Weights:
         coordinates: of their offsets and stretches, times 2 less the object's share of the image.
         classes: of their cross-entropy.
         right: a predictor whose box has a greater IoU with any object need not say that it found nothing.
-        pull: early on, of the distance of every other box from its anchor.
     """
 
     empty: float = 1.0
@@ -87,11 +79,6 @@ class Weights:
     coordinates: float = 1.0
     classes: float = 1.0
     right: float = 0.6
-    pull: float = 0.01
-
-
-PULLED_IMAGES = 12_800
-"""The first images of training, with which darknet pulls boxes to their anchors."""
 
 
 def predictions(outputs: Tensor, anchors: Tensor) -> Predictions:
@@ -159,7 +146,7 @@ def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def loss(
-    outputs: Tensor, objects: Objects, anchors: Tensor, weights: Weights | None = None, *, pulled: bool = False
+    outputs: Tensor, objects: Objects, anchors: Tensor, weights: Weights | None = None, *, pull: Tensor | None = None
 ) -> Tensor:
     """Return the loss of a batch, the sum over its predictors by the mean over its images.
 
@@ -170,7 +157,8 @@ def loss(
         objects: what is to be found.
         anchors: [anchors, 2], widths and heights in cells.
         weights: of the terms.
-        pulled: whether boxes are pulled to their anchors, as in the first `PULLED_IMAGES` of training.
+        pull: a number, the weight of the distance of boxes that are to find nothing from their anchors: darknet has it
+            early in training. None for none.
     """
     weights = weights or Weights()
     said = predictions(outputs, anchors)
@@ -199,21 +187,21 @@ def loss(
     logits, labels = own(said.classes).flatten(0, 1), objects.labels.clamp_min(0).flatten()
     classes = (functional.cross_entropy(logits, labels, reduction="none") * found.flatten()).sum()
     squares = weights.empty * empty + weights.objectness * objectness + weights.coordinates * coordinates
-    if pulled:
+    if pull is not None:
         away = (said.offsets - 0.5).square() + said.stretches.square()
-        squares = squares + weights.pull * (away * ~finds[..., None]).sum()
+        squares = squares + pull * (away * ~finds[..., None]).sum()
     whole: Tensor = (squares / 2 + weights.classes * classes) / len(outputs)
     return whole
 
 
 def detections(
-    said: Predictions, *, least_score: float = 0.005, most_overlap: float = 0.45, most: int = 100
+    said: Predictions, *, least_score: float = LEAST_SCORE, most_overlap: float = 0.45, most: int = 100
 ) -> list[Detections]:
     """Return what was found in each image.
 
     Args:
         said: of a batch.
-        least_score: that a detection has; the default is darknet's where it judges by mean average precision.
+        least_score: that a detection has.
         most_overlap: IoU above which the less sure of two boxes of a class is left out.
         most: detections of an image.
     """
@@ -225,11 +213,3 @@ def detections(
         kept = batched_nms(at, sure, labels, most_overlap)[:most]
         found.append(Detections(at[kept], sure[kept], labels[kept]))
     return found
-
-
-def padded(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Objects:
-    """Return the objects of a batch, of those of its images: boxes [objects, 4] as in `Objects`, labels [objects]."""
-    return Objects(
-        torch.nn.utils.rnn.pad_sequence(list(boxes), batch_first=True),
-        torch.nn.utils.rnn.pad_sequence(list(labels), batch_first=True, padding_value=-1),
-    )

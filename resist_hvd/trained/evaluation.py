@@ -15,7 +15,6 @@ from resist_hvd.data.source import Batch, ExtraTest, Shard
 from resist_hvd.errors import UserError
 from resist_hvd.records import Evaluation
 from resist_hvd.settings.tools import EvaluateSettings
-from resist_hvd.tasks.classification import Classification
 from resist_hvd.trained.model import Trained, load
 from resist_hvd.training.arithmetic import autocast, choose_algorithms, with_precision
 from resist_hvd.training.evaluate import pooled, result
@@ -38,6 +37,7 @@ def run(folder: Path, settings: EvaluateSettings) -> None:
             sets = test_sets.load(
                 settings.data.on_cores(world.cores),
                 classes=trained.classes,
+                detects=trained.task.finds_boxes,
                 prepare=trained.preprocess,
                 device=world.device,
             )
@@ -62,7 +62,7 @@ def evaluate(trained: Trained, test: ExtraTest, settings: EvaluateSettings, worl
     """
     world.position = f"evaluating on {test.name}"
     model = trained.model.to(world.device).to(memory_format=torch.channels_last)
-    metric, images = Classification().metric(), 0
+    metric, images = trained.task.metric(), 0
     with torch.no_grad(), autocast(settings.precision, world.device):
         batches = test.batches(Shard(rank=world.rank, size=world.size))
         while (read := next_of(batches, world)) is not None:
@@ -83,8 +83,8 @@ def line(data: str, test: ExtraTest, found: Evaluation) -> str:
     """Return the line that is printed of a test set."""
     left_out = f", {test.size - found.images:,} passed over" if test.size > found.images else ""
     return (
-        f"accuracy {found.accuracy:.2f} %  loss {found.loss:.4f}  on {counted(found.images, 'image')}{left_out}: "
-        f"{data}, {test.name}"
+        f"{found.figure_name} {found.figure:.2f} %  loss {found.loss:.4f}  on {counted(found.images, 'image')}"
+        f"{left_out}: {data}, {test.name}"
     )
 
 

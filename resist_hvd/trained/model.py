@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from resist_hvd.data.preprocess import Preprocess
 from resist_hvd.errors import UserError
 from resist_hvd.nets import saved
+from resist_hvd.tasks.base import Task
 from resist_hvd.tasks.classification import Classification
 
 
@@ -19,35 +22,37 @@ class Trained:
     """A trained model.
 
     Attributes:
-        model: in evaluation mode: from images [batch, channels, height, width] to scores [batch, classes]. A network of
-            torchvision's or timm's is of their own class. An ensemble's scores are the logarithms of its members'
-            averaged probabilities.
+        model: in evaluation mode: from images [batch, channels, height, width] to scores [batch, classes], or what
+            `tasks.detection` takes. A network of torchvision's or timm's is of their own class. An ensemble's scores
+            are the logarithms of its members' averaged probabilities; a detector's are all members' end to end.
         classes: names, in the order of the scores.
         preprocess: makes what the model takes of an image of Pillow's, of a tensor, uint8 [channels, height, width],
             or, by its `read`, of a file.
+        task: what it has learnt.
     """
 
     model: nn.Module
     classes: tuple[str, ...]
     preprocess: Preprocess
+    task: Task
 
 
 class Ensemble(nn.Module):
-    """Several networks, whose predictions are averaged.
+    """Several networks, whose predictions are pooled.
 
     Args:
         members: the networks.
+        task: what they have learnt.
     """
 
-    def __init__(self, members: list[nn.Module]) -> None:
+    def __init__(self, members: list[nn.Module], task: Task) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self._task = Classification()
+        self._task = task
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logarithms of averaged probabilities [batch, classes]."""
-        votes = torch.stack([self._task.votes(member(images).float()) for member in self.members])
-        return self._task.elected(votes.mean(dim=0))
+        """Return what stands for all members' outputs: for classes the logarithms of averaged probabilities."""
+        return self._task.elected([self._task.votes(member(images).float()) for member in self.members])
 
 
 def load(folder: str | Path, *, parts: str | None = None) -> Trained:
@@ -76,8 +81,28 @@ def load(folder: str | Path, *, parts: str | None = None) -> Trained:
             preprocess = Preprocess.from_json(said)
         except (TypeError, KeyError) as error:
             raise ValueError(f"model.json does not say how images are prepared: {error}") from None
-    model = models[0] if members == [folder] else Ensemble(models)
-    return Trained(model=model, classes=classes, preprocess=preprocess)
+        task = task_of(said, len(classes))
+    model = models[0] if members == [folder] else Ensemble(models, task)
+    return Trained(model=model, classes=classes, preprocess=preprocess, task=task)
+
+
+def task_of(said: Mapping[str, Any], classes: int) -> Task:
+    """Return the task that a model of so many classes has learnt, from what its `model.json` says.
+
+    Raises:
+        ValueError: its anchors are none.
+    """
+    if said.get("task") != "detection":
+        return Classification()
+    from resist_hvd.tasks.detection import Detection
+
+    try:
+        anchors = torch.tensor(said["anchors"], dtype=torch.float32)
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model.json does not say which anchors the detector has: {error}") from None
+    if anchors.ndim != 2 or anchors.shape[1] != 2 or not len(anchors):
+        raise ValueError(f"anchors are of shape {list(anchors.shape)}, and no pairs")
+    return Detection(anchors, classes)
 
 
 def _members(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Classes of single images, by a trained model; one process, without MPI."""
+"""Answers of a trained model for single images; one process, without MPI."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from resist_hvd import console
 from resist_hvd.data.folders import SUFFIXES
 from resist_hvd.errors import UserError
 from resist_hvd.settings.tools import PredictSettings
+from resist_hvd.trained.answers import Answers, ClassNames
 from resist_hvd.trained.model import Trained, load
 
 BATCH = 32
 """Images that pass through the network at once."""
 
 BROKEN = 1
-"""Exit status where an image could not be read; all others have been classified."""
+"""Exit status where an image could not be read; all others have been told of."""
 
 
 def run(folder: Path, places: Sequence[Path], settings: PredictSettings) -> None:
-    """Print the classes of images, and end with status 1 where one could not be read.
+    """Print what a model sees in images, and end with status 1 where one could not be read.
 
     Raises:
         UserError: the model cannot be read, or a folder has no image.
@@ -34,7 +35,7 @@ def run(folder: Path, places: Sequence[Path], settings: PredictSettings) -> None
     trained = load(folder, parts=settings.parts)
     device = device_of(settings)
     trained.model.to(device)
-    complete = True
+    answers, complete = answers_of(trained, settings), True
     for start in range(0, len(images), BATCH):
         read: dict[Path, Tensor] = {}
         faults: dict[Path, UserError] = {}
@@ -43,7 +44,7 @@ def run(folder: Path, places: Sequence[Path], settings: PredictSettings) -> None
                 read[path] = trained.preprocess.read(path)
             except UserError as error:
                 faults[path] = error
-        probabilities = dict(zip(read, classified(trained, list(read.values()), device), strict=True))
+        outputs = dict(zip(read, outputs_of(trained, list(read.values()), device), strict=True))
         for path in images[start : start + BATCH]:
             if path in faults:
                 complete = False
@@ -51,7 +52,7 @@ def run(folder: Path, places: Sequence[Path], settings: PredictSettings) -> None
                 if settings.json:
                     console.out(json.dumps({"image": str(path), "error": faults[path].seen}))
             else:
-                told(path, probabilities[path], trained.classes, settings)
+                console.out(answers.line(path, outputs[path][None]))
     if not complete:
         sys.exit(BROKEN)
 
@@ -88,21 +89,21 @@ def device_of(settings: PredictSettings) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def classified(trained: Trained, images: list[Tensor], device: torch.device) -> Tensor:
-    """Return the probability of each class [images, classes]."""
+def outputs_of(trained: Trained, images: list[Tensor], device: torch.device) -> Tensor:
+    """Return the model's outputs [images, ...], in float32 on the CPU."""
     if not images:
-        return torch.empty(0, len(trained.classes))
+        return torch.empty(0)
     with torch.inference_mode():
-        scores: Tensor = trained.model(torch.stack(images).to(device))
-        return torch.softmax(scores.float(), dim=1).cpu()
+        outputs: Tensor = trained.model(torch.stack(images).to(device))
+        return outputs.float().cpu()
 
 
-def told(path: Path, probabilities: Tensor, classes: Sequence[str], settings: PredictSettings) -> None:
-    """Print an image's most probable classes."""
-    highest, places = probabilities.topk(min(settings.top, len(classes)))
-    found = [(classes[place], value) for place, value in zip(places.tolist(), highest.tolist(), strict=True)]
-    if settings.json:
-        named = [{"class": name, "probability": value} for name, value in found]
-        console.out(json.dumps({"image": str(path), "classes": named}))
-    else:
-        console.out(f"{path}: " + ", ".join(f"{name} {100 * value:.2f} %" for name, value in found))
+def answers_of(trained: Trained, settings: PredictSettings) -> Answers:
+    """Return what tells of images by a model."""
+    if not trained.task.finds_boxes:
+        return ClassNames(trained, settings)
+    from resist_hvd.tasks.detection import Detection
+    from resist_hvd.trained.boxes import FoundObjects  # with torchvision, for which class names need not wait
+
+    assert isinstance(trained.task, Detection)
+    return FoundObjects(trained, settings, trained.task)

@@ -162,17 +162,21 @@ def add_evaluation(run: Run, found: Evaluation) -> EvaluationRecord:
     run.stop_signal = int(run.world.gather([run.world.stop.signal]).max())
     refuse_infinite("The loss on the test set", found, run)
     progress.evaluated_round = progress.round
-    progress.accuracy = found.accuracy
-    progress.best_accuracy = max(found.accuracy, progress.best_accuracy or 0.0)
+    progress.accuracy = found.figure
+    progress.best_accuracy = max(found.figure, progress.best_accuracy or 0.0)
     return EvaluationRecord(
         round=progress.round,
         epoch=progress.samples / run.source.spec.train_size,
         samples=progress.samples,
         seconds=progress.seconds,
         bytes_sent=progress.bytes_sent,
-        accuracy=found.accuracy,
-        loss=found.loss,
+        **figures_of(found),
     )
+
+
+def figures_of(found: Evaluation) -> dict[str, float]:
+    """Return an evaluation's figures by their names in records."""
+    return {name: value for name, value in found.as_json().items() if name != "images"}
 
 
 def extra_test(run: Run, name: str, found: Evaluation) -> ExtraTestRecord:
@@ -182,9 +186,7 @@ def extra_test(run: Run, name: str, found: Evaluation) -> ExtraTestRecord:
         UserError: on every rank, where its loss is not finite.
     """
     refuse_infinite(f"The loss on {name}", found, run)
-    return ExtraTestRecord(
-        round=run.progress.round, test=name, accuracy=found.accuracy, loss=found.loss, images=found.images
-    )
+    return ExtraTestRecord(round=run.progress.round, test=name, images=found.images, **figures_of(found))
 
 
 def refuse_infinite(what: str, found: Evaluation, run: Run) -> None:
@@ -208,14 +210,16 @@ def summary_of(
         broken_files: the fault of each image file that was passed over, over all ranks.
         extra_tests: the evaluation on each further test set, by its name.
     """
-    progress = run.progress
+    progress, detects = run.progress, run.settings.task_name == "detection"
     return Summary(
         method=run.settings.method,
         workers=run.world.size,
         rounds=progress.round,
         samples=progress.samples,
-        accuracy=progress.accuracy,
-        best_accuracy=progress.best_accuracy,
+        accuracy=None if detects else progress.accuracy,
+        best_accuracy=None if detects else progress.best_accuracy,
+        mean_average_precision=progress.accuracy if detects else None,
+        best_mean_average_precision=progress.best_accuracy if detects else None,
         seconds=progress.seconds,
         seconds_compute=progress.seconds_compute,
         seconds_data=progress.seconds_data,

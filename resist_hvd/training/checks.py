@@ -21,7 +21,7 @@ def refuse_degenerate(settings: Settings, network: Network, spec: DataSpec) -> N
     Raises:
         UserError: there is nothing to tell apart; or a batch norm would see a single value a channel.
     """
-    if len(spec.classes) < 2:
+    if len(spec.classes) < 2 and settings.task_name == "classification":
         raise UserError(
             f"{spec.name} has {counted(len(spec.classes), 'class', 'classes')}: there is nothing to tell apart",
             mend="Give data of two classes or more.",

@@ -20,12 +20,15 @@ from resist_hvd.data.source import DataSource
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method, Stage
 from resist_hvd.nets.saved import shapes_of
+from resist_hvd.tasks.base import Task
 from resist_hvd.training.disk import disk_errors, removed_on_failure, write_whole
 from resist_hvd.training.evaluate import Statistics, calibrate, calibration_images, inference, share_of
 from resist_hvd.training.tensors import SafetensorsStream
 
 
-def export(folder: Path, method: Method, source: DataSource, world: World, autocast: Callable[[], Any]) -> list[Path]:
+def export(
+    folder: Path, method: Method, source: DataSource, task: Task, world: World, autocast: Callable[[], Any]
+) -> list[Path]:
     """Write `model.safetensors` and `model.json` to a run's folder; all ranks must call it together.
 
     An ensemble has no global network: each member is written by its worker, in `members/RANK`.
@@ -44,7 +47,7 @@ def export(folder: Path, method: Method, source: DataSource, world: World, autoc
             method,
             images,
             world,
-            beside=lambda: write_description(target, method, source),
+            beside=lambda: write_description(target, method, source, task),
         )
     return [target] if writes else []
 
@@ -120,13 +123,14 @@ def write_plain_description(path: Path, method: Method) -> None:
         write_whole(path, json.dumps(network_of(method), indent=2) + "\n")
 
 
-def write_description(target: Path, method: Method, source: DataSource) -> None:
-    """Write `model.json`: the network, the classes in the order of the scores, and how images are prepared."""
+def write_description(target: Path, method: Method, source: DataSource, task: Task) -> None:
+    """Write `model.json`: the network, classes in the order of the scores, the task, and how images are prepared."""
     spec = source.spec
     description = {
         **network_of(method),
         "classes": list(spec.classes),
         "data": spec.name,
+        **task.description(),
         **spec.preprocess.to_json(),
     }
     write_whole(target / "model.json", json.dumps(description, indent=2) + "\n")

@@ -76,9 +76,9 @@ class Journal:
         if self.run.world.is_first:
             self.display.line(
                 f"  evaluated after round {record.round:>5}  epoch {record.epoch:7.2f}  "
-                f"accuracy {record.accuracy:6.2f} %  loss {figure(record.loss)}"
+                f"{record.figure_name} {record.figure:6.2f} %  loss {figure(record.loss)}"
             )
-            self._to_board(record.round, {"accuracy": record.accuracy, "test_loss": record.loss})
+            self._to_board(record.round, {record.figure_name: record.figure, "test_loss": record.loss})
 
     def remark(self, sentence: str) -> None:
         """Show a sentence on the console."""
@@ -94,10 +94,10 @@ class Journal:
         self._append("extra_tests.jsonl", record)
         if self.run.world.is_first:
             self.display.line(
-                f"  {record.test}, {record.images:,} images: accuracy {record.accuracy:6.2f} %  "
+                f"  {record.test}, {record.images:,} images: {record.figure_name} {record.figure:6.2f} %  "
                 f"loss {figure(record.loss)}"
             )
-            scalars = {f"accuracy/{record.test}": record.accuracy, f"test_loss/{record.test}": record.loss}
+            scalars = {f"{record.figure_name}/{record.test}": record.figure, f"test_loss/{record.test}": record.loss}
             self._to_board(record.round, scalars)
 
     def summary(self, summary: Summary) -> None:

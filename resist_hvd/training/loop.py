@@ -127,6 +127,7 @@ class LocalTraining:
             rate = learning_rate(optim, done, step=step, epochs=run.settings.epochs)
             # What a network draws at random within a step comes from the run's seed, whenever the run was resumed.
             seed_draws(derive(run.settings.seed, "step", world.rank, run.progress.samples), world.device)
+            run.task.at(run.progress.samples)
             loss = self._step(images, labels, rate)
             run.progress.samples += run.batch
         return loss, rate

@@ -28,7 +28,8 @@ def learning_rate(settings: OptimSettings, progress: float, *, step: float = 0.0
     """
     warmup = settings.warmup_epochs / epochs or settings.warmup
     if progress < warmup:
-        return settings.lr * min(1.0, (progress + step) / warmup)
+        risen = min(1.0, (progress + step) / warmup)
+        return settings.lr * (settings.warmup_from + (1.0 - settings.warmup_from) * risen)
     match settings.schedule:
         case "constant":
             return settings.lr

@@ -95,7 +95,7 @@ def train_in(folder: Path, claim: Claim | None, settings: Settings, world: World
                     journal.extra_test(extra_test(run, name, found))
             world.position = "exporting the model"
             with run.memory.aside():
-                export(folder, run.method, source, world, run.autocast)
+                export(folder, run.method, source, run.task, world, run.autocast)
             peaks = world.gather([run.memory.peak]).ravel()
             broken = every_broken_file(source, world)
             summary = summary_of(run, [int(peak) for peak in peaks], broken, further)
@@ -211,8 +211,10 @@ def headline(run: Run) -> str:
 def farewell(summary: Summary, folder: Path) -> str:
     """Return what has been reached, in a line."""
     members = folder / "members"  # an ensemble's
+    detects = summary.mean_average_precision is not None
+    figure = f"mAP {summary.mean_average_precision:.2f}" if detects else f"accuracy {summary.accuracy:.2f}"
     return (
-        f"accuracy {summary.accuracy:.2f} % after {counted(summary.rounds, 'round')}: "
+        f"{figure} % after {counted(summary.rounds, 'round')}: "
         f"{summary.seconds:.1f} s of training, {summary.bytes_sent / 1e6:,.1f} MB sent; "
         f"model in {members if members.is_dir() else folder / 'model.safetensors'}"
     )

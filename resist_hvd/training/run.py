@@ -19,7 +19,7 @@ from resist_hvd.nets import families
 from resist_hvd.seeds import derive
 from resist_hvd.settings.run import Settings
 from resist_hvd.tasks.base import Task
-from resist_hvd.tasks.classification import Classification
+from resist_hvd.tasks.registry import task_of
 from resist_hvd.training import arithmetic
 from resist_hvd.training.claim import Claim
 from resist_hvd.training.memory import TrainingMemory
@@ -31,7 +31,7 @@ class Progress:
     """Progress of a run; a checkpoint's manifest holds it.
 
     Seconds are of training alone, the mean over workers; bytes are payload sent, summed over workers. `overlap` is what
-    `--overlap auto` has chosen, None before that.
+    `--overlap auto` has chosen, None before that. `accuracy` is a detector's mean average precision.
     """
 
     round: int = 0
@@ -89,7 +89,16 @@ class Run(Training):
     @cached_property
     def task(self) -> Task:
         """The task that the network learns."""
-        return Classification(self.settings.optim.label_smoothing)
+        settings, source = self.settings, self.source
+        return task_of(
+            settings.task_name,
+            settings.task,
+            label_smoothing=settings.optim.label_smoothing,
+            classes=len(source.spec.classes),
+            image_size=source.spec.image_size,
+            object_sizes=source.object_sizes,
+            device=self.world.device,
+        )
 
     @cached_property
     def memory(self) -> TrainingMemory:
@@ -161,7 +170,13 @@ def method_setup(settings: Settings, source: DataSource, world: World, progress:
     """
     spec, progress = source.spec, progress or Progress()
     model = settings.model if progress.round == 0 else replace(settings.model, weights=None)
-    network = families.chosen(model, channels=spec.channels, image_size=spec.image_size, classes=len(spec.classes))
+    network = families.chosen(
+        model,
+        channels=spec.channels,
+        image_size=spec.image_size,
+        classes=len(spec.classes),
+        anchors=settings.task.anchors_in_a_cell if settings.task_name == "detection" else None,
+    )
     return Setup(
         network=network,
         world=world,

@@ -112,7 +112,7 @@ def test_both_are_those_of_the_whole_network(changes: dict[str, Any], world: Wor
     run = trained(changes, world, folder)
     expected, labels = plain_scores(whole_network(run), run.source)
     assert_close(evaluate(run.method, run.source, run.task, world, run.autocast), evaluation_of(expected, labels))
-    assert export(folder, run.method, run.source, world, run.autocast) == ([folder] if world.is_first else [])
+    assert export(folder, run.method, run.source, run.task, world, run.autocast) == ([folder] if world.is_first else [])
     images, _ = joined(run.source.test(EVERYTHING))
     model = load(folder)
     assert not model.training
@@ -124,7 +124,7 @@ def test_both_are_those_of_the_whole_network(changes: dict[str, Any], world: Wor
 
 def test_the_exported_model_is_described(world: World, folder: Path) -> None:
     run = trained({}, world, folder)
-    export(folder, run.method, run.source, world, run.autocast)
+    export(folder, run.method, run.source, run.task, world, run.autocast)
     description = json.loads((folder / "model.json").read_text())
     spec = run.source.spec
     assert families.make(description["network"]).description == run.method.network.description
@@ -135,6 +135,7 @@ def test_the_exported_model_is_described(world: World, folder: Path) -> None:
         "image_size": 8,
         "channels": 3,
         "test_resize": None,
+        "stretched": False,
         "mean": list(spec.mean),
         "std": list(spec.std),
     }
@@ -178,9 +179,9 @@ def test_statistics_do_not_depend_on_what_is_carried_at_once(
     method: str, world: World, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained({"method": method, "data": replace(tiny.settings(world).data, test_batch_size=2)}, world, folder)
-    export(folder / "at-once", run.method, run.source, world, run.autocast)
+    export(folder / "at-once", run.method, run.source, run.task, world, run.autocast)
     monkeypatch.setattr(evaluation_module, "ACTIVATIONS_AT_ONCE", 1)
-    (written,) = export(folder / "apart", run.method, run.source, world, run.autocast) or [None]
+    (written,) = export(folder / "apart", run.method, run.source, run.task, world, run.autocast) or [None]
     if written is not None:
         name = written.relative_to(folder / "apart") / "model.safetensors"
         assert (folder / "apart" / name).read_bytes() == (folder / "at-once" / name).read_bytes()
@@ -220,7 +221,7 @@ def test_an_ensembles_predictions_are_averaged(world: World, folder: Path) -> No
     run = trained({"method": "ensemble", "min_blocks": 2}, world, folder)
     ours = evaluate(run.method, run.source, run.task, world, run.autocast)
     target = folder / "members" / str(world.rank)
-    assert export(folder, run.method, run.source, world, run.autocast) == [target]
+    assert export(folder, run.method, run.source, run.task, world, run.autocast) == [target]
     images, labels = joined(run.source.test(EVERYTHING))
     members = [load(folder / "members" / str(rank)) for rank in range(world.size)]
     stems = {member.tensors()["stem.0.weight"].numpy().tobytes() for member in members}
@@ -249,7 +250,7 @@ def test_several_test_sets_are_each_evaluated_by_themselves(method: str, world: 
     assert list(found) == ["whole", "few"]
     assert found["whole"] == evaluate(run.method, run.source, run.task, world, run.autocast)
     if method == "resist":
-        export(folder, run.method, run.source, world, run.autocast)
+        export(folder, run.method, run.source, run.task, world, run.autocast)
         with torch.no_grad():
             assert_close(found["few"], evaluation_of(load(folder)(images), labels))
     assert 0 <= found["few"].accuracy <= 100
@@ -258,7 +259,7 @@ def test_several_test_sets_are_each_evaluated_by_themselves(method: str, world: 
 
 def test_scales_are_folded_into_the_exported_weights(world: World, folder: Path) -> None:
     run = trained({}, world, folder)
-    export(folder, run.method, run.source, world, run.autocast)
+    export(folder, run.method, run.source, run.task, world, run.autocast)
     parameters = assemble(run.method, world)
     exported = load_file(folder / "model.safetensors")
     blocks = run.method.network.blocks

@@ -200,7 +200,7 @@ def keep_an_own_gradient(patch: Patch, world: World) -> None:
 
 def vote_alone(patch: Patch, world: World) -> None:
     """The members of an ensemble do not vote together."""
-    patch.setattr(Ensemble, "pool", lambda self, votes: votes)
+    patch.setattr(Ensemble, "pool", lambda self, votes: [votes])
 
 
 def begin_alike(patch: Patch, world: World) -> None:

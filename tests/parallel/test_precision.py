@@ -75,7 +75,7 @@ def test_one_network_in_both_precisions(
         run.settings = replace(run.settings, precision=precision)  # type: ignore[arg-type]
         ours = evaluate(run.method, source, run.task, world, run.autocast)
         reported[precision] = ours.accuracy, ours.loss
-        export(folder / precision, run.method, source, world, run.autocast)
+        export(folder / precision, run.method, source, run.task, world, run.autocast)
         world.barrier()
         if world.rank < 2:  # ranks share out the work: each rebuilds the model, for a precision of its own
             computed = ("fp32", "bf16")[world.rank]

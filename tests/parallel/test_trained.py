@@ -36,7 +36,7 @@ def exported(world: World, folder: Path, **changes: Any) -> Run:
     """A run after its first round, whose model is in a folder."""
     run = tiny.make_run(tiny.settings(world, **changes), world, folder)
     tiny.train_on(run, rounds=1)
-    export(folder, run.method, run.source, world, run.autocast)
+    export(folder, run.method, run.source, run.task, world, run.autocast)
     world.barrier()
     return run
 

@@ -79,7 +79,7 @@ def test_what_it_exports_is_what_it_evaluates(world: World, folder: Path) -> Non
     train(run, tiny.Watching(run))
     assert isinstance(run.method, WarmUp)
     found = evaluate(run.method, run.source, run.task, world, run.autocast)
-    export(folder, run.method, run.source, world, run.autocast)
+    export(folder, run.method, run.source, run.task, world, run.autocast)
     world.barrier()
     model = plain_network.load_plain(folder)
     batches = run.source.test(Shard(rank=0, size=1))

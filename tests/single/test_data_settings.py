@@ -59,20 +59,27 @@ NOT_DEFAULTS: dict[str, Any] = {
     "prefetch": 3,
     "image_type": "bf16",
     "broken_files": "skip",
+    "sets": "2007-train",
+    "test": "2007-val",
+    "classes": "cat",
+    "ignore_exif": True,
+    "jitter": 0.3,
     "dali": DaliSettings(width_hint=9),
 }
+OF_VOC = "sets test classes ignore_exif jitter"
 USELESS = {
     "digits": "root download test_resize crop_area color_jitter extra_tests decode_threads loader "
-    "prefetch image_type broken_files dali",
-    "cifar10": "test_resize crop_area color_jitter extra_tests loader prefetch image_type broken_files dali",
-    "folder": "download test_resize crop_area color_jitter loader prefetch image_type dali",
-    "imagenet": "download crop_padding resident_limit_gib",
+    f"prefetch image_type broken_files dali {OF_VOC}",
+    "cifar10": f"test_resize crop_area color_jitter extra_tests loader prefetch image_type broken_files dali {OF_VOC}",
+    "folder": f"download test_resize crop_area color_jitter loader prefetch image_type dali {OF_VOC}",
+    "imagenet": f"download crop_padding resident_limit_gib {OF_VOC}",
+    "voc": "download test_resize crop_area crop_padding resident_limit_gib extra_tests loader dali",
 }
 
 
 @pytest.mark.parametrize("name", USELESS)
 def test_a_setting_that_does_nothing_for_a_data_set_is_refused_by_its_flag(name: Any) -> None:
-    needed = {"root": Path("x")} if name in ("folder", "imagenet") else {}
+    needed = {"root": Path("x")} if name in ("folder", "imagenet", "voc") else {}
     assert {"name", *NOT_DEFAULTS} == {field.name for field in dataclasses.fields(DataSettings)}
     for setting, value in NOT_DEFAULTS.items():
         values = {"name": name, **needed, setting: value}
@@ -95,8 +102,9 @@ def test_one_setting_of_dali_is_named_whole() -> None:
 
 def test_every_setting_is_documented_where_flags_take_their_help_from() -> None:
     source = Path(__file__).parents[2].joinpath("resist_hvd", "settings", "data.py").read_text()
+    settings = source[source.index("class DaliSettings(") :]
     for field in (*dataclasses.fields(DataSettings), *dataclasses.fields(DaliSettings)):
-        after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
+        after = settings.split(f"\n    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert after.strip().startswith('"""'), field.name
 
 

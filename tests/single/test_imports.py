@@ -30,8 +30,8 @@ ROOMS = (
 )
 """From the ground up. Rooms of one line know nothing of one another but what `NEIGHBOURS` has."""
 
-NEIGHBOURS = {("comm", "protocol"), ("nets", "protocol")}
-"""A transport carries out an exchange; a network's decks are dealt by a rule."""
+NEIGHBOURS = {("comm", "protocol"), ("nets", "protocol"), ("data", "tasks")}
+"""A transport carries out an exchange; a network's decks are dealt by a rule; images come with a task's targets."""
 
 ONLY = {
     "horovod": ("comm",),

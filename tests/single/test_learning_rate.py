@@ -63,3 +63,12 @@ def test_a_warm_up_in_epochs_is_one_in_shares_of_the_run() -> None:
     for progress in (0.0, 0.1, 0.24, 0.26, 0.9):
         expected = learning_rate(by_share, progress, step=0.05)
         assert learning_rate(by_epochs, progress, step=0.05, epochs=20.0) == expected
+
+
+def test_a_warm_up_may_begin_at_a_share_of_the_peak() -> None:
+    # The paper's detector: from 1e-5 to 1e-4 over the first 30 of 100 epochs, divided by 10 at 60 and 90.
+    settings = OptimSettings(lr=1e-4, schedule="step", milestones=(0.6, 0.9), warmup_epochs=30, warmup_from=0.1)
+    rates = [learning_rate(settings, epoch / 100, epochs=100) for epoch in (0, 15, 30, 59, 60, 90)]
+    assert rates == pytest.approx([1e-5, 5.5e-5, 1e-4, 1e-4, 1e-5, 1e-6])
+    with pytest.raises(ValueError, match="--optim.warmup_from"):
+        OptimSettings(warmup_from=0.1)

@@ -5,168 +5,97 @@ The layout is that of the development kit, and so is the meaning of every field:
 
 import codecs
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
-from resist_hvd.data.broken import read_trusted
 from resist_hvd.data.decoding import TooLargeError, check_size, lift_pillows_limit
+from resist_hvd.data.detection.annotated import AnnotatedImages
 from resist_hvd.data.detection.annotations import MEND_FILE, Annotation, read_annotation
 from resist_hvd.errors import UserError
-
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-"""The twenty classes, in the order of their names, which is that of the development kit."""
 
 _SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp")
 _ORIENTATION = 0x0112
 """EXIF's tag of how a picture is to be turned when it is shown; 1 is not at all, 5 to 8 are turned onto their sides."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnnotatedImages:
-    """The images of some of VOC's lists, and the objects in them that are of the classes asked for.
-
-    Attributes:
-        paths: the image files.
-        sizes: int64 [images, 2], each image's width and height in pixels.
-        boxes: float32 [objects, 4], of all images end to end, as in `Annotation`.
-        labels: int64 [objects], places in the list of classes.
-        difficult: bool [objects].
-        ends: int64 [images], where each image's objects end.
-    """
-
-    paths: tuple[Path, ...]
-    sizes: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    difficult: NDArray[np.bool_]
-    ends: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def objects_of(self, image: int) -> slice:
-        """Return the part of `boxes`, `labels` and `difficult` that is an image's objects."""
-        return slice(int(self.ends[image - 1]) if image else 0, int(self.ends[image]))
-
-    def without_difficult(self) -> "AnnotatedImages":
-        """The same images, without the objects that are marked difficult."""
-        kept = ~self.difficult
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return AnnotatedImages(
-            paths=self.paths,
-            sizes=self.sizes,
-            boxes=self.boxes[kept],
-            labels=self.labels[kept],
-            difficult=self.difficult[kept],
-            ends=before[self.ends],
-        )
-
-
-Example = tuple[tv_tensors.Image, dict[str, Tensor]]
-"""An image, uint8 [3, H, W], and its objects: `boxes` (float32 [objects, 4], as in `Annotation`), `labels` (int64
-[objects]) and `difficult` (bool [objects])."""
-
-
-class DetectionImages(Dataset[Example]):
-    """Images and their objects, one by one, as torchvision's transforms (v2) and a `DataLoader` take them.
-
-    Args:
-        images: what `read_lists` returns.
-        transform: what is done to an image and its objects, for example scaling both.
-    """
-
-    def __init__(
-        self, images: AnnotatedImages, transform: Callable[[Any, Any], Any] = lambda *example: example
-    ) -> None:
-        self.images = images
-        self._transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, number: int) -> Example:
-        """Return an image and its objects, transformed.
-
-        Raises:
-            UserError: the image file is damaged; the message names it.
-        """
-        images, own = self.images, self.images.objects_of(number)
-        try:
-            pixels = read_trusted(os.fsencode(images.paths[number]))
-        except ValueError as fault:
-            raise UserError(f"The image file {fault}", where=str(images.paths[number]), mend=MEND_FILE) from fault
-        image = tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1))
-        boxes = tv_tensors.BoundingBoxes(
-            torch.from_numpy(images.boxes[own]), format="XYXY", canvas_size=tuple(image.shape[1:])
-        )
-        labels, difficult = (torch.from_numpy(values[own]) for values in (images.labels, images.difficult))
-        example: Example = self._transform(image, {"boxes": boxes, "labels": labels, "difficult": difficult})
-        return example
-
-
 def read_lists(
     root: Path,
     lists: Sequence[str],
-    classes: Sequence[str] = CLASSES,
+    classes: Sequence[str] | None = None,
     *,
     ignore_exif: bool = False,
     may_lack_classes: bool = False,
+    broken: dict[str, str] | None = None,
 ) -> AnnotatedImages:
     """Read the images and objects of some lists, one list after another.
 
     Args:
         root: the folder VOCdevkit, or the one that holds it.
         lists: each a year and the name of a list in ImageSets/Main, as in 2007-trainval.
-        classes: what objects are read; those of other classes are left out, and their images stay.
+        classes: what objects are read; those of other classes are left out, and their images stay. By default all that
+            there are, in the order of their names.
         ignore_exif: take all boxes to be for the pixels as they are stored, even of an image that EXIF says is to be
             turned when shown, and whose annotation does not tell by its size which is meant.
         may_lack_classes: whether a class may have no object in the lists, as in a small test set.
+        broken: takes up the fault of each image that is missing or damaged, or its annotation, by its path: it is left
+            out. Without it the first of them is an error.
 
     Raises:
         UserError: a folder, list, image or annotation is missing or damaged; the message names the file. Or no object
-            is of one of the classes.
+            is of one of the classes, or there is none at all.
     """
     devkit = _devkit(root.expanduser().absolute(), lists)
+    found: list[tuple[Path, Annotation]] = []
+    for path, annotation_path in _files(devkit, lists):
+        try:
+            annotation = read_annotation(annotation_path)
+            _check_image(path, annotation, ignore_exif=ignore_exif)
+        except UserError as error:
+            if broken is None:
+                raise
+            broken[error.where] = error.seen
+        else:
+            found.append((path, annotation))
+    if not found:
+        raise UserError(f"No image of {', '.join(lists)} is sound", where=str(devkit), mend=MEND_FILE)
+    named = {name for _, annotation in found for name in annotation.names}
+    if classes is None:
+        classes = sorted(named)
+        if not classes:
+            raise UserError(
+                f"No object is annotated in {', '.join(lists)}", where=str(devkit), mend="Give other lists."
+            )
+    elif absent := [name for name in classes if name not in named and not may_lack_classes]:
+        raise UserError(
+            f"No object is of the class {absent[0]!r} in {', '.join(lists)}",
+            where=str(root),
+            mend="Give classes as the annotations spell them.",
+        )
+    return _of_classes(devkit, found, classes)
+
+
+def _of_classes(devkit: Path, found: Sequence[tuple[Path, Annotation]], classes: Sequence[str]) -> AnnotatedImages:
+    """Return images with those of their objects that are of some classes."""
     label_of = {name: label for label, name in enumerate(classes)}
-    paths: list[Path] = []
-    sizes: list[tuple[int, int]] = []
     boxes: list[NDArray[np.float32]] = [np.empty((0, 4), dtype=np.float32)]
     labels: list[int] = []
     difficult: list[bool] = []
     ends: list[int] = []
-    for path, annotation_path in _files(devkit, lists):
-        annotation = read_annotation(annotation_path)
-        _check_image(path, annotation, ignore_exif=ignore_exif)
+    for _, annotation in found:
         chosen = [number for number, name in enumerate(annotation.names) if name in label_of]
-        paths.append(path)
-        sizes.append((annotation.width, annotation.height))
         boxes.append(annotation.boxes[chosen])
         labels += [label_of[annotation.names[number]] for number in chosen]
         difficult += annotation.difficult[chosen].tolist()
         ends.append(len(labels))
-    absent = sorted(set(range(len(classes))) - set(labels))
-    if absent and not may_lack_classes:
-        raise UserError(
-            f"No object is of the class {classes[absent[0]]!r} in {', '.join(lists)}",
-            where=str(root),
-            mend="Give classes as the annotations spell them.",
-        )
     return AnnotatedImages(
-        paths=tuple(paths),
-        sizes=np.array(sizes, dtype=np.int64),
+        folder=devkit,
+        classes=tuple(classes),
+        paths=tuple(path for path, _ in found),
+        sizes=np.array([(annotation.width, annotation.height) for _, annotation in found], dtype=np.int64),
         boxes=np.concatenate(boxes),
         labels=np.array(labels, dtype=np.int64),
         difficult=np.array(difficult, dtype=np.bool_),
@@ -255,7 +184,7 @@ def _check_image(path: Path, annotation: Annotation, *, ignore_exif: bool) -> No
     # the same sides, nothing tells which.
     if orientation in range(2, 9) and said == shown and not (ignore_exif and shown == size):
         which = "are for it as it is shown" if shown != size else "may be for it as it is stored or as it is shown"
-        otherwise = "" if shown != size else "; or give ignore_exif=True where all boxes are for the stored pixels"
+        otherwise = "" if shown != size else "; or give --data.ignore_exif where all boxes are for the stored pixels"
         raise UserError(
             f"EXIF says that the image is to be turned when it is shown (orientation {orientation}), and its boxes "
             f"{which}",

@@ -1,0 +1,119 @@
+"""Detection from images to boxes: trained, resumed, evaluated, predicted, as a user does it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ..voc_images import make_squares
+from . import runs
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def flags(squares: Path) -> list[str]:
+    """The flags of a run of 6 rounds for 2 workers, which ends in the middle of an epoch."""
+    chosen = {
+        "task": "detection",
+        "data.name": "voc",
+        "data.root": squares,
+        "data.image_size": 64,
+        "data.batch_size": 4,
+        "data.jitter": 0.1,
+        "task.anchor_count": 2,
+        "model.sections": "1,1,4",
+        "model.stem": "imagenet",
+        "model.width_factor": 0.125,
+        "min_blocks": 2,
+        "local_iterations": 2,
+        "epochs": 4,
+        "optim.lr": 0.02,
+    }
+    return [f"--{name}={value}" for name, value in chosen.items()]
+
+
+@pytest.fixture(scope="module")
+def run(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    ended = runs.run(*flags, "--output", folder)
+    assert ended.status == 0, ended
+    assert ended.stdout.count("mAP") == 2
+    assert "2 classes" in ended.stdout
+    return folder
+
+
+def test_it_is_resumed_in_the_middle_of_an_epoch_to_the_bit(flags: list[str], run: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    first = runs.run(*flags, "--max_rounds=4", "--output", cut)
+    assert first.status == 0, first
+    second = runs.run("--resume", "--output", cut)
+    assert second.status == 0, second
+    for name in ("model.safetensors", "model.json"):
+        assert (cut / name).read_bytes() == (run / name).read_bytes()
+    whole, summary = (json.loads((folder / "summary.json").read_text()) for folder in (run, cut))
+    assert summary["mean_average_precision"] == whole["mean_average_precision"]
+    assert summary["accuracy"] is None
+
+
+@pytest.mark.parametrize("method", ["local-sgd", "data-parallel", "ensemble"])
+def test_every_other_method_trains_a_detector(method: str, flags: list[str], squares: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = runs.run(*flags, f"--method={method}", "--max_rounds=2", "--output", folder)
+    assert ended.status == 0, ended
+    last = json.loads((folder / "eval.jsonl").read_text().splitlines()[-1])
+    assert set(last) >= {"mean_average_precision", "mean_average_precision_area", "loss"}
+    evaluated = runs.run(
+        folder,
+        "--data.name=voc",
+        f"--data.root={squares}",
+        f"--json={tmp_path / 'found.json'}",
+        ranks=1,
+        program=[runs.PYTHON, "-m", "resist_hvd.evaluate"],
+    )
+    assert evaluated.status == 0, evaluated
+    (test,) = json.loads((tmp_path / "found.json").read_text())["tests"]
+    assert test["loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_boxes_are_told_and_drawn(run: Path, squares: Path, tmp_path: Path) -> None:
+    image = squares / "VOC2007/JPEGImages/test000.jpg"
+    ended = runs.run(
+        run,
+        image,
+        "--json",
+        "--least_score=0.01",
+        "--draw",
+        tmp_path / "drawn",
+        ranks=1,
+        launcher="none",
+        program=[runs.PYTHON, "-m", "resist_hvd.predict"],
+    )
+    assert ended.status == 0, ended
+    said = json.loads(ended.stdout)
+    assert said["image"] == str(image)
+    for found in said["objects"]:
+        left, top, right, bottom = found["box"]
+        assert 0 <= left < right <= 64
+        assert 0 <= top < bottom <= 64
+        assert found["class"] in ("red", "blue")
+    with Image.open(tmp_path / "drawn/test000.png") as drawn:
+        assert drawn.size == (640, 640)
+
+
+def test_a_detector_is_not_evaluated_on_classes_of_images(run: Path, images: Path) -> None:
+    ended = runs.run(
+        run,
+        "--data.name=folder",
+        "--data.root",
+        images,
+        ranks=1,
+        launcher="none",
+        program=[runs.PYTHON, "-m", "resist_hvd.evaluate"],
+    )
+    assert ended.status == 2
+    assert "have classes, and the model finds boxes" in ended.mistake
