@@ -42,7 +42,7 @@ def differences(outcome: Outcome) -> list[str]:
     experiment, settings = outcome.experiment, outcome.settings
     ours = next((case for case in experiment.cases(settings) if not case.lacking), None)
     papers = next((case for case in experiment.cases(replace(settings, budget="paper")) if not case.lacking), None)
-    found = list(_settings(ours, papers)) if ours and papers else []
+    found = list(_settings(ours, papers, _precision(outcome))) if ours and papers else []
     seeds = settings.seeds_taken
     if seeds < 3:
         found.append(f"{counted(seeds, 'seed')}; the paper's numbers are means of three")
@@ -50,8 +50,15 @@ def differences(outcome: Outcome) -> list[str]:
     return [f"{sentence}." for sentence in found] + list(experiment.notes)
 
 
-def _settings(ours: Case, papers: Case) -> Iterator[str]:
-    one, other = _resolved(ours.settings), _resolved(papers.settings)
+def _precision(outcome: Outcome) -> Layer:
+    """Return the precision that auto came to in the runs, as a setting; nothing where there is none."""
+    taken = sorted({str(record.config["precision"]) for record in outcome.records if "precision" in record.config})
+    return {"precision": " and ".join(taken)} if taken else {}
+
+
+def _settings(ours: Case, papers: Case, found: Layer) -> Iterator[str]:
+    """Yield settings that differ, of which some are as they were found in runs."""
+    one, other = _resolved(ours.settings) | found, _resolved(papers.settings)
     for name, words in COMPARED.items():
         if one.get(name) != other.get(name):
             yield f"{words}: {_shown(one.get(name))}; the paper: {_shown(other.get(name))}"

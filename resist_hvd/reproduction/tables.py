@@ -59,8 +59,20 @@ def comparisons(outcome: Outcome) -> Table:
     for verdict in outcome.verdicts:
         paper = ("more" if verdict.above else "less") if verdict.paper is None else change(verdict, verdict.paper)
         here = UNKNOWN if verdict.ours is None else change(verdict, verdict.ours)
-        rows.append([verdict.measure.name, f"{verdict.other}, against {verdict.one}", paper, here, verdict.says])
+        rows.append([verdict.measure.name, against(verdict.other, verdict.one), paper, here, verdict.says])
     return Table(["measure", "rows", "the paper", "here", "sign"], rows)
+
+
+def against(other: str, one: str) -> str:
+    """Return which row is compared with which; what both end with is said once."""
+    parts, of_one = other.split(", "), one.split(", ")
+    shared = 0
+    while shared < min(len(parts), len(of_one)) - 1 and parts[-1 - shared] == of_one[-1 - shared]:
+        shared += 1
+    if not shared:
+        return f"{other}, against {one}"
+    first, second = (", ".join(each[: len(each) - shared]) for each in (parts, of_one))
+    return f"{first} against {second}, {', '.join(parts[-shared:])}"
 
 
 def change(verdict: Verdict, difference: float) -> str:
@@ -96,7 +108,7 @@ def markdown(outcome: Outcome) -> str:
     lines += ["", *_markdown(results(outcome)), "", summary(outcome)]
     if outcome.verdicts:
         lines += ["", *_markdown(comparisons(outcome))]
-    lines += ["", "What differs from the paper:", "", *(f"- {text}" for text in differences(outcome))]
+    lines += ["", "What differs from the paper's setting:", "", *(f"- {text}" for text in differences(outcome))]
     if said := notes(outcome):
         lines += ["", "Of single rows:", "", *(f"- {text}" for text in said)]
     return "\n".join(lines) + "\n"

@@ -70,5 +70,5 @@ def test_a_warm_up_may_begin_at_a_share_of_the_peak() -> None:
     settings = OptimSettings(lr=1e-4, schedule="step", milestones=(0.6, 0.9), warmup_epochs=30, warmup_from=0.1)
     rates = [learning_rate(settings, epoch / 100, epochs=100) for epoch in (0, 15, 30, 59, 60, 90)]
     assert rates == pytest.approx([1e-5, 5.5e-5, 1e-4, 1e-4, 1e-5, 1e-6])
-    with pytest.raises(ValueError, match="--optim.warmup_from"):
+    with pytest.raises(ValueError, match=r"--optim\.warmup_from"):
         OptimSettings(warmup_from=0.1)

@@ -593,3 +593,17 @@ def test_ranks_end_with_the_program_that_started_their_launcher(
     parent = SimpleNamespace(pid=41, cmdline=lambda: words)
     monkeypatch.setattr(guard.psutil, "Process", lambda pid: SimpleNamespace(parent=lambda: parent))
     assert guard.shell_around(40) == (41 if known else 0)
+
+
+@pytest.mark.parametrize(
+    ("other", "one", "words"),
+    [
+        ("resist, S = 2", "local-sgd, S = 2", "resist against local-sgd, S = 2"),
+        ("resist, CIFAR-10, S = 2", "local-sgd, CIFAR-10, S = 2", "resist against local-sgd, CIFAR-10, S = 2"),
+        ("8 bits, CIFAR-10", "32 bits, CIFAR-10", "8 bits against 32 bits, CIFAR-10"),
+        ("gpipe", "resist", "gpipe, against resist"),
+        ("a, b", "b", "a, b, against b"),
+    ],
+)
+def test_what_compared_rows_share_is_said_once(other: str, one: str, words: str) -> None:
+    assert tables.against(other, one) == words
