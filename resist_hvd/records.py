@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -52,7 +52,7 @@ class Record:
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         absent = {each.name for each in fields(self) if each.default is None and getattr(self, each.name) is None}
-        return {name: value for name, value in asdict(self).items() if name not in absent}
+        return {each.name: _as_json(getattr(self, each.name)) for each in fields(self) if each.name not in absent}
 
     def as_line(self) -> str:
         """Return a file's line."""
@@ -364,6 +364,17 @@ class Summary(Record):
     def as_text(self) -> str:
         """Return the whole file."""
         return json.dumps(self.as_json(), indent=2) + "\n"
+
+
+def _as_json(value: Any) -> Any:
+    """Return a field's value as JSON has it: records in it leave out what is None, too."""
+    if isinstance(value, Record):
+        return value.as_json()
+    if isinstance(value, dict):
+        return {name: _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return value
 
 
 def round_of(line: str) -> int | None:

@@ -58,7 +58,7 @@ def _precision(outcome: Outcome) -> Layer:
 
 def _settings(ours: Case, papers: Case, found: Layer) -> Iterator[str]:
     """Yield settings that differ, of which some are as they were found in runs."""
-    one, other = _resolved(ours.settings) | found, _resolved(papers.settings)
+    one, other = {**_resolved(ours.settings), **found}, _resolved(papers.settings)
     for name, words in COMPARED.items():
         if one.get(name) != other.get(name):
             yield f"{words}: {_shown(one.get(name))}; the paper: {_shown(other.get(name))}"

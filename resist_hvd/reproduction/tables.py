@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from resist_hvd import __version__
@@ -64,15 +65,21 @@ def comparisons(outcome: Outcome) -> Table:
 
 
 def against(other: str, one: str) -> str:
-    """Return which row is compared with which; what both end with is said once."""
+    """Return which row is compared with which; what both begin with, or end with, is said once."""
     parts, of_one = other.split(", "), one.split(", ")
-    shared = 0
-    while shared < min(len(parts), len(of_one)) - 1 and parts[-1 - shared] == of_one[-1 - shared]:
-        shared += 1
-    if not shared:
-        return f"{other}, against {one}"
-    first, second = (", ".join(each[: len(each) - shared]) for each in (parts, of_one))
-    return f"{first} against {second}, {', '.join(parts[-shared:])}"
+    at_most = min(len(parts), len(of_one)) - 1
+    ends = shared(parts[::-1], of_one[::-1], at_most)
+    begins = shared(parts, of_one, at_most - ends)
+    first, second = (", ".join(each[begins : len(each) - ends]) for each in (parts, of_one))
+    before = f"{', '.join(parts[:begins])}: " if begins else ""
+    after = f", {', '.join(parts[-ends:])}" if ends else ""
+    return f"{before}{first} against {second}{after}"
+
+
+def shared(one: Sequence[str], other: Sequence[str], at_most: int) -> int:
+    """Return how many parts two names begin with alike."""
+    pairs = zip(one[:at_most], other[:at_most], strict=True)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), at_most)
 
 
 def change(verdict: Verdict, difference: float) -> str:

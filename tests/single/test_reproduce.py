@@ -601,8 +601,9 @@ def test_ranks_end_with_the_program_that_started_their_launcher(
         ("resist, S = 2", "local-sgd, S = 2", "resist against local-sgd, S = 2"),
         ("resist, CIFAR-10, S = 2", "local-sgd, CIFAR-10, S = 2", "resist against local-sgd, CIFAR-10, S = 2"),
         ("8 bits, CIFAR-10", "32 bits, CIFAR-10", "8 bits against 32 bits, CIFAR-10"),
-        ("gpipe", "resist", "gpipe, against resist"),
-        ("a, b", "b", "a, b, against b"),
+        ("resist, S = 4, l = 10", "resist, S = 4, l = 5", "resist, S = 4: l = 10 against l = 5"),
+        ("gpipe", "resist", "gpipe against resist"),
+        ("a, b", "b", "a, b against b"),
     ],
 )
 def test_what_compared_rows_share_is_said_once(other: str, one: str, words: str) -> None:
