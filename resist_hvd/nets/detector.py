@@ -6,6 +6,7 @@ section's output it has, for each anchor, four numbers of a box, one of objectne
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -20,20 +21,25 @@ from resist_hvd.nets.parts import Network, Part, seeded
 OF_A_BOX = 5
 """Numbers of a predictor beside its classes: x, y, width, height, objectness."""
 
+FIRST_OBJECTNESS = 0.02
+"""Objectness of every predictor before training."""
+
 
 class DetectorHead(nn.Module):
     """From the last section's output to predictors.
 
     Args:
         channels: of the last section.
-        outputs: anchors x (5 + classes).
+        anchors: predictors at each place.
+        classes: that each tells apart.
         normed: whether it is normalised and rectified before, as the stream of a pre-activation network is to be.
     """
 
-    def __init__(self, channels: int, outputs: int, *, normed: bool) -> None:
+    def __init__(self, channels: int, anchors: int, classes: int, *, normed: bool) -> None:
         super().__init__()
+        self.anchors = anchors
         self.norm = Norm(channels) if normed else None
-        self.detector = nn.Conv2d(channels, outputs, 1)
+        self.detector = nn.Conv2d(channels, anchors * (OF_A_BOX + classes), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, anchors x (5 + classes), rows, columns]."""
@@ -61,7 +67,7 @@ def with_detector(network: Network, *, anchors: int, classes: int, normed: bool)
             f"A detector needs a map of the image, and {network.title} has {list(before.shape)} before its head",
             mend="Give a convolutional network: one of preact_resnet..., or torchvision/resnet...",
         )
-    make = partial(DetectorHead, before.shape[1], anchors * (OF_A_BOX + classes), normed=normed)
+    make = partial(DetectorHead, before.shape[1], anchors, classes, normed=normed)
     head = Part("head" if normed else "", make, initialise=initialise)
     return replace(
         network,
@@ -73,7 +79,11 @@ def with_detector(network: Network, *, anchors: int, classes: int, normed: bool)
 
 @torch.no_grad()
 def initialise(module: nn.Module, seed: int) -> None:
-    """Fill a head's parameters from a seed: small weights, so that at first each box is its anchor's."""
+    """Fill a head's parameters from a seed: small weights, so that at first each box is its anchor's.
+
+    Objectness begins low, as most predictors are to find nothing: else it saturates in the first steps (Lin et al.
+    2017, section 4.1).
+    """
     assert isinstance(module, DetectorHead)
     if module.norm is not None:
         module.norm.reset_parameters()
@@ -82,3 +92,4 @@ def initialise(module: nn.Module, seed: int) -> None:
         module.detector.weight.copy_(nn.init.normal_(weight, std=0.01))
     assert module.detector.bias is not None
     nn.init.zeros_(module.detector.bias)
+    module.detector.bias.view(module.anchors, -1)[:, OF_A_BOX - 1] = math.log(FIRST_OBJECTNESS / (1 - FIRST_OBJECTNESS))

@@ -15,8 +15,8 @@ LACKING = (
 )
 
 TINY: dict[BudgetName, dict[str, Any]] = {
-    "minutes": {"recipe": "voc-tiny", "epochs": 16, "evaluate_every": 20},
-    "hours": {"recipe": "voc-tiny", "evaluate_every": 40, "checkpoint_every": 40},
+    "minutes": {"recipe": "voc-tiny", "evaluate_every": 9},
+    "hours": {"recipe": "voc-tiny", "epochs": 100, "evaluate_every": 40, "checkpoint_every": 40},
     "paper": {"recipe": "voc-resnet101", "checkpoint_every": 200},
 }
 
