@@ -25,6 +25,7 @@ COMPARED = {
     "data.batch_size": "images in a worker's batch",
     "epochs": "epochs, summed over workers",
     "max_rounds": "rounds at most",
+    "warmup_epochs": "epochs of local SGD before ResIST",
     "local_iterations": "local iterations a round",
     "min_blocks": "blocks a worker at least",
     "optim.lr": "learning rate",
@@ -58,7 +59,8 @@ def _precision(outcome: Outcome) -> Layer:
 
 def _settings(ours: Case, papers: Case, found: Layer) -> Iterator[str]:
     """Yield settings that differ, of which some are as they were found in runs."""
-    one, other = {**_resolved(ours.settings), **found}, _resolved(papers.settings)
+    one = {**_resolved(ours.settings), **found}
+    other = {**_resolved(papers.settings), "precision": "fp32"}  # a V100 knows no bfloat16
     for name, words in COMPARED.items():
         if one.get(name) != other.get(name):
             yield f"{words}: {_shown(one.get(name))}; the paper: {_shown(other.get(name))}"

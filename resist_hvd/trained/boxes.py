@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
 
 from resist_hvd import drawing
 from resist_hvd.data.broken import read_trusted
-from resist_hvd.data.preprocess import as_tensor
 from resist_hvd.errors import UserError
 from resist_hvd.settings.tools import PredictSettings
 from resist_hvd.tasks.detection import Detection
@@ -43,8 +41,8 @@ class FoundObjects(Answers):
     def line(self, path: Path, outputs: Tensor) -> str:
         """Return classes, scores and places of objects; draw them where that is asked for."""
         (found,) = self._task.detections(outputs, least_score=self._settings.least_score)
-        picture = as_tensor(read_trusted(os.fsencode(path), None))
-        height, width = picture.shape[1:]
+        picture = Image.fromarray(read_trusted(os.fsencode(path), None))
+        width, height = picture.size
         found = found._replace(boxes=found.boxes * torch.tensor([width, height, width, height]))
         if self._settings.draw is not None:
             self._write(self._settings.draw, path, drawn(picture, found, self._classes))
@@ -57,7 +55,7 @@ class FoundObjects(Answers):
         told = (f"{each['class']} {100 * each['score']:.0f} % at {','.join(map(str, each['box']))}" for each in objects)
         return f"{path}: " + ("; ".join(told) or "nothing found")
 
-    def _write(self, folder: Path, path: Path, picture: Tensor) -> None:
+    def _write(self, folder: Path, path: Path, picture: Image.Image) -> None:
         """Write a picture under its image's name; of several of one name with a number behind it."""
         name, number = path.stem, 1
         while name in self._drawn:
@@ -66,31 +64,31 @@ class FoundObjects(Answers):
         self._drawn.add(name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{name}.png")
+            picture.save(folder / f"{name}.png")
         except OSError as error:
             raise UserError(
                 f"Cannot write the picture: {error.strerror}", where=str(folder), mend="Give another folder as --draw."
             ) from None
 
 
-def drawn(picture: Tensor, found: Detections, classes: Sequence[str]) -> Tensor:
-    """Return a picture, uint8 [3, height, width], with objects' boxes in their classes' colours, and their scores.
+def drawn(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Image.Image:
+    """Return a picture with objects' boxes in their classes' colours, and names and scores above them.
 
     Args:
-        picture: the image; one that is small is enlarged.
+        picture: the image, RGB; one that is small is enlarged.
         found: with edges in pixels.
         classes: names.
     """
-    larger = max(1, -(-SMALLEST // max(picture.shape[1:])))
-    picture = picture.repeat_interleave(larger, dim=1).repeat_interleave(larger, dim=2)
-    if not len(found.boxes):
-        return picture
-    labels = found.labels.tolist()
-    boxed: Tensor = draw_bounding_boxes(
-        picture,
-        found.boxes * larger,
-        labels=[f"{classes[label]} {score:.2f}" for label, score in zip(labels, found.scores.tolist(), strict=True)],
-        colors=[drawing.colour(label) for label in labels],
-        width=2,
-    )
-    return boxed
+    larger = max(1, -(-SMALLEST // max(picture.size)))
+    picture = picture.resize((picture.width * larger, picture.height * larger), Image.Resampling.NEAREST)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(picture.size) / 45)
+    for box, score, label in zip(*(values.tolist() for values in found), strict=True):
+        left, top, right, bottom = (edge * larger for edge in box)
+        colour, text = drawing.colour(label), f"{classes[label]} {score:.2f}"
+        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+        # Above the box, or within it where there is no room.
+        height = draw.textbbox((0, 0), text, font=font)[3] + 4
+        place = left, top - height if top >= height else top
+        draw.rectangle((*place, place[0] + draw.textlength(text, font=font) + 6, place[1] + height), fill=colour)
+        draw.text((place[0] + 3, place[1] + 1), text, fill="white", font=font)
+    return picture
