@@ -7,7 +7,8 @@ own size is needed to read them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -51,6 +52,10 @@ class DetectionPlan:
         first = samples_drawn + self.shard.rank * self.batch_size
         words = sample_words(self.order.seed, first, self.batch_size, each=WORDS_PER_IMAGE)
         return self.order.images(first, self.batch_size), (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def for_shard(self, shard: Shard) -> Self:
+        """The same of another worker."""
+        return replace(self, shard=shard)
 
     def after(self, samples_drawn: int) -> int:
         """Number of samples that all workers have drawn one batch later."""

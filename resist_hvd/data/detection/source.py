@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.context import ForkServerContext
 
@@ -16,10 +15,10 @@ from resist_hvd.data.broken import BrokenFiles
 from resist_hvd.data.detection.annotated import AnnotatedImages
 from resist_hvd.data.detection.batches import DetectionPlan, PlainBatches, TrainingBatches
 from resist_hvd.data.detection.voc import read_lists
-from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.files.loader import MEAN, STD
 from resist_hvd.data.files.loader_processes import forked_from_a_server
 from resist_hvd.data.files.process_batches import made_by_processes, sound_batches
+from resist_hvd.data.files.training_stream import TrainingStream
 from resist_hvd.data.order import EpochOrder, fixed_choice, fixed_order
 from resist_hvd.data.side_stream import SideStream, made_beside
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch
@@ -206,42 +205,24 @@ class DetectionSource(DataSource):
         self._broken = BrokenFiles(stop=settings.broken_files == "stop")
         self._processes = forked_from_a_server(preload=BATCHES)
         self._calibration_images = fixed_choice(len(halves.train), settings.calibration_images)
-        self._plan = DetectionPlan(
-            order=EpochOrder(len(halves.train), seed), shard=shard, batch_size=settings.batch_size
-        )
-        self._training: Generator[Batch] | None = None
-        self._next_sample = 0
-        self._ahead, self._beside = SideStream(device), SideStream(device)
+        plan = DetectionPlan(order=EpochOrder(len(halves.train), seed), shard=shard, batch_size=settings.batch_size)
+        self._training = TrainingStream(plan, self._training_batches, SideStream(device))
+        self._beside = SideStream(device)
 
     def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
         """A worker's training batches, made in advance, from where all workers have drawn so many samples."""
-        plan = replace(self._plan, shard=shard or self._shard)
-        if self._training is None or samples != self._next_sample or plan != self._plan:
-            self._end_training()
-            self._plan = plan
-            self._training, self._next_sample = self._batches_from(samples), samples
-        return self._training
+        return self._training.at(samples, shard or self._shard)
 
-    def _batches_from(self, samples: int) -> Generator[Batch]:
-        images, plan = self._halves.train, self._plan
-        batches = TrainingBatches(self._settings, images, plan)
+    def _training_batches(self, plan: DetectionPlan, samples: int) -> Iterator[Batch]:
+        images = self._halves.train
         made = made_by_processes(
-            batches,
+            TrainingBatches(self._settings, images, plan),
             count(samples, plan.after(0)),
             processes=self._processes,
             settings=self._settings,
             device=self._device,
         )
-        with closing(Ahead(sound_batches(made, images, self._broken), self._ahead)) as ahead:
-            for batch in ahead:
-                self._next_sample = plan.after(self._next_sample)
-                yield batch
-
-    def _end_training(self) -> None:
-        """Stop making batches in advance."""
-        if self._training is not None:
-            self._training.close()
-        self._training = None
+        return sound_batches(made, images, self._broken)
 
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the test set."""
@@ -269,4 +250,4 @@ class DetectionSource(DataSource):
 
     def close(self) -> None:
         """Let go of processes."""
-        self._end_training()
+        self._training.close()

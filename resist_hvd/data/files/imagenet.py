@@ -5,17 +5,16 @@ windows of 8 to 100 % of an image, mirrored or not, for training; the middle 224
 """
 
 import importlib.util
-from collections.abc import Generator, Iterator
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from resist_hvd.data.broken import BrokenFiles
-from resist_hvd.data.files.ahead import Ahead
 from resist_hvd.data.files.loader import ImageLoader, TrainingPlan, preprocess_of
+from resist_hvd.data.files.training_stream import TrainingStream
 from resist_hvd.data.folders import ImageIndex
 from resist_hvd.data.order import EpochOrder, fixed_choice
 from resist_hvd.data.side_stream import SideStream, made_beside
@@ -105,39 +104,20 @@ class StreamedSource(DataSource):
         self._loader, self._broken, self._shard = loader, broken, shard
         self.loader_name = loader.name
         self._calibration_images = fixed_choice(len(train), settings.calibration_images)
-        self._plan = TrainingPlan(
+        plan = TrainingPlan(
             order=EpochOrder(len(train), seed),
             shard=shard,
             batch_size=settings.batch_size,
             least_area=settings.crop_area,
             may_mirror=settings.flip is not False,
         )
-        self._training: Generator[Batch] | None = None
-        self._next_sample = 0
         # One for all training, and one for all evaluations: memory that was used in one stream serves no other.
-        self._ahead, self._beside = SideStream(device), SideStream(device)
+        self._training = TrainingStream(plan, partial(loader.train, train), SideStream(device))
+        self._beside = SideStream(device)
 
     def train(self, samples: int = 0, shard: Shard | None = None) -> Iterator[Batch]:
         """A worker's training batches, made in advance, from where all workers have drawn so many samples."""
-        plan = replace(self._plan, shard=shard or self._shard)
-        if self._training is None or samples != self._next_sample or plan != self._plan:
-            self._end_training()
-            self._plan = plan
-            self._training, self._next_sample = self._batches_from(samples), samples
-        return self._training
-
-    def _batches_from(self, samples: int) -> Generator[Batch]:
-        plan = self._plan
-        with closing(Ahead(self._loader.train(self._train, plan, samples), self._ahead)) as batches:
-            for batch in batches:
-                self._next_sample = plan.after(self._next_sample)
-                yield batch
-
-    def _end_training(self) -> None:
-        """Stop making batches in advance."""
-        if self._training is not None:
-            self._training.close()
-        self._training = None
+        return self._training.at(samples, shard or self._shard)
 
     def test(self, shard: Shard | None = None) -> Iterator[Batch]:
         """A share of the test set."""
@@ -163,5 +143,5 @@ class StreamedSource(DataSource):
 
     def close(self) -> None:
         """Let go of the loader."""
-        self._end_training()
+        self._training.close()
         self._loader.close()

@@ -6,7 +6,8 @@ sample (`TrainingPlan`). So any loader can begin anywhere, and all make the same
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -57,6 +58,10 @@ class TrainingPlan:
         words = sample_words(self.order.seed, first, self.batch_size, each=WORDS_PER_WINDOW)
         draws = Draws.of(words, least_area=self.least_area, may_mirror=self.may_mirror)
         return self.order.images(first, self.batch_size), draws
+
+    def for_shard(self, shard: Shard) -> Self:
+        """The same of another worker."""
+        return replace(self, shard=shard)
 
     def after(self, samples_drawn: int) -> int:
         """Number of samples that all workers have drawn one batch later."""
