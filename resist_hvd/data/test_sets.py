@@ -62,12 +62,7 @@ def load(
         UserError: images are missing or damaged, or of classes that the model does not have; or they have no boxes, and
             the model is a detector, or the other way round.
     """
-    if detects != (settings.name == "voc"):
-        has, wants = ("classes", "boxes") if detects else ("boxes", "classes")
-        raise UserError(
-            f"--data.name is {settings.name}, whose images have {has}, and the model finds {wants}",
-            mend=f"Give images with {wants}" + (": --data.name voc." if detects else "."),
-        )
+    refuse_other_targets(settings, detects=detects)
     broken = BrokenFiles(stop=settings.broken_files == "stop")
     if detects:
         from resist_hvd.data.detection import source  # with torchvision's transforms, which take a second to load
@@ -108,6 +103,20 @@ def load(
     labels = numbers_of(images.classes, classes, images.name)[images.test.labels.numpy()]
     pixels = images.test.images.permute(0, 3, 1, 2)
     return TestSets(tests=(streamed("test", labels, lambda image: prepare(pixels[image])),), broken=broken)
+
+
+def refuse_other_targets(settings: DataSettings, *, detects: bool) -> None:
+    """Refuse images without boxes for a detector, and images with boxes for what tells classes apart.
+
+    Raises:
+        UserError: they are such.
+    """
+    if detects != (settings.name == "voc"):
+        has, wants = ("classes", "boxes") if detects else ("boxes", "classes")
+        raise UserError(
+            f"--data.name is {settings.name}, whose images have {has}, and the model finds {wants}",
+            mend=f"Give images with {wants}" + (": --data.name voc." if detects else "."),
+        )
 
 
 def _own_tests(root: Path, classes: Sequence[str]) -> Path:

@@ -82,8 +82,9 @@ class Detection(Task):
 
     def _cells(self, outputs: Tensor) -> Tensor:
         """Return the anchors in cells of outputs."""
+        anchors = self.anchors.to(outputs.device)
         rows, columns = outputs.shape[2:]
-        return self.anchors.to(outputs.device) * self.anchors.new_tensor([columns, rows]).to(outputs.device)
+        return anchors * yolo.extent(rows, columns, anchors)
 
     def _networks(self, outputs: Tensor) -> int:
         return outputs.shape[1] // (len(self.anchors) * (5 + self.classes))

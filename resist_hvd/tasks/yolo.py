@@ -96,13 +96,21 @@ def predictions(outputs: Tensor, anchors: Tensor) -> Predictions:
     y, x = torch.meshgrid(
         torch.arange(rows, device=outputs.device), torch.arange(columns, device=outputs.device), indexing="ij"
     )
-    grid = values.new_tensor([columns, rows])
+    grid = extent(rows, columns, values)
     centres = (torch.stack([x, y], dim=-1) + offsets) / grid
     sizes = anchors.to(values)[:, None, None, :] * stretches.exp() / grid
     boxes = box_convert(torch.cat([centres, sizes], dim=-1), "cxcywh", "xyxy")
     return Predictions(
         *(each.flatten(1, 3) for each in (offsets, stretches, values[..., 4].sigmoid(), values[..., 5:], boxes))
     )
+
+
+def extent(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Return columns and rows [2], of another tensor's type and on its device.
+
+    They are filled in there: a step on a GPU would wait for a copy from the host, and no CUDA graph could record one.
+    """
+    return torch.stack([like.new_full((), columns), like.new_full((), rows)])
 
 
 class Targets(NamedTuple):
@@ -126,7 +134,7 @@ def targets(objects: Objects, anchors: Tensor, rows: int, columns: int) -> Targe
     It is that of the cell of the object's centre, and of the anchor whose shape has the greatest IoU with the object's.
     Of objects with the same predictor the last one counts, as in darknet.
     """
-    grid = objects.boxes.new_tensor([columns, rows])
+    grid = extent(rows, columns, objects.boxes)
     centres, sizes = (box_convert(objects.boxes, "xyxy", "cxcywh") * grid.repeat(2)).split(2, dim=-1)
     cells = torch.minimum(centres.floor(), grid - 1)
     anchors = anchors.to(objects.boxes)

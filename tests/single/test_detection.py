@@ -245,3 +245,13 @@ def test_anchors_are_given_in_cells_found_or_those_of_voc() -> None:
 def test_anchors_that_are_no_shapes_are_refused(anchors: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"--task.anchors"):
         TaskSettings(anchors=anchors)
+
+
+def test_a_step_makes_no_tensor_of_numbers_on_the_host() -> None:
+    # On a GPU each would be a copy that the step waits for, and that no CUDA graph may record.
+    own = task()
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((Tensor, "new_tensor"), (torch, "tensor")):
+            patch.setattr(owner, name, lambda *_, **__: pytest.fail("a tensor is made of numbers of the host's"))
+        loss = own.loss(outputs(1), TARGETS)
+    assert loss > 0

@@ -6,10 +6,6 @@ own size is needed to read them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Self
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,8 +17,8 @@ from torchvision.transforms.v2 import functional
 from resist_hvd.data.detection.annotated import AnnotatedImages, Example
 from resist_hvd.data.files.process_batches import Made, normalised
 from resist_hvd.data.files.torchvision_loader import recoloured
-from resist_hvd.data.order import EpochOrder, sample_words
-from resist_hvd.data.source import Shard
+from resist_hvd.data.files.training_stream import Plan
+from resist_hvd.data.order import sample_words
 from resist_hvd.settings.data import DataSettings
 from resist_hvd.tasks.objects import COLUMNS, packed
 
@@ -33,33 +29,14 @@ LEAST_SIDE = 0.002
 """An object of which a random window leaves less than this share of the image's side is none: a pixel at 448."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectionPlan:
-    """One worker's training images, and what is drawn at random for each: a function of the sample's number.
-
-    Attributes:
-        order: which image each sample is.
-        shard: the worker.
-        batch_size: images of one worker's batch.
-    """
-
-    order: EpochOrder
-    shard: Shard
-    batch_size: int
+class DetectionPlan(Plan):
+    """One worker's training images, and what is drawn at random for each: a function of the sample's number."""
 
     def batch(self, samples_drawn: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The images [B] of this worker's batch once all have drawn so many samples, and numbers from 0 to 1 [B, 8]."""
-        first = samples_drawn + self.shard.rank * self.batch_size
+        first = self.first(samples_drawn)
         words = sample_words(self.order.seed, first, self.batch_size, each=WORDS_PER_IMAGE)
         return self.order.images(first, self.batch_size), (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-    def for_shard(self, shard: Shard) -> Self:
-        """The same of another worker."""
-        return replace(self, shard=shard)
-
-    def after(self, samples_drawn: int) -> int:
-        """Number of samples that all workers have drawn one batch later."""
-        return samples_drawn + self.shard.size * self.batch_size
 
 
 def stretched(example: Example, size: int) -> Example:
@@ -151,9 +128,6 @@ class PlainBatches(Dataset[Made]):
 
     def __len__(self) -> int:
         return -(-len(self._chosen) // self._settings.test_batch_size)
-
-    def __iter__(self) -> Iterator[Made]:
-        return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Made:
         """Return a batch, perhaps an empty one, and the faults in it."""

@@ -6,19 +6,19 @@ sample (`TrainingPlan`). So any loader can begin anywhere, and all make the same
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from resist_hvd.data.broken import BrokenFiles
+from resist_hvd.data.files.training_stream import Plan
 from resist_hvd.data.files.windows import WORDS_PER_WINDOW, Draws
 from resist_hvd.data.folders import ImageIndex
-from resist_hvd.data.order import EpochOrder, sample_words
+from resist_hvd.data.order import sample_words
 from resist_hvd.data.preprocess import Preprocess
-from resist_hvd.data.source import Batch, Shard
+from resist_hvd.data.source import Batch
 from resist_hvd.settings.data import DataSettings
 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -35,37 +35,23 @@ def preprocess_of(settings: DataSettings) -> Preprocess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
+class TrainingPlan(Plan):
     """One worker's training images, and what is drawn at random for each: a function of the sample's number.
 
     Attributes:
-        order: which image each sample is.
-        shard: the worker.
-        batch_size: images of one worker's batch.
         least_area: the smallest share of an image that a random window covers.
         may_mirror: whether half of the images are mirrored.
     """
 
-    order: EpochOrder
-    shard: Shard
-    batch_size: int
     least_area: float
     may_mirror: bool
 
     def batch(self, samples_drawn: int) -> tuple[NDArray[np.int64], Draws]:
         """The images [B] of this worker's batch once all workers have drawn so many samples, and what was drawn."""
-        first = samples_drawn + self.shard.rank * self.batch_size
+        first = self.first(samples_drawn)
         words = sample_words(self.order.seed, first, self.batch_size, each=WORDS_PER_WINDOW)
         draws = Draws.of(words, least_area=self.least_area, may_mirror=self.may_mirror)
         return self.order.images(first, self.batch_size), draws
-
-    def for_shard(self, shard: Shard) -> Self:
-        """The same of another worker."""
-        return replace(self, shard=shard)
-
-    def after(self, samples_drawn: int) -> int:
-        """Number of samples that all workers have drawn one batch later."""
-        return samples_drawn + self.shard.size * self.batch_size
 
 
 class ImageLoader(ABC):

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any, Generic, Protocol, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from resist_hvd.data.files.ahead import Ahead
+from resist_hvd.data.order import EpochOrder
 from resist_hvd.data.side_stream import SideStream
 from resist_hvd.data.source import Batch, Shard
 
 
-class Plan(Protocol):
-    """One worker's training images: which they are follows from the number of samples drawn before."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One worker's training images: a function of the number of samples that all workers have drawn before.
 
-    def for_shard(self, shard: Shard) -> Self:
-        """The same of another worker."""
+    Attributes:
+        order: which image each sample is.
+        shard: the worker.
+        batch_size: images of one worker's batch.
+    """
+
+    order: EpochOrder
+    shard: Shard
+    batch_size: int
+
+    def first(self, samples_drawn: int) -> int:
+        """Number of the first sample of this worker's batch."""
+        return samples_drawn + self.shard.rank * self.batch_size
 
     def after(self, samples_drawn: int) -> int:
         """Number of samples that all workers have drawn one batch later."""
+        return samples_drawn + self.shard.size * self.batch_size
 
 
 P = TypeVar("P", bound=Plan)
@@ -40,7 +55,7 @@ class TrainingStream(Generic[P]):
 
     def at(self, samples: int, shard: Shard) -> Iterator[Batch]:
         """A worker's batches, from where all workers have drawn so many samples."""
-        plan = self._plan.for_shard(shard)
+        plan = replace(self._plan, shard=shard)
         if self._batches is None or samples != self._next_sample or plan != self._plan:
             self.close()
             self._plan = plan
