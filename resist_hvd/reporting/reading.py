@@ -13,7 +13,8 @@ import yaml
 
 from resist_hvd.console import printable
 from resist_hvd.errors import UserError
-from resist_hvd.records import EvaluationRecord, RecordError, RoundRecord, Summary
+from resist_hvd.json_record import RecordError
+from resist_hvd.records import EvaluationRecord, RoundRecord, Summary
 from resist_hvd.units import counted
 
 Line = TypeVar("Line", RoundRecord, EvaluationRecord)

@@ -13,7 +13,8 @@ from typing import Any
 from resist_hvd import console
 from resist_hvd.errors import Stopped, UserError
 from resist_hvd.guard.signals import name_of
-from resist_hvd.records import RecordError, Summary
+from resist_hvd.json_record import RecordError
+from resist_hvd.records import Summary
 from resist_hvd.reproduction.experiment import Case, Experiment
 from resist_hvd.reproduction.launching import Ended
 from resist_hvd.settings.reading import plain
@@ -140,11 +141,11 @@ def run_all(runs: Sequence[Run], start: Start) -> None:
 
 
 def _said(run: Run) -> str:
-    """Return the accuracy that a run came to, to stand before something else."""
+    """Return what a run came to, to stand before something else."""
     if run.case.counted or run.case.computed:
         return ""
-    accuracy = Summary.read(run.result).accuracy
-    return "" if accuracy is None else f"accuracy {accuracy:.2f} %, "
+    result = Summary.read(run.result).result
+    return "" if result is None else f"{result}, "
 
 
 def run_one(run: Run, start: Start) -> None:

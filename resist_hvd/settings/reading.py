@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import yaml
 
 from resist_hvd.errors import UserError
-from resist_hvd.records import EvaluationRecord, RecordError, Summary
+from resist_hvd.json_record import RecordError
+from resist_hvd.records import EvaluationRecord, Summary
 from resist_hvd.settings import flags
 from resist_hvd.settings.data import FACTS
 from resist_hvd.settings.flags import Layer

@@ -9,7 +9,8 @@ from typing import Self
 
 from resist_hvd import console
 from resist_hvd.errors import Stopped, UserError
-from resist_hvd.records import EvaluationRecord, ExtraTestRecord, Record, RoundRecord, Summary, round_of
+from resist_hvd.json_record import Record
+from resist_hvd.records import EvaluationRecord, ExtraTestRecord, RoundRecord, Summary, round_of
 from resist_hvd.training.board import Board
 from resist_hvd.training.disk import append, disk_errors, write_whole
 from resist_hvd.training.display import Bar, Lines, bar_is_of_use

@@ -211,10 +211,8 @@ def headline(run: Run) -> str:
 def farewell(summary: Summary, folder: Path) -> str:
     """Return what has been reached, in a line."""
     members = folder / "members"  # an ensemble's
-    detects = summary.mean_average_precision is not None
-    figure = f"mAP {summary.mean_average_precision:.2f}" if detects else f"accuracy {summary.accuracy:.2f}"
     return (
-        f"{figure} % after {counted(summary.rounds, 'round')}: "
+        f"{summary.result} after {counted(summary.rounds, 'round')}: "
         f"{summary.seconds:.1f} s of training, {summary.bytes_sent / 1e6:,.1f} MB sent; "
         f"model in {members if members.is_dir() else folder / 'model.safetensors'}"
     )

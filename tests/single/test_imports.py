@@ -14,7 +14,8 @@ import resist_hvd
 PACKAGE = Path(resist_hvd.__file__).parent
 
 ROOMS = (
-    ("console", "seeds", "units", "stopwatch", "tensor_files", "records"),
+    ("console", "seeds", "units", "stopwatch", "tensor_files", "json_record"),
+    ("records",),
     ("errors",),
     ("drawing",),
     ("settings",),
