@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resist_hvd.json_record import Record, RecordError
 from resist_hvd.records import (
     MOST_BLOCKS,
     Evaluation,
     EvaluationRecord,
     ExtraTestRecord,
-    Record,
-    RecordError,
     RoundRecord,
     StartRecord,
     Summary,
