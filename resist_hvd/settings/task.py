@@ -28,7 +28,7 @@ class TaskSettings(Group):
 
     name: TaskName | None = None
     """classification (each image is of one class), or detection (objects in images, each with a box and a class).
-    Default: what the data have, of voc detection."""
+    Default: what the data have, of voc detection. --task is short for it."""
 
     anchors: Anchors = "auto"
     """detection's shapes to begin with: auto finds them by k-means of 1 - IoU over the boxes of the training set; voc

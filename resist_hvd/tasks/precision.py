@@ -71,7 +71,9 @@ class PrecisionAndLoss:
     def compute(self) -> Figures:
         """Return mean average precision by eleven recalls and by the area, and the loss, over all batches."""
         precision = self._new_precision()
-        precision.update([found._asdict() for found, _ in self._judged], [asked._asdict() for _, asked in self._judged])
+        # Detections of one score count in the order of their images, which must not be that of ranks.
+        judged = sorted(self._judged, key=place_of)
+        precision.update([found._asdict() for found, _ in judged], [asked._asdict() for _, asked in judged])
         of_classes = precision.compute()["precision"][0, :, :, 0, -1].double()  # [recalls, classes]
         there = of_classes[:, (of_classes >= 0).all(dim=0)]  # a class without objects has -1
         return {
@@ -89,6 +91,12 @@ class PrecisionAndLoss:
         """Add the batches that another such metric knows."""
         self._loss.merge_state(incoming_state)
         self._judged = [*self._judged, *incoming_state["judged"]]
+
+
+def place_of(judged: tuple[Detections, Wanted]) -> list[list[float]]:
+    """Return by what an image is sorted: numbers of its own, whoever has judged it."""
+    found, asked = judged
+    return [values.flatten().tolist() for values in (asked.boxes, asked.labels, found.scores, found.boxes)]
 
 
 def percent(precisions: Tensor) -> float:

@@ -176,6 +176,16 @@ def test_several_ranks_judge_what_one_does() -> None:
     assert one.compute() == pytest.approx(whole.compute())
 
 
+@settings(max_examples=15, deadline=None)
+@given(order=st.permutations(range(5)))
+def test_detections_of_one_score_count_alike_whoever_judged_which_image(order: list[int]) -> None:
+    places = [A, FAR, B, FAR, A]
+    boxes = [found((box, 0.5, 0)) for box in places]
+    targets = [wanted((A, 0, False)), wanted((A, 0, False)), wanted((B, 0, False)), wanted(), wanted((B, 0, False))]
+    first = judged(boxes, targets)["mean_average_precision"]
+    assert judged([boxes[n] for n in order], [targets[n] for n in order])["mean_average_precision"] == first
+
+
 # The task
 
 
