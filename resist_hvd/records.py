@@ -98,6 +98,10 @@ FIGURES = {"accuracy": "accuracy", "mean_average_precision": "mAP"}
 """What a network is judged by, by the names that records have for it: the words that people read. A record has one."""
 
 
+RECALLS = 21
+"""Recalls from 0 to 1 at which a detector's precisions are told; every second is one of VOC 2007's eleven."""
+
+
 class Judged(Record):
     """A record with the figure that a network is judged by, in percent."""
 
@@ -117,13 +121,16 @@ class Judged(Record):
         return next((name for name in FIGURES if getattr(self, name) is not None), "accuracy")
 
     def check(self) -> None:
-        """See that the figure is there.
+        """See that the figure is there, and that each class's precisions make a curve.
 
         Raises:
-            RecordError: it is not.
+            RecordError: it is not, or they do not.
         """
         if self.figure is None:
             raise RecordError("there is no accuracy")
+        of_classes: dict[str, tuple[float, ...]] = getattr(self, "precisions", None) or {}
+        if any(len(values) != RECALLS or max(values) > 1 for values in of_classes.values()):
+            raise RecordError(f"precisions are not {RECALLS} shares for each class")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +143,8 @@ class Evaluation(Judged):
         images: how many there were, without files that were passed over.
         mean_average_precision: of a detector, by VOC 2007's eleven recalls, in percent.
         mean_average_precision_area: the same by the area below precision's envelope, as VOC has it from 2010 on.
+        precisions: of a detector, for each class of which there are objects its precision, from 0 to 1, at `RECALLS`
+            recalls, 0, 0.05 and so on to 1: the most at that recall or a greater one.
     """
 
     accuracy: float | None = None
@@ -143,6 +152,7 @@ class Evaluation(Judged):
     images: int
     mean_average_precision: float | None = None
     mean_average_precision_area: float | None = None
+    precisions: dict[str, tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +177,7 @@ class EvaluationRecord(Judged):
     loss: float
     mean_average_precision: float | None = None
     mean_average_precision_area: float | None = None
+    precisions: dict[str, tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +196,7 @@ class ExtraTestRecord(Judged):
     images: int
     mean_average_precision: float | None = None
     mean_average_precision_area: float | None = None
+    precisions: dict[str, tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 from resist_hvd import drawing
 from resist_hvd.drawing import Theme
+from resist_hvd.reporting import detectors
 from resist_hvd.reporting.curves import Curve, Link, Point, curves
+from resist_hvd.reporting.panels import WIDTH, Figure, legend, legend_of_runs
 from resist_hvd.reporting.phases import seconds_of_ranks
-from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.reporting.reading import RunRecord, figure_name
 from resist_hvd.units import counted, scaled
 
-WIDTH = 11.0
 MOST_ROUNDS = 60
 """So many rounds of a deal are shown, so that each can be told from the next."""
 
@@ -22,22 +23,6 @@ MOST_RANKS = 32
 
 
 MEANS = "Runs that differ in their seeds alone are one curve: the mean, and a band from the least to the most."
-
-
-class Figure(NamedTuple):
-    """A picture of a report.
-
-    Attributes:
-        name: its file's, without an ending.
-        title: what it shows.
-        caption: how to read it.
-        draw: draws it in a theme, and returns matplotlib's figure.
-    """
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[Theme], Any]
 
 
 def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
@@ -50,6 +35,8 @@ def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
     made = []
     if drawn := curves(runs, link):
         made.append(_of_accuracy(runs, drawn, link))
+    if any(run.detects for run in runs):
+        made.append(detectors.of_precision(runs))
     if any(run.rounds for run in runs):
         made.append(
             Figure(
@@ -85,14 +72,15 @@ def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
 
 
 def _of_accuracy(runs: list[RunRecord], drawn: list[Curve], link: Link | None) -> Figure:
+    name = figure_name(runs)
     return Figure(
         "accuracy",
-        "Accuracy",
+        "Accuracy" if name == "accuracy" else f"Accuracy, by {name}",
         "Of the global network, on the test set or the images held out by --data.validation, against rounds, seconds "
         "of training, and payload sent by all workers together."
         + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")
         + (f" {link.says}" if link else ""),
-        lambda theme: accuracy(drawn, theme, link),
+        lambda theme: accuracy(drawn, theme, link, name),
     )
 
 
@@ -107,8 +95,8 @@ def _of_deal(number: int, run: RunRecord) -> Figure:
     )
 
 
-def accuracy(drawn: list[Curve], theme: Theme, link: Link | None) -> Any:
-    """Draw accuracy against rounds, seconds and bytes."""
+def accuracy(drawn: list[Curve], theme: Theme, link: Link | None, name: str) -> Any:
+    """Draw accuracy, or what networks are judged by in its place, against rounds, seconds and bytes."""
     plt = drawing.pyplot(theme)
     figure, panels = plt.subplots(1, 3, figsize=(WIDTH, 3.7), sharey=True, layout="constrained")
     against: dict[str, Callable[[Point], float]] = {
@@ -125,9 +113,9 @@ def accuracy(drawn: list[Curve], theme: Theme, link: Link | None) -> Any:
         axes.set_xlabel(label)
         axes.set_xlim(left=0)
     drawing.whole_numbers(panels[0].xaxis)
-    panels[0].set_ylabel("accuracy, %")
+    panels[0].set_ylabel(f"{name}, %")
     if len(drawn) > 1:
-        _legend(figure, [(curve.colour, curve.label) for curve in drawn])
+        legend(figure, [(curve.colour, curve.label) for curve in drawn])
     return figure
 
 
@@ -149,7 +137,7 @@ def loss(runs: list[RunRecord], theme: Theme) -> Any:
         axes.set_xlim(left=0)
     drawing.whole_numbers(panels[0].xaxis)
     panels[0].set_ylabel("loss")
-    _legend_of_runs(figure, runs, [run for run in runs if run.rounds])
+    legend_of_runs(figure, runs, [run for run in runs if run.rounds])
     return figure
 
 
@@ -288,25 +276,8 @@ def memory(runs: list[RunRecord], theme: Theme) -> Any:
     axes.set_ylabel("peak memory, GB")
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.15)
-    _legend_of_runs(figure, runs, [run for run in runs if run.peak_memory_bytes])
+    legend_of_runs(figure, runs, [run for run in runs if run.peak_memory_bytes])
     return figure
-
-
-def _legend_of_runs(figure: Any, runs: list[RunRecord], drawn: list[RunRecord]) -> None:
-    """Put the legend of the runs that are drawn above the panels, where there is more than one run."""
-    if len(runs) > 1:
-        _legend(figure, [(run.colour, run.label) for run in drawn])
-
-
-def _legend(figure: Any, shown: list[tuple[int, str]]) -> None:
-    """Put a legend above the panels: for each entry the number of its colour, and its name."""
-    from matplotlib.lines import Line2D
-
-    labels = [drawing.literal(label) for _, label in shown]
-    handles = [Line2D([], [], color=drawing.colour(colour), linewidth=3) for colour, _ in shown]
-    # Names may be long: as many columns as fit.
-    columns = max(1, int(1.15 * WIDTH * 10 / (8 + max(map(len, labels)))))
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(4, columns))
 
 
 def _is_dealt(run: RunRecord) -> bool:

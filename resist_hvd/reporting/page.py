@@ -13,7 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from resist_hvd import drawing
 from resist_hvd.drawing import Theme
 from resist_hvd.reporting import results
-from resist_hvd.reporting.figures import Figure
+from resist_hvd.reporting.panels import Figure
 from resist_hvd.reporting.reading import RunRecord
 from resist_hvd.training.disk import create
 from resist_hvd.units import counted, duration, scaled
@@ -85,7 +85,7 @@ def page(title: str, runs: list[RunRecord], pictures: Sequence[Drawn], version: 
             title=title,
             subtitle=subtitle(runs),
             runs=runs,
-            columns=results.COLUMNS,
+            columns=results.columns(runs),
             rows=results.rows(runs),
             papers_note=results.PAPERS_NOTE,
             pictures=pictures,

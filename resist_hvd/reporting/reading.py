@@ -70,6 +70,11 @@ class RunRecord:
         return printable(str(settings.get("name", "")))
 
     @property
+    def detects(self) -> bool:
+        """True if its network finds boxes."""
+        return any(line.precisions is not None for line in self.evaluations)
+
+    @property
     def finished(self) -> bool:
         """True if the run came to its end."""
         return self.summary is not None
@@ -103,6 +108,12 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
             run.label = printable(f"{run.folder.resolve().parent.name}/{run.label}")
         run.colour, run.curve = number, run.label
     return runs
+
+
+def figure_name(runs: list[RunRecord]) -> str:
+    """Return what the networks of some runs are judged by, in words; "accuracy" where they differ, or are not."""
+    names = {line.figure_name for run in runs for line in run.evaluations}
+    return names.pop() if len(names) == 1 else "accuracy"
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from resist_hvd.reporting.paper import papers_row
-from resist_hvd.reporting.reading import RunRecord
+from resist_hvd.reporting.reading import RunRecord, figure_name
 from resist_hvd.units import duration, scaled
 
 COLUMNS = (
@@ -31,6 +31,11 @@ class Row(NamedTuple):
     run: int
     is_paper: bool
     cells: tuple[str, ...]
+
+
+def columns(runs: list[RunRecord]) -> tuple[str, ...]:
+    """Return the table's heads: accuracy by the name of what these networks are judged by."""
+    return tuple(figure_name(runs) if column == "accuracy" else column for column in COLUMNS)
 
 
 def rows(runs: list[RunRecord]) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 from resist_hvd import drawing
 from resist_hvd.drawing import Theme
 from resist_hvd.reporting import figures
-from resist_hvd.reporting.figures import WIDTH, Figure
+from resist_hvd.reporting.panels import WIDTH, Figure
 from resist_hvd.reproduction.experiment import Measure
 from resist_hvd.reproduction.outcome import Outcome, Row
 

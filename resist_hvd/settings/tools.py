@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from resist_hvd import units
-from resist_hvd.settings.group import Count, Group, Positive, Share
+from resist_hvd.settings.group import Count, Group, Natural, Positive, Share
 from resist_hvd.settings.run import DeviceName, Settings
 
 
@@ -44,6 +44,10 @@ class ReportSettings(Group):
     group: bool = False
     """Draw the accuracy of runs that differ in their seeds alone as one curve, their mean; the others are named by the
     settings in which they differ."""
+
+    images: Natural = 6
+    """Number of images that are shown for each detector, with the objects in them and those that it finds; 0 for none.
+    The model and the images must be where the run left them."""
 
     bandwidth: str | None = None
     """Compute accuracy's seconds for workers that each have a link of this rate, as 20mbit: arithmetic and data as

@@ -98,5 +98,5 @@ class Task(ABC):
         """Note that the run has trained on so many inputs, before a step; losses may depend on it."""
 
 
-Figures = Mapping[str, float]
-"""Figures of an evaluation by name."""
+Figures = Mapping[str, Any]
+"""What an evaluation came to, by the names of `records.Evaluation`."""

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resist_hvd.tasks import yolo
 from resist_hvd.tasks.base import Metric, Task
 from resist_hvd.tasks.objects import unpacked
-from resist_hvd.tasks.precision import PrecisionAndLoss
+from resist_hvd.tasks.precision import PrecisionAndLoss, Wanted
 from resist_hvd.tasks.yolo import Detections, Weights
+
+
+class Example(NamedTuple):
+    """An image with the objects in it, and those that a detector has found; edges are in pixels.
+
+    Attributes:
+        name: the image file's.
+        pixels: [height, width, 3].
+        there: the objects in it.
+        found: by the detector.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    there: Wanted
+    found: Detections
 
 
 class Detection(Task):
@@ -20,7 +38,7 @@ class Detection(Task):
 
     Args:
         anchors: [anchors, 2], widths and heights as shares of an image's.
-        classes: how many there are.
+        classes: their names, in the order of labels.
         weights: of the loss's terms.
         pull: weight by which boxes are pulled to their anchors, in the first images.
         pulled_images: how many these are, summed over workers.
@@ -32,7 +50,7 @@ class Detection(Task):
     def __init__(
         self,
         anchors: Tensor,
-        classes: int,
+        classes: Sequence[str],
         weights: Weights | None = None,
         *,
         pull: float = 0.0,
@@ -40,7 +58,7 @@ class Detection(Task):
         device: torch.device | None = None,
     ) -> None:
         self.anchors = anchors.to(device)
-        self.classes = classes
+        self.classes = tuple(classes)
         self._weights = weights or Weights()
         self._greatest_pull, self._pulled_images = pull, pulled_images
         # On the device, so that a recorded step of a GPU's reads it anew each time.
@@ -87,11 +105,11 @@ class Detection(Task):
         return anchors * yolo.extent(rows, columns, anchors)
 
     def _networks(self, outputs: Tensor) -> int:
-        return outputs.shape[1] // (len(self.anchors) * (5 + self.classes))
+        return outputs.shape[1] // (len(self.anchors) * (5 + len(self.classes)))
 
     def metric(self) -> Metric:
-        """Return a new metric: mean average precision in per cent, and the mean loss."""
-        return PrecisionAndLoss(self.detections, self.plain_loss)
+        """Return a new metric: mean average precision in per cent, each class's precisions, and the mean loss."""
+        return PrecisionAndLoss(self.detections, self.plain_loss, self.classes)
 
     def votes(self, outputs: Tensor) -> Tensor:
         """Return the outputs themselves: boxes have no mean."""

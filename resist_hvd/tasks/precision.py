@@ -7,7 +7,7 @@ where its IoU with an object of its class is a half at least, the surest first, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from resist_hvd.errors import UserError
+from resist_hvd.records import RECALLS
 from resist_hvd.tasks.base import Figures, Mean
 from resist_hvd.tasks.objects import Objects, unpacked
 from resist_hvd.tasks.yolo import Detections
@@ -43,15 +44,19 @@ class PrecisionAndLoss:
     Args:
         detections: returns what outputs say is in each image.
         loss: returns a batch's mean loss for outputs and targets.
+        classes: their names, in the order of labels.
 
     Raises:
         UserError: torchmetrics or its evaluator is not installed.
     """
 
     def __init__(
-        self, detections: Callable[[Tensor], list[Detections]], loss: Callable[[Tensor, Tensor], Tensor]
+        self,
+        detections: Callable[[Tensor], list[Detections]],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        classes: Sequence[str],
     ) -> None:
-        self._detections = detections
+        self._detections, self._classes = detections, classes
         self._loss = Mean(lambda outputs, targets: loss(outputs, targets).expand(len(outputs)))
         self._new_precision = mean_average_precision()
         self._judged: list[tuple[Detections, Wanted]] = []
@@ -69,17 +74,23 @@ class PrecisionAndLoss:
             self._judged.append(counted(Detections(*(values.cpu() for values in found)), objects, image))
 
     def compute(self) -> Figures:
-        """Return mean average precision by eleven recalls and by the area, and the loss, over all batches."""
+        """Return mean average precision by eleven recalls and by the area, each class's precisions, and the loss."""
         precision = self._new_precision()
         # Detections of one score count in the order of their images, which must not be that of ranks.
         judged = sorted(self._judged, key=place_of)
         precision.update([found._asdict() for found, _ in judged], [asked._asdict() for _, asked in judged])
-        of_classes = precision.compute()["precision"][0, :, :, 0, -1].double()  # [recalls, classes]
-        there = of_classes[:, (of_classes >= 0).all(dim=0)]  # a class without objects has -1
+        computed = precision.compute()
+        of_classes = computed["precision"][0, :, :, 0, -1].double()  # [recalls, classes], of classes that were seen
+        wanted = (of_classes >= 0).all(dim=0)  # a class without objects has -1
+        there, labels = of_classes[:, wanted], computed["classes"].reshape(-1)[wanted]
         return {
             "mean_average_precision": percent(there[:: STEPS // 10]),
             "mean_average_precision_area": percent(there),
             "loss": self._loss.compute(),
+            "precisions": {
+                self._classes[label]: tuple(round(value, 4) for value in of_class)
+                for label, of_class in zip(labels.tolist(), there[:: STEPS // (RECALLS - 1)].T.tolist(), strict=True)
+            },
         }
 
     @property

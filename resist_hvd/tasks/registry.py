@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ def task_of(
     settings: TaskSettings,
     *,
     label_smoothing: float,
-    classes: int,
+    classes: Sequence[str],
     image_size: int,
     object_sizes: NDArray[np.float32] | None,
     device: torch.device,
@@ -31,7 +33,7 @@ def task_of(
         name: which it is.
         settings: its own.
         label_smoothing: of classification.
-        classes: how many there are.
+        classes: their names, in the order of labels.
         image_size: height and width of an image in pixels.
         object_sizes: of detection, the width and height of each object to train on, as shares of its image's.
         device: where losses are computed.

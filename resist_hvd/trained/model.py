@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,13 @@ def load(folder: str | Path, *, parts: str | None = None) -> Trained:
             preprocess = Preprocess.from_json(said)
         except (TypeError, KeyError) as error:
             raise ValueError(f"model.json does not say how images are prepared: {error}") from None
-        task = task_of(said, len(classes))
+        task = task_of(said, classes)
     model = models[0] if members == [folder] else Ensemble(models, task)
     return Trained(model=model, classes=classes, preprocess=preprocess, task=task)
 
 
-def task_of(said: Mapping[str, Any], classes: int) -> Task:
-    """Return the task that a model of so many classes has learnt, from what its `model.json` says.
+def task_of(said: Mapping[str, Any], classes: Sequence[str]) -> Task:
+    """Return the task that a model of these classes has learnt, from what its `model.json` says.
 
     Raises:
         ValueError: its anchors are none.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -174,9 +174,9 @@ def add_evaluation(run: Run, found: Evaluation) -> EvaluationRecord:
     )
 
 
-def figures_of(found: Evaluation) -> dict[str, float]:
+def figures_of(found: Evaluation) -> dict[str, Any]:
     """Return an evaluation's figures by their names in records."""
-    return {name: value for name, value in found.as_json().items() if name != "images"}
+    return {each.name: getattr(found, each.name) for each in fields(found) if each.name != "images"}
 
 
 def extra_test(run: Run, name: str, found: Evaluation) -> ExtraTestRecord:

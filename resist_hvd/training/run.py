@@ -94,7 +94,7 @@ class Run(Training):
             settings.task_name,
             settings.task,
             label_smoothing=settings.optim.label_smoothing,
-            classes=len(source.spec.classes),
+            classes=source.spec.classes,
             image_size=source.spec.image_size,
             object_sizes=source.object_sizes,
             device=self.world.device,

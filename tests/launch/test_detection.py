@@ -105,6 +105,33 @@ def test_boxes_are_told_and_drawn(run: Path, squares: Path, tmp_path: Path) -> N
         assert drawn.size == (640, 640)
 
 
+def test_a_report_shows_images_with_boxes(run: Path, squares: Path, tmp_path: Path) -> None:
+    def report(*flags: str) -> str:
+        ended = runs.run(
+            run,
+            f"--output={tmp_path / 'report'}",
+            *flags,
+            ranks=1,
+            launcher="none",
+            program=[runs.PYTHON, "-m", "resist_hvd.report"],
+        )
+        assert ended.status == 0, ended
+        return ended.stdout
+
+    assert "No images" not in report("--images=4")
+    html = (tmp_path / "report/report.html").read_text()
+    assert "Objects found: whole" in html
+    assert "Precision and recall" in html
+    with Image.open(tmp_path / "report/boxes-1.png") as drawn:
+        assert drawn.width > drawn.height > 500  # two rows of three
+    images = squares / "VOC2007/JPEGImages"
+    images.rename(elsewhere := squares / "elsewhere")
+    try:
+        assert "No images with boxes: " in report()
+    finally:
+        elsewhere.rename(images)
+
+
 def test_a_detector_is_not_evaluated_on_classes_of_images(run: Path, images: Path) -> None:
     ended = runs.run(
         run,

@@ -1,6 +1,7 @@
 """Detection as a task: targets, mean average precision by VOC's own rule, several networks' boxes, the early pull."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,8 +41,13 @@ def wanted(*boxes: tuple[Box, int, bool]) -> Tensor:
     )
 
 
-def judged(images: Sequence[Detections], targets: Sequence[Tensor]) -> dict[str, float]:
-    metric = PrecisionAndLoss(lambda outputs: [images[int(number)] for number in outputs], lambda *_: torch.tensor(1.0))
+NAMES = ("crow", "dog", "pig", "tit")
+
+
+def judged(images: Sequence[Detections], targets: Sequence[Tensor]) -> dict[str, Any]:
+    metric = PrecisionAndLoss(
+        lambda outputs: [images[int(number)] for number in outputs], lambda *_: torch.tensor(1.0), NAMES
+    )
     metric.update(torch.arange(len(images)), torch.stack(list(targets)))
     return dict(metric.compute())
 
@@ -62,6 +68,8 @@ def test_precision_is_read_at_eleven_recalls_and_as_an_area() -> None:
     figures = judged([found((A, 0.9, 0), (FAR, 0.8, 0), (B, 0.7, 0))], [wanted((A, 0, False), (B, 0, False))])
     assert figures["mean_average_precision"] == pytest.approx(100 * (6 * 1 + 5 * 2 / 3) / 11)
     assert figures["mean_average_precision_area"] == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 3), abs=0.05)
+    (of_class,) = figures["precisions"].values()
+    assert of_class == (1.0,) * 11 + (0.6667,) * 10
     assert figures["loss"] == 1
 
 
@@ -83,8 +91,9 @@ def test_difficult_objects_count_neither_as_found_nor_as_missed() -> None:
 
 def test_classes_count_alike_and_those_without_objects_not_at_all() -> None:
     boxes = [found((A, 0.9, 0), (FAR, 0.9, 2)), found()]
-    figures = judged(boxes, [wanted((A, 0, False)), wanted((B, 1, False))])
+    figures = judged(boxes, [wanted((A, 0, False)), wanted((B, 3, False))])
     assert figures["mean_average_precision"] == pytest.approx(50)
+    assert figures["precisions"] == {"crow": (1.0,) * 21, "tit": (0.0,) * 21}
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
@@ -166,14 +175,18 @@ def test_several_ranks_judge_what_one_does() -> None:
 
     def metric(images: list[int]) -> PrecisionAndLoss:
         made = PrecisionAndLoss(
-            lambda outputs: [boxes[int(number)] for number in outputs], lambda outputs, _: outputs.double().mean()
+            lambda outputs: [boxes[int(number)] for number in outputs],
+            lambda outputs, _: outputs.double().mean(),
+            NAMES,
         )
         made.update(torch.tensor(images), torch.stack([targets[image] for image in images]))
         return made
 
     whole, one, other = metric([0, 1, 2]), metric([0]), metric([1, 2])
     one.merge_state(other.metric_state)
-    assert one.compute() == pytest.approx(whole.compute())
+    together, alone = dict(one.compute()), dict(whole.compute())
+    assert together.pop("precisions") == alone.pop("precisions")
+    assert together == pytest.approx(alone)
 
 
 @settings(max_examples=15, deadline=None)
@@ -195,7 +208,7 @@ def task(**changes: float) -> Detection:
         "detection",
         chosen,
         label_smoothing=0.0,
-        classes=2,
+        classes=("dog", "pig"),
         image_size=128,
         object_sizes=None,
         device=torch.device("cpu"),

@@ -17,8 +17,9 @@ from resist_hvd import drawing, report
 from resist_hvd.errors import UserError
 from resist_hvd.reporting import results
 from resist_hvd.reporting.curves import Link, curves, group
-from resist_hvd.reporting.figures import Figure, figures, mosaic, running_mean
+from resist_hvd.reporting.figures import figures, mosaic, running_mean
 from resist_hvd.reporting.page import Drawn, page
+from resist_hvd.reporting.panels import Figure
 from resist_hvd.reporting.paper import papers_row
 from resist_hvd.reporting.phases import PHASES, seconds_of_ranks
 from resist_hvd.reporting.reading import RunRecord, read_run, read_runs
@@ -124,7 +125,7 @@ JSON = st.recursive(
 @given(st.data())
 def test_whatever_stands_in_its_files_a_run_is_reported(choice: st.DataObject) -> None:
     with TemporaryDirectory() as parent:
-        folder = write_run(Path(parent) / "run", rounds=3)
+        folder = write_run(Path(parent) / "run", rounds=3, detects=choice.draw(st.booleans()))
         for name in choice.draw(
             st.sets(st.sampled_from(["config.yaml", "summary.json", "rounds.jsonl", "eval.jsonl"]))
         ):
@@ -346,6 +347,51 @@ def test_a_running_mean_keeps_the_mean_of_a_constant() -> None:
     assert running_mean([2.0] * 100) == [2.0] * 100
     assert running_mean([]) == []
     assert running_mean([1.0, 3.0]) == [1.0, 3.0]
+
+
+# -- detectors ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_detector_has_precision_against_recall(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = read_runs([write_run(tmp_path / name, detects=True) for name in ("one", "other")])
+    made = {figure.name: figure for figure in figures(runs)}
+    drawn = made["precision"].draw(drawing.LIGHT)
+    drawn.canvas.draw()
+    left, right = drawn.axes
+    # Each class's curve and the mean, of each run: dogs are found up to a recall of a half, pigs all.
+    means = [line.get_ydata() for line in left.lines[2::3]]
+    assert [list(values) for values in means] == [[1.0] * 11 + [0.5] * 10] * 2
+    assert [label.get_text() for label in right.get_yticklabels()] == [r"\$dog", "<pig>"]
+    assert [bar.get_width() for bar in right.patches] == [pytest.approx(width) for width in (600 / 11, 100)] * 2
+    assert made["accuracy"].draw(drawing.LIGHT).axes[0].get_ylabel() == "mAP, %"
+    assert results.columns(runs)[results.COLUMNS.index("accuracy")] == "mAP"
+
+
+def test_a_classifier_has_none(tmp_path: Path) -> None:
+    runs = read_runs([write_run(tmp_path / "run")])
+    assert "precision" not in {figure.name for figure in figures(runs)}
+    assert results.columns(runs) == results.COLUMNS
+
+
+def test_precisions_that_make_no_curve_are_damage(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", detects=True)
+    rewrite(folder / "eval.jsonl", lambda line: {**line, "precisions": {"dog": [1.0, 0.5]}})
+    run = read_run(folder)
+    assert run.missing[0].endswith("eval.jsonl, line 1: precisions are not 21 shares for each class.")
+    assert not run.detects
+
+
+def test_images_that_are_not_there_are_missed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    run = write_run(tmp_path / "run", detects=True, model={"name": None})
+    make_report(monkeypatch, run)
+    assert "run: No images with boxes: " in capsys.readouterr().out
+    assert {path.stem for path in (run / "report").glob("*.png")} >= {"accuracy", "precision", "loss"}
+    make_report(monkeypatch, run, "--images", "0")
+    assert "No images" not in capsys.readouterr().out
 
 
 # -- names of people's own ---------------------------------------------------------------------------------------------

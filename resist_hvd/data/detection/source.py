@@ -100,14 +100,7 @@ def read(settings: DataSettings) -> Halves:
             "evaluated on; the test set is not used"
         )
     else:
-        test = read_lists(
-            settings.root,
-            named(settings.test),
-            train.classes,
-            ignore_exif=settings.ignore_exif,
-            may_lack_classes=True,
-            broken=broken,
-        )
+        test = read_test_lists(settings, train.classes, broken)
     train = train.without_difficult()
     if not len(train.labels):
         raise UserError(
@@ -137,16 +130,8 @@ def test_set(
     Raises:
         UserError: a file is missing or damaged.
     """
-    assert settings.root is not None  # Settings see to it
     faults: dict[str, str] | None = {} if settings.broken_files == "skip" else None
-    images = read_lists(
-        settings.root,
-        named(settings.test),
-        classes,
-        ignore_exif=settings.ignore_exif,
-        may_lack_classes=True,
-        broken=faults,
-    )
+    images = read_test_lists(settings, classes, faults)
     processes = forked_from_a_server(preload=BATCHES)
 
     def batches(shard: Shard) -> Iterator[Batch]:
@@ -155,6 +140,43 @@ def test_set(
 
     remarks = tuple(f"passed over: {fault} [{path}]" for path, fault in sorted((faults or {}).items()))
     return ExtraTest(name=settings.test, size=len(images), batches=batches), remarks
+
+
+def read_test_lists(settings: DataSettings, classes: Sequence[str], broken: dict[str, str] | None) -> AnnotatedImages:
+    """Return the images of the lists to test on, and the objects in them that are of these classes.
+
+    Args:
+        settings: they name the lists.
+        classes: of which there may be no object.
+        broken: takes up the fault of each image that is missing or damaged; without it the first is an error.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    assert settings.root is not None  # settings see to it
+    return read_lists(
+        settings.root,
+        named(settings.test),
+        classes,
+        ignore_exif=settings.ignore_exif,
+        may_lack_classes=True,
+        broken=broken,
+    )
+
+
+def tested_images(settings: DataSettings, classes: Sequence[str]) -> AnnotatedImages:
+    """Return the images that a run with these settings is evaluated on: lists to test on, or what is held out.
+
+    Args:
+        settings: the run's.
+        classes: the detector's.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if settings.validation:
+        return read(settings).test
+    return read_test_lists(settings, classes, {} if settings.broken_files == "skip" else None)
 
 
 def plain_batches(
