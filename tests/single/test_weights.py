@@ -1,6 +1,7 @@
 """Weights from a file: part by part, by name, with what does not fit refused or begun anew."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from resist_hvd.errors import UserError
-from resist_hvd.nets import Network, Part, preact_resnet, torchvision_nets
+from resist_hvd.nets import Network, Part, families, preact_resnet, torchvision_nets
 from resist_hvd.nets.architecture import Architecture
 from resist_hvd.nets.parts import shapes
 from resist_hvd.nets.subnet import SubNet
@@ -73,6 +74,40 @@ def test_a_network_as_torchvision_saves_it(tmp_path: Path) -> None:
     module = part.make()
     weights.fill(part, module)
     assert torch.equal(module.get_parameter("conv2.weight"), model.get_parameter("layer3.1.conv2.weight"))
+
+
+def resident(path: Path) -> int:
+    """Bytes of a file that this process has mapped and read."""
+    found, own = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            own = line.endswith(str(path))
+        elif own and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+def test_a_worker_reads_of_resnet_50_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "resnet50.pth"
+    with torch.random.fork_rng(devices=[]):
+        published = torchvision.models.resnet50().state_dict()
+    torch.save(published, path)
+    plain = families.chosen(
+        ModelSettings(name="torchvision/resnet50"), channels=3, image_size=224, classes=20, anchors=5
+    )
+    network = begun_with(plain, path)
+    subnet = SubNet(network, [2], device=torch.device("cpu"))
+    subnet.initialise(1, (1, 4))
+    held = 0
+    for part, module in subnet.held((1, 4)):
+        for name, parameter in module.named_parameters():
+            if not part.prefixed(name).startswith("detector"):
+                assert torch.equal(parameter, published[part.prefixed(name)]), name
+                held += parameter.nbytes
+    assert len(network.blocks) == 5
+    three_blocks = 3 * sum(p.numel() * p.element_size() for p in network.blocks[0].make().parameters())
+    assert held < path.stat().st_size - three_blocks
+    assert held <= resident(path) < held + three_blocks / 4
 
 
 def test_a_head_of_other_classes_and_a_stem_of_other_channels_begin_anew(tmp_path: Path) -> None:
