@@ -11,6 +11,7 @@ from typing import Any
 from resist_hvd.records import StartRecord
 from resist_hvd.reproduction.experiment import Case, Layer
 from resist_hvd.reproduction.outcome import Outcome
+from resist_hvd.settings.data import FACTS
 from resist_hvd.settings.group import settings_of
 from resist_hvd.settings.model import SECTIONS
 from resist_hvd.settings.reading import merged, read_recipe
@@ -21,6 +22,7 @@ COMPARED = {
     "network": "sections",
     "model.width_factor": "width of all layers",
     "data": "images",
+    "train_images": "training images",
     "data.image_size": "pixels a side",
     "data.batch_size": "images in a worker's batch",
     "epochs": "epochs, summed over workers",
@@ -34,8 +36,9 @@ COMPARED = {
 }
 """Settings that make a result, and what they are called."""
 
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
-USUAL = {"data.image_size": {"imagenet": 224}}
+NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet", "voc": "Pascal VOC"}
+OF_IMAGES = ("train_images", "data.image_size")
+"""What may be known only once a run has read its images."""
 
 
 def differences(outcome: Outcome) -> list[str]:
@@ -43,7 +46,7 @@ def differences(outcome: Outcome) -> list[str]:
     experiment, settings = outcome.experiment, outcome.settings
     ours = next((case for case in experiment.cases(settings) if not case.lacking), None)
     papers = next((case for case in experiment.cases(replace(settings, budget="paper")) if not case.lacking), None)
-    found = list(_settings(ours, papers, _precision(outcome))) if ours and papers else []
+    found = list(_settings(ours, papers, _of_runs(outcome))) if ours and papers else []
     seeds = settings.seeds_taken
     if seeds < 3:
         found.append(f"{counted(seeds, 'seed')}; the paper's numbers are means of three")
@@ -51,10 +54,13 @@ def differences(outcome: Outcome) -> list[str]:
     return [f"{sentence}." for sentence in found] + list(experiment.notes)
 
 
-def _precision(outcome: Outcome) -> Layer:
-    """Return the precision that auto came to in the runs, as a setting; nothing where there is none."""
+def _of_runs(outcome: Outcome) -> Layer:
+    """Return the precision that auto came to in the runs, and how many images they had, as settings."""
     taken = sorted({str(record.config["precision"]) for record in outcome.records if "precision" in record.config})
-    return {"precision": " and ".join(taken)} if taken else {}
+    found: dict[str, Any] = {"precision": " and ".join(taken)} if taken else {}
+    ended = [record.evaluations[-1] for record in outcome.records if record.evaluations]
+    counts = sorted({round(line.samples / line.epoch) for line in ended if line.epoch})
+    return found | ({"train_images": " and ".join(f"{count:,}" for count in counts)} if counts else {})
 
 
 def _settings(ours: Case, papers: Case, found: Layer) -> Iterator[str]:
@@ -62,7 +68,8 @@ def _settings(ours: Case, papers: Case, found: Layer) -> Iterator[str]:
     one = {**_resolved(ours.settings), **found}
     other = {**_resolved(papers.settings), "precision": "fp32"}  # a V100 knows no bfloat16
     for name, words in COMPARED.items():
-        if one.get(name) != other.get(name):
+        known = name not in OF_IMAGES or (one.get(name) and other.get(name))
+        if known and one.get(name) != other.get(name):
             yield f"{words}: {_shown(one.get(name))}; the paper: {_shown(other.get(name))}"
 
 
@@ -78,7 +85,9 @@ def _resolved(layer: Layer) -> dict[str, Any]:
         known["model.width_factor"] = values.get("model.options.width", 64) / 64
     data = values.get("data.name", "digits")
     known["data"] = f"the folder {Path(values['data.root']).name}" if data == "folder" else NAMES.get(data, data)
-    known["data.image_size"] = known["data.image_size"] or USUAL["data.image_size"].get(data)
+    if (facts := FACTS.get(data)) is not None:
+        known["data.image_size"] = known["data.image_size"] or facts.size
+        known["train_images"] = f"{facts.train:,}"
     return known
 
 

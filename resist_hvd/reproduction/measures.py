@@ -97,7 +97,7 @@ def gigabytes(value: float) -> str:
 
 ACCURACY = Measure(name="accuracy, %", read=accuracy, show=percent, noise=NOISE_OF_A_SEED)
 TEST_LOSS = Measure(
-    name="test loss", read=least_test_loss, show=lambda value: f"{value:.3f}", noise=0.05, relative=True
+    name="least test loss", read=least_test_loss, show=lambda value: f"{value:.3f}", noise=0.05, relative=True
 )
 PRECISION = Measure(name="mAP, %", read=precision, show=percent, noise=3.0, own=True)
 SECONDS = Measure(name="training", read=seconds, show=duration, noise=NOISE_OF_TIME, relative=True)

@@ -396,6 +396,15 @@ def test_what_differs_from_the_paper_is_told_from_settings(tmp_path: Path) -> No
     assert in_paper == []
 
 
+def test_how_many_images_were_trained_on_is_told_from_runs(tmp_path: Path) -> None:
+    """500 samples are half an epoch in a stand-in's file."""
+    settings = asked(tmp_path)
+    run_all(planned(named("table6"), settings)[:1], StandIn())
+    said = differences(outcome_of(named("table6"), settings))
+    assert "training images: 1,000; the paper: 16,551." in said
+    assert "pixels a side: 256; the paper: 448." in said
+
+
 def test_volume_in_the_paper_s_convention_counts_what_each_worker_holds(tmp_path: Path) -> None:
     """8 blocks of 24 and a trunk of 8 numbers; 4 workers hold 3 each."""
     folder = write_run(tmp_path / "run")
