@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,15 @@ def whole_numbers(*axes: Any) -> None:
         axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
+def font_file() -> str | None:
+    """Return the place of DejaVu Sans, which matplotlib brings along; None without matplotlib."""
+    try:
+        from matplotlib import get_data_path
+    except ImportError:
+        return None
+    return f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+
+
 def pyplot(theme: Theme) -> Any:
     """Return matplotlib's pyplot, with no window and in a theme's colours.
 
@@ -67,6 +77,8 @@ def pyplot(theme: Theme) -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    # A letter that the font lacks is drawn as a box; who reads the page sees it, and can do nothing about it.
+    warnings.filterwarnings("ignore", message="Glyph .* missing")
     plt.rcdefaults()
     plt.rcParams.update(
         {

@@ -101,7 +101,8 @@ def boxes(examples: Sequence[Example], classes: Sequence[str], theme: Theme) -> 
     for axes in panels.flat:
         axes.set_axis_off()
     for axes, example in zip(panels.flat, examples, strict=False):
-        axes.imshow(example.pixels)
+        height, width = example.pixels.shape[:2]
+        axes.imshow(example.pixels, extent=(0, width, height, 0))  # edges are counted from the first pixel's
         axes.set_title(drawing.literal(printable(example.name)), fontsize=9, weight="normal")
         for box in example.there.boxes.tolist():
             corner, width, height = _placed(box)

@@ -35,7 +35,7 @@ def figures(runs: list[RunRecord], link: Link | None = None) -> list[Figure]:
     made = []
     if drawn := curves(runs, link):
         made.append(_of_accuracy(runs, drawn, link))
-    if any(run.detects for run in runs):
+    if any(detectors.precisions_of(run) for run in runs):
         made.append(detectors.of_precision(runs))
     if any(run.rounds for run in runs):
         made.append(
@@ -75,7 +75,7 @@ def _of_accuracy(runs: list[RunRecord], drawn: list[Curve], link: Link | None) -
     name = figure_name(runs)
     return Figure(
         "accuracy",
-        "Accuracy" if name == "accuracy" else f"Accuracy, by {name}",
+        "Mean average precision" if name == "mAP" else name.capitalize().replace("map", "mAP"),
         "Of the global network, on the test set or the images held out by --data.validation, against rounds, seconds "
         "of training, and payload sent by all workers together."
         + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")

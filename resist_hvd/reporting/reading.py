@@ -111,9 +111,9 @@ def read_runs(folders: list[Path]) -> list[RunRecord]:
 
 
 def figure_name(runs: list[RunRecord]) -> str:
-    """Return what the networks of some runs are judged by, in words; "accuracy" where they differ, or are not."""
-    names = {line.figure_name for run in runs for line in run.evaluations}
-    return names.pop() if len(names) == 1 else "accuracy"
+    """Return what the networks of some runs are judged by, in words: "accuracy", "mAP", or "accuracy or mAP"."""
+    names = sorted({line.figure_name for run in runs for line in run.evaluations})
+    return " or ".join(names) or "accuracy"
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -218,6 +218,19 @@ class DataSettings(Group):
                 "give at least that"
             )
 
+        if self.name == "voc":
+            self._refuse_lists_without_names()
+
+    def _refuse_lists_without_names(self) -> None:
+        """Refuse lists, or classes, in which there is no name; and a class that is there twice."""
+        for setting in ("sets", "test", "classes"):
+            text = getattr(self, setting)
+            if text is not None and not named(text):
+                raise ValueError(f"--data.{setting} is {text!r}, which names nothing; give names, commas between them")
+        classes = named(self.classes or "")
+        if twice := [name for name in classes if classes.count(name) > 1]:
+            raise ValueError(f"--data.classes has {twice[0]!r} twice; give each class once")
+
     def _refuse_what_does_nothing(self) -> None:
         """Refuse a setting that is not its default, and that this data set has no use for."""
         for setting in fields(self):
@@ -262,6 +275,11 @@ class DataSettings(Group):
     def resize_before_test(self) -> int:
         """Pixels that the shorter side of a test image is scaled to."""
         return self.test_resize or round(self.size * 8 / 7)
+
+
+def named(text: str) -> list[str]:
+    """Return the names in a text with commas between them."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def own_cores() -> int:

@@ -19,16 +19,13 @@ from resist_hvd.errors import UserError
 from resist_hvd.records import RECALLS
 from resist_hvd.tasks.base import Figures, Mean
 from resist_hvd.tasks.objects import Objects, unpacked
-from resist_hvd.tasks.yolo import Detections
+from resist_hvd.tasks.yolo import MOST, Detections
 
 RIGHT = 0.5
 """The IoU with an object from which on a detection is right."""
 
 STEPS = 1000
 """Steps of recall from 0 to 1 at which precision is read: a tenth of them are VOC 2007's eleven, all make the area."""
-
-MOST = 100
-"""Detections of an image that count, as COCO has it."""
 
 
 class Wanted(NamedTuple):

@@ -26,6 +26,7 @@ def task_of(
     image_size: int,
     object_sizes: NDArray[np.float32] | None,
     device: torch.device,
+    anchors: Sequence[Sequence[float]] | None = None,
 ) -> Task:
     """Return the task of a run.
 
@@ -37,6 +38,8 @@ def task_of(
         image_size: height and width of an image in pixels.
         object_sizes: of detection, the width and height of each object to train on, as shares of its image's.
         device: where losses are computed.
+        anchors: of detection, those that it began with, widths and heights as shares of an image's; by default what its
+            settings ask for.
 
     Raises:
         UserError: objects have too few sizes to find anchors among; or what detection needs is not installed.
@@ -48,7 +51,7 @@ def task_of(
 
     weights = {each: getattr(settings, each) for each in ("empty", "objectness", "coordinates", "classes", "right")}
     task = Detection(
-        anchors_of(settings, object_sizes, image_size),
+        anchors_of(settings, object_sizes, image_size) if anchors is None else torch.tensor(anchors),
         classes,
         Weights(**weights),
         pull=settings.pull,

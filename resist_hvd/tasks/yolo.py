@@ -26,6 +26,10 @@ VOC_ANCHORS = (
 """Widths and heights in cells of 32 pixels, as they were found for Pascal VOC (`yolov2-voc.cfg`)."""
 
 
+MOST = 1000
+"""The surest detections of an image that count. The development kit counts all; more than these nobody has objects
+for, and their number would be a matter of the score at which noise is cut off."""
+
 LEAST_SCORE = 0.005
 """The least score of a detection, where detectors are judged by mean average precision; darknet's."""
 
@@ -203,7 +207,7 @@ def loss(
 
 
 def detections(
-    said: Predictions, *, least_score: float = LEAST_SCORE, most_overlap: float = 0.45, most: int = 100
+    said: Predictions, *, least_score: float = LEAST_SCORE, most_overlap: float = 0.45, most: int = MOST
 ) -> list[Detections]:
     """Return what was found in each image.
 

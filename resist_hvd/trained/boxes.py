@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,7 +42,14 @@ class FoundObjects(Answers):
     def line(self, path: Path, outputs: Tensor) -> str:
         """Return classes, scores and places of objects; draw them where that is asked for."""
         (found,) = self._task.detections(outputs, least_score=self._settings.least_score)
-        picture = Image.fromarray(read_trusted(os.fsencode(path), None))
+        try:
+            picture = Image.fromarray(read_trusted(os.fsencode(path), None))
+        except ValueError as fault:
+            raise UserError(
+                f"The image file {fault}, although it was read before",
+                where=str(path),
+                mend="Give a file that stays: a pipe can be read once.",
+            ) from None
         width, height = picture.size
         found = found._replace(boxes=found.boxes * torch.tensor([width, height, width, height]))
         if self._settings.draw is not None:
@@ -64,11 +72,27 @@ class FoundObjects(Answers):
         self._drawn.add(name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{name}.png")
+            with (folder / f"{name}.png").open("xb") as file:
+                picture.save(file, "PNG")
+        except FileExistsError:
+            raise UserError(
+                "A file of the picture's name is there, perhaps an image itself: it stays as it is",
+                where=str(folder / f"{name}.png"),
+                mend="Give a new folder as --draw.",
+            ) from None
         except OSError as error:
             raise UserError(
                 f"Cannot write the picture: {error.strerror}", where=str(folder), mend="Give another folder as --draw."
             ) from None
+
+
+def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return a font of letters so many pixels high: DejaVu, which has those of most languages, where it is found."""
+    for name in ("DejaVuSans.ttf", drawing.font_file()):
+        if name is not None:
+            with suppress(OSError):
+                return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
 
 
 def drawn(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Image.Image:
@@ -81,7 +105,7 @@ def drawn(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Im
     """
     larger = max(1, -(-SMALLEST // max(picture.size)))
     picture = picture.resize((picture.width * larger, picture.height * larger), Image.Resampling.NEAREST)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(picture.size) / 45)
+    draw, font = ImageDraw.Draw(picture), font_of(max(picture.size) / 45)
     for box, score, label in zip(*(values.tolist() for values in found), strict=True):
         left, top, right, bottom = (edge * larger for edge in box)
         colour, text = drawing.colour(label), f"{classes[label]} {score:.2f}"

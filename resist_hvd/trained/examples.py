@@ -37,9 +37,9 @@ def examples(folder: Path, count: int) -> tuple[list[Example], tuple[str, ...]]:
         path = images.paths[image]
         try:
             outputs = outputs_of(trained, [trained.preprocess.read(path)], torch.device("cpu"))
-        except UserError:
+            pixels, objects = images.example(image)
+        except (UserError, ValueError):  # no image, or one of a format that training does not read
             continue
-        pixels, objects = images.example(image)
         (said,) = trained.task.detections(outputs, least_score=PredictSettings.least_score)
         plain = ~objects["difficult"]
         width, height = pixels.shape[2], pixels.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -53,6 +54,16 @@ def modern(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "network": network, "scales": scales}
 
 
+def are_pairs(value: Any) -> bool:
+    """Return whether something read is a list of widths and heights."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(each, list) and len(each) == 2 for each in value)
+        and all(type(side) in (int, float) and 0 < side < math.inf for each in value for side in each)
+    )
+
+
 def strange_in(manifest: dict[str, Any]) -> str:
     """Return what of a manifest this version cannot go on from, empty where it understands all of it.
 
@@ -64,7 +75,8 @@ def strange_in(manifest: dict[str, Any]) -> str:
     if unknown := sorted(set(progress) - set(known)):
         return f"its progress has {unknown[0]}, which this one does not know"
     for name, value in progress.items():
-        if not (type(value) in (int, float) or (value is None and known[name] is None)):
+        sound = are_pairs(value) if name == "anchors" else type(value) in (int, float)
+        if not (sound or (value is None and known[name] is None)):
             return f"its progress has {name} {value!r}"
     workers = manifest["workers"]
     samples = progress["samples"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import OWN
@@ -24,8 +25,10 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
     model_was, model_now = was["network"], now["network"]
     differing = {name: (model_was.get(name), model_now.get(name)) for name in {**model_now, **model_was}}
     differing |= {name: (was[name], now[name]) for name in ("method", "data")}
-    differences = [f"{name} {old}, not {new}" for name, (old, new) in differing.items() if old != new]
-    if differences:
+    differing = {name: pair for name, pair in differing.items() if pair[0] != pair[1]}
+    if set(differing) <= {"classes"}:
+        refuse_other_classes(was["classes"], now["classes"], checkpoint)
+    if differences := [f"{name} {old}, not {new}" for name, (old, new) in differing.items()]:
         kind = "model" if model_was != model_now else "method" if was["method"] != now["method"] else "data set"
         raise UserError(
             f"The checkpoint is of another {kind} than the settings ask for: it has {'; '.join(differences)}",
@@ -33,14 +36,6 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
             mend=f"Leave out what differs: --resume --output {run.folder} goes on with the run's own settings. Or give "
             "another --output.",
         )
-    # As many as the networks have, which are alike.
-    for number, (old, new) in enumerate(zip(was["classes"], now["classes"], strict=True)):
-        if old != new:
-            raise UserError(
-                f"The checkpoint is of other classes than the data have: class {number} is {old!r}, not {new!r}",
-                where=str(checkpoint.folder),
-                mend="Resume on the data it was trained on, or give another --output.",
-            )
     members, workers = was["workers"], run.world.size
     if run.method.members_apart and members != workers:
         raise UserError(
@@ -49,6 +44,23 @@ def refuse_other(checkpoint: Checkpoint, run: Run) -> None:
             where=str(checkpoint.folder),
             mend=f"Resume on {counted(members, 'worker')}, or give another --output.",
         )
+
+
+def refuse_other_classes(was: Sequence[str], now: Sequence[str], checkpoint: Checkpoint) -> None:
+    """Check that data have the classes, in their order, that a checkpoint's network tells apart.
+
+    Raises:
+        UserError: they have others, more or fewer.
+    """
+    for number, (old, new) in enumerate(zip_longest(was, now)):
+        if old != new:
+            there, here = ("not there" if name is None else repr(name) for name in (old, new))
+            raise UserError(
+                f"The checkpoint is of other classes than the data have: class {number} is {there}, and {here} in the "
+                f"data; it has {len(was)}, the data have {len(now)}",
+                where=str(checkpoint.folder),
+                mend="Resume on the data it was trained on, or give another --output.",
+            )
 
 
 def load(checkpoint: Checkpoint, run: Run) -> str:

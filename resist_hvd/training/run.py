@@ -31,7 +31,8 @@ class Progress:
     """Progress of a run; a checkpoint's manifest holds it.
 
     Seconds are of training alone, the mean over workers; bytes are payload sent, summed over workers. `overlap` is what
-    `--overlap auto` has chosen, None before that. `accuracy` is a detector's mean average precision.
+    `--overlap auto` has chosen, None before that. `accuracy` is a detector's mean average precision; `anchors` are what
+    it began with, widths and heights as shares of an image's.
     """
 
     round: int = 0
@@ -46,6 +47,7 @@ class Progress:
     best_accuracy: float | None = None
     evaluated_round: int = -1
     overlap: int | None = None
+    anchors: list[list[float]] | None = None
 
 
 @dataclass(kw_only=True)
@@ -89,16 +91,20 @@ class Run(Training):
     @cached_property
     def task(self) -> Task:
         """The task that the network learns."""
-        settings, source = self.settings, self.source
-        return task_of(
+        settings, source, progress = self.settings, self.source, self.progress
+        task = task_of(
             settings.task_name,
             settings.task,
             label_smoothing=settings.optim.label_smoothing,
             classes=source.spec.classes,
             image_size=source.spec.image_size,
             object_sizes=source.object_sizes,
+            # A head that was trained by some anchors is of no use with those of boxes that have changed since.
+            anchors=progress.anchors if settings.task.anchors == "auto" else None,
             device=self.world.device,
         )
+        progress.anchors = task.description().get("anchors")
+        return task
 
     @cached_property
     def memory(self) -> TrainingMemory:

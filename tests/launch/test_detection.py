@@ -1,6 +1,8 @@
 """Detection from images to boxes: trained, resumed, evaluated, predicted, as a user does it."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,20 @@ def test_it_is_resumed_in_the_middle_of_an_epoch_to_the_bit(flags: list[str], ru
     assert summary["accuracy"] is None
 
 
+def test_a_head_keeps_the_anchors_it_began_with(flags: list[str], squares: Path, tmp_path: Path) -> None:
+    """Boxes that were put right since would have other ones."""
+    copy = shutil.copytree(squares, tmp_path / "squares")
+    folder = tmp_path / "run"
+    first = runs.run(*flags, f"--data.root={copy}", "--max_rounds=2", "--output", folder)
+    assert first.status == 0, first
+    before = json.loads((folder / "model.json").read_text())["anchors"]
+    for path in (copy / "VOC2007/Annotations").glob("trainval0*.xml"):
+        path.write_text(re.sub(r"<(.max)>\d+", r"<\1>64", path.read_text()))
+    second = runs.run("--resume", "--max_rounds=3", "--output", folder)
+    assert second.status == 0, second
+    assert json.loads((folder / "model.json").read_text())["anchors"] == before
+
+
 @pytest.mark.parametrize("method", ["local-sgd", "data-parallel", "ensemble"])
 def test_every_other_method_trains_a_detector(method: str, flags: list[str], squares: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -103,6 +119,39 @@ def test_boxes_are_told_and_drawn(run: Path, squares: Path, tmp_path: Path) -> N
         assert found["class"] in ("red", "blue")
     with Image.open(tmp_path / "drawn/test000.png") as drawn:
         assert drawn.size == (640, 640)
+    # Nothing is written over: it might be an image itself.
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    Image.open(image).save(inputs / "a.png")
+    kept = (inputs / "a.png").read_bytes()
+    ended = runs.run(
+        run,
+        inputs,
+        f"--draw={inputs}",
+        ranks=1,
+        launcher="none",
+        program=[runs.PYTHON, "-m", "resist_hvd.predict"],
+    )
+    assert ended.status == 2, ended
+    assert str(inputs / "a.png") in ended.mistake
+    assert (inputs / "a.png").read_bytes() == kept
+
+
+def test_files_that_evaluation_passes_over_are_told(run: Path, squares: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(squares, tmp_path / "squares")
+    lost = copy / "VOC2007/Annotations/test001.xml"
+    lost.unlink()
+    (cut := copy / "VOC2007/JPEGImages/test002.jpg").write_bytes(b"no image")
+    ended = runs.run(
+        run,
+        f"--data.root={copy}",
+        "--data.broken_files=skip",
+        f"--json={tmp_path / 'found.json'}",
+        program=[runs.PYTHON, "-m", "resist_hvd.evaluate"],
+    )
+    assert ended.status == 0, ended
+    assert "on 6 images, 2 passed over" in ended.stdout
+    assert set(json.loads((tmp_path / "found.json").read_text())["broken_files"]) == {str(lost), str(cut)}
 
 
 def test_a_report_shows_images_with_boxes(run: Path, squares: Path, tmp_path: Path) -> None:

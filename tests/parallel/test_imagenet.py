@@ -129,7 +129,7 @@ def test_other_classes_of_the_same_number_are_refused(root: Path, world: World, 
     world.barrier()
     settings = replace(settings, data=replace(settings.data, root=folder / "other"), resume=True)
     with open_source(settings, world) as source:
-        pattern = r"other classes than the data have: class 3 is 'n00000003', not 'n00000004'.*Resume on the data"
+        pattern = r"other classes than the data have: class 3 is 'n00000003', and 'n00000004' in.*Resume on the data"
         with pytest.raises(UserError, match=pattern) as caught:
             run_of(settings, world, source)
     assert caught.value.everywhere

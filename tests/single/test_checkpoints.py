@@ -69,6 +69,7 @@ def remove(name: str) -> Callable[[dict[str, Any]], object]:
 FOREIGN = {
     "an unknown field": lambda manifest: manifest["progress"].update(epoch=1),
     "a field of another type": lambda manifest: manifest["progress"].update(round="1"),
+    "anchors that are no pairs": lambda manifest: manifest["progress"].update(anchors=[[0.5, 0.5], [0.5]]),
     "no position": lambda manifest: manifest["progress"].pop("samples"),
     "progress that is no object": lambda manifest: manifest.update(progress=[1]),
     "a position before the first image": lambda manifest: manifest["progress"].update(samples=-8),

@@ -15,7 +15,10 @@ from torchvision import tv_tensors
 
 from resist_hvd import data
 from resist_hvd.data import DataSource, Shard
+from resist_hvd.data.broken import BrokenFiles
 from resist_hvd.data.detection.batches import DetectionPlan, augmented, row_of, stretched
+from resist_hvd.data.detection.source import read
+from resist_hvd.data.detection.source import test_set as opened_test_set
 from resist_hvd.data.files.loader import MEAN, STD
 from resist_hvd.data.order import EpochOrder
 from resist_hvd.errors import UserError
@@ -164,6 +167,42 @@ def test_images_may_be_held_out(root: Path) -> None:
         assert (loaded.spec.train_size, loaded.spec.test_size) == (18, 6)
     with pytest.raises(UserError, match="holds out 0 of 24 training images"):
         source(root, validation=0.01)
+
+
+def test_one_broken_file_more_moves_no_image_from_one_side_to_the_other(tmp_path: Path) -> None:
+    root = make_squares(tmp_path, train=24, test=2)
+    settings = DataSettings(name="voc", root=root, validation=0.25, broken_files="skip")
+    before = read(settings)
+    for number in (0, 7, 13):
+        (root / f"VOC2007/Annotations/trainval{number:03d}.xml").unlink()
+    after = read(settings)
+    assert len(after.train) + len(after.test) == 21
+    assert set(after.train.paths) < set(before.train.paths)
+    assert set(after.test.paths) <= set(before.test.paths)
+
+
+def test_what_is_left_out_of_a_test_set_is_told(root: Path, tmp_path: Path) -> None:
+    copy = make_squares(tmp_path, train=2, test=4)
+    (copy / "VOC2007/Annotations/test001.xml").unlink()
+    broken = BrokenFiles(stop=False)
+    settings = DataSettings(name="voc", root=copy, broken_files="skip", image_size=32)
+    test, remarks = opened_test_set(settings, ("Red", "blue"), device=torch.device("cpu"), broken=broken)
+    assert test.size == 4
+    assert remarks[0] == "3 objects to find"
+    assert remarks[1] == "objects of 1 other class are left out: red"
+    (path,) = broken.found
+    assert path.endswith("test001.xml")
+
+
+def test_names_that_are_none_are_refused() -> None:
+    for changes, seen in (
+        ({"sets": ","}, "--data.sets is ',', which names nothing"),
+        ({"test": " "}, "--data.test is ' ', which names nothing"),
+        ({"classes": ""}, "--data.classes is '', which names nothing"),
+        ({"classes": "red, blue,red"}, "--data.classes has 'red' twice"),
+    ):
+        with pytest.raises(ValueError, match=seen):
+            DataSettings(name="voc", root=Path("x"), **changes)
 
 
 def test_broken_files_end_a_run_or_are_passed_over(tmp_path: Path) -> None:

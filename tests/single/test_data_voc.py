@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torchvision.transforms import v2
 
 from resist_hvd.data.detection.annotated import AnnotatedImages
@@ -79,6 +80,10 @@ def test_parts_are_no_objects_and_difficult_may_be_missing() -> None:
     assert not parse_annotation(text.replace("<difficult>1</difficult>", "").encode()).difficult.any()
 
 
+def test_a_name_is_one_line() -> None:
+    assert parse_annotation(annotation(40, 20, thing(" big\n\tdog ", 1, 1, 9, 9)).encode()).names == ("big dog",)
+
+
 def test_an_image_may_have_no_object() -> None:
     found = parse_annotation(annotation(40, 20).encode())
     assert (found.names, found.boxes.shape, found.difficult.shape) == ((), (0, 4), (0,))
@@ -96,6 +101,8 @@ DAMAGED = {
     annotation(40, 20, "<object><name>dog</name></object>"): "of object 1, bndbox/xmin is None",
     annotation(40, 20, thing("dog", 20, 1, 10, 9)): "of object 1, the box 20, 1, 10, 9 has no pixel of 40 x 20",
     annotation(40, 20, thing("dog", 50, 1, 60, 9)): "of object 1, the box 50, 1, 60, 9 has no pixel of 40 x 20",
+    annotation(40, 20, thing("dog", 10.5, 1, 9.50000001, 9)): "of object 1, the box 10.5, 1, 9.5, 9 has no pixel",
+    annotation(40, 20, thing("dog", 0.1, 0.2, 0.5, 1)): "of object 1, the box 0.1, 0.2, 0.5, 1 is in shares",
     annotation(40, 20, thing("dog", 1, 1, 9, 9, difficult="x")): "of object 1, difficult is 'x', which is no number",
     ENTITIES: "it declares a document type, lol",
     '<!DOCTYPE a SYSTEM "file:///etc/hostname"><annotation/>': "it declares a document type, a",
@@ -185,6 +192,24 @@ def test_images_that_are_too_large_are_named(devkit: Devkit, monkeypatch: pytest
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 7)
     seen = "The image has 50 x 25 pixels, more than the 1,249 that are read"
     check_error(devkit, seen, devkit.image("2012", "2008_000002"), "smaller", lists=("2012-trainval",))
+
+
+def test_no_pixel_is_decoded_before_it_is_needed(devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = devkit.image("2007", "000001")
+    with Image.open(plain) as image:
+        image.save(plain.with_suffix(".png"))
+    plain.unlink()
+    decoded: list[object] = []
+    monkeypatch.setattr(PngImageFile, "load_prepare", decoded.append)
+    assert read(devkit).paths[0].suffix == ".png"
+    assert not decoded
+
+
+def test_an_image_of_a_format_that_training_does_not_read_is_named_at_once(devkit: Devkit) -> None:
+    path = devkit.image("2007", "000002")
+    with Image.open(path) as image:
+        image.save(path, "TGA")
+    check_error(devkit, "The image cannot be read (it is no image, or one of an unknown format)", path, "Unpack")
 
 
 @pytest.mark.parametrize("ending", [".png", ".JPG", ".jpeg", ".bmp"])
@@ -280,7 +305,7 @@ def test_what_is_missing_is_named(devkit: Devkit, tmp_path: Path) -> None:
     path.unlink()
     check_error(devkit, "The image cannot be read (No such file or directory)", path, "Unpack its archive")
     path.write_bytes(b"no image")
-    check_error(devkit, "The image cannot be read (it is no image)", path, "Unpack its archive")
+    check_error(devkit, "The image cannot be read (it is no image, or one of", path, "Unpack its archive")
     file = io.BytesIO()
     Image.new("RGB", (21, 40)).save(file, "JPEG")
     path.write_bytes(file.getvalue())
@@ -304,6 +329,8 @@ def test_lists_that_are_wrong_are_named(devkit: Devkit, tmp_path: Path) -> None:
     check_error(empty, "There is no such folder", empty.root, "VOCdevkit")
     empty.root.mkdir(parents=True)
     check_error(empty, "There is no folder VOC2007 or VOC2012", empty.root, "VOCdevkit")
+    with pytest.raises(UserError, match="The list 'trainval' has no year"):
+        read(empty, ("trainval",))
 
 
 # Images with their objects

@@ -101,6 +101,14 @@ def test_nothing_found_and_nothing_to_find() -> None:
     assert judged([found((A, 0.5, 0))], [wanted()])["mean_average_precision"] == 0
 
 
+def test_every_object_of_a_crowded_image_counts() -> None:
+    side = 20
+    boxes = [(x / side, y / side, (x + 1) / side, (y + 1) / side) for x in range(side) for y in range(side)]
+    asked = packed(torch.tensor(boxes), torch.zeros(len(boxes)), torch.zeros(len(boxes)), most=len(boxes))
+    figures = judged([found(*((box, 0.9 - 0.001 * n, 0) for n, box in enumerate(boxes)))], [asked])
+    assert figures["mean_average_precision"] == pytest.approx(100)
+
+
 def area_and_eleven(images: Sequence[Detections], targets: Sequence[Tensor], label: int) -> tuple[float, float]:
     """Average precision of a class as the development kit's own evaluation computes it."""
     objects = unpacked(torch.stack(list(targets)))

@@ -8,14 +8,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
 from resist_hvd import drawing, report
 from resist_hvd.errors import UserError
-from resist_hvd.reporting import results
+from resist_hvd.reporting import detectors, results
 from resist_hvd.reporting.curves import Link, curves, group
 from resist_hvd.reporting.figures import figures, mosaic, running_mean
 from resist_hvd.reporting.page import Drawn, page
@@ -23,6 +25,9 @@ from resist_hvd.reporting.panels import Figure
 from resist_hvd.reporting.paper import papers_row
 from resist_hvd.reporting.phases import PHASES, seconds_of_ranks
 from resist_hvd.reporting.reading import RunRecord, read_run, read_runs
+from resist_hvd.tasks.detection import Example
+from resist_hvd.tasks.precision import Wanted
+from resist_hvd.tasks.yolo import Detections
 
 from .report_runs import write_run
 
@@ -364,8 +369,32 @@ def test_a_detector_has_precision_against_recall(tmp_path: Path) -> None:
     assert [list(values) for values in means] == [[1.0] * 11 + [0.5] * 10] * 2
     assert [label.get_text() for label in right.get_yticklabels()] == [r"\$dog", "<pig>"]
     assert [bar.get_width() for bar in right.patches] == [pytest.approx(width) for width in (600 / 11, 100)] * 2
+    assert made["accuracy"].title == "Mean average precision"
     assert made["accuracy"].draw(drawing.LIGHT).axes[0].get_ylabel() == "mAP, %"
     assert results.columns(runs)[results.COLUMNS.index("accuracy")] == "mAP"
+
+
+@pytest.mark.parametrize("last", [{}, None])
+def test_a_last_evaluation_may_have_no_precisions(last: Any, tmp_path: Path) -> None:
+    """Of a test set without objects there are none; and an older version's line has none."""
+    pytest.importorskip("matplotlib")
+    folder = write_run(tmp_path / "run", detects=True)
+    rewrite(folder / "eval.jsonl", lambda line: {**line, "precisions": last if line["round"] == 8 else {}})
+    for figure in figures([read_run(folder)]):
+        assert figure.name != "precision"
+        figure.draw(drawing.LIGHT)
+
+
+def test_boxes_are_drawn_where_their_pixels_are() -> None:
+    pytest.importorskip("matplotlib")
+    box = [2.0, 1.0, 5.0, 3.0]
+    wanted = Wanted(torch.tensor([box]), torch.tensor([0]))
+    found = Detections(torch.tensor([box]), torch.tensor([0.5]), torch.tensor([0]))
+    example = Example(name="a", pixels=np.zeros((8, 10, 3), np.uint8), there=wanted, found=found)
+    axes = detectors.boxes([example], ["$dog"], drawing.LIGHT).axes[0]
+    assert axes.images[0].get_extent() == [0, 10, 8, 0]
+    assert [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in axes.patches] == [(2, 1, 3, 2)] * 2
+    assert [text.get_text() for text in axes.texts] == ["0.50"]
 
 
 def test_a_classifier_has_none(tmp_path: Path) -> None:

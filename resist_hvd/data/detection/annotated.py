@@ -34,6 +34,9 @@ class AnnotatedImages:
         labels: int64 [objects], places in the list of classes.
         difficult: bool [objects].
         ends: int64 [images], where each image's objects end.
+        places: int64 [images], each image's place in the lists, where those that were passed over count as well.
+        listed: images in the lists.
+        others: the classes of objects that are left out.
     """
 
     folder: Path
@@ -44,6 +47,9 @@ class AnnotatedImages:
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_]
     ends: NDArray[np.int64]
+    places: NDArray[np.int64]
+    listed: int
+    others: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -108,6 +114,7 @@ class AnnotatedImages:
             labels=self.labels[kept],
             difficult=self.difficult[kept],
             ends=np.cumsum(self.counts[chosen]),
+            places=self.places[chosen],
         )
 
     def digest(self) -> str:

@@ -96,7 +96,7 @@ def parse_annotation(content: bytes) -> Annotation:
     # Parts of persons have names and boxes too, but deeper down.
     for number, element in enumerate(tree.findall("object"), 1):
         try:
-            name = (element.findtext("name") or "").strip()
+            name = " ".join((element.findtext("name") or "").split())
             if not name:
                 raise ValueError("it has no name")
             if _UNREADABLE in name:
@@ -159,7 +159,11 @@ def _number(element: ElementTree.Element, path: str) -> float:
 def _edges(box: Sequence[float], width: int, height: int) -> list[float]:
     """Return a box's edges counted from 0, cut off at the image's: a few published boxes reach a pixel too far."""
     left, top, right, bottom = box
+    if max(right, bottom) <= 1 and min(width, height) > 1 and (right % 1 or bottom % 1):
+        raise ValueError(
+            f"the box {left:g}, {top:g}, {right:g}, {bottom:g} is in shares of the image: write it in pixels, from 1"
+        )
     edges = [max(0.0, left - 1), max(0.0, top - 1), min(float(width), right), min(float(height), bottom)]
-    if edges[2] <= edges[0] or edges[3] <= edges[1]:
+    if np.float32(edges[2]) <= np.float32(edges[0]) or np.float32(edges[3]) <= np.float32(edges[1]):
         raise ValueError(f"the box {left:g}, {top:g}, {right:g}, {bottom:g} has no pixel of {width} x {height}")
     return edges

@@ -24,7 +24,7 @@ from resist_hvd.data.side_stream import SideStream, made_beside
 from resist_hvd.data.source import Batch, DataSource, DataSpec, ExtraTest, Shard, check_one_batch
 from resist_hvd.data.tree import Share
 from resist_hvd.errors import UserError
-from resist_hvd.settings.data import DataSettings
+from resist_hvd.settings.data import DataSettings, named
 from resist_hvd.units import counted
 
 BATCHES = "resist_hvd.data.detection.batches"
@@ -85,26 +85,27 @@ def read(settings: DataSettings) -> Halves:
     train = read_lists(settings.root, named(settings.sets), classes, ignore_exif=settings.ignore_exif, broken=broken)
     remarks: list[str] = []
     if settings.validation:
-        chosen = np.zeros(len(train), dtype=np.bool_)
-        held = round(settings.validation * len(train))
-        if not 0 < held < len(train):
+        # By places in the lists, which stay where one file more is broken: or images would change sides.
+        held = round(settings.validation * train.listed)
+        chosen = np.isin(train.places, fixed_order(train.listed)[:held])
+        if not 0 < chosen.sum() < len(train):
             raise UserError(
-                f"--data.validation {settings.validation:g} holds out {held} of "
+                f"--data.validation {settings.validation:g} holds out {chosen.sum()} of "
                 f"{counted(len(train), 'training image')}",
                 mend="Give another share, or leave the flag out.",
             )
-        chosen[fixed_order(len(train))[:held]] = True
         train, test = train.select(~chosen), train.select(chosen)
         remarks.append(
-            f"--data.validation {settings.validation:g}: {held:,} of {len(chosen):,} training images are held out and "
-            "evaluated on; the test set is not used"
+            f"--data.validation {settings.validation:g}: {len(test):,} of {len(chosen):,} training images are held out "
+            "and evaluated on; the test set is not used"
         )
     else:
         test = read_test_lists(settings, train.classes, broken)
-    train = train.without_difficult()
+    whole, train = train, train.without_difficult()
     if not len(train.labels):
+        why = "all are marked difficult" if len(whole.labels) else "none is in images that are trained on"
         raise UserError(
-            f"No object of {settings.sets} is to be found: all are marked difficult",
+            f"No object of {settings.sets} is to be found: {why}",
             where=str(train.folder),
             mend="Give other --data.sets.",
         )
@@ -112,7 +113,7 @@ def read(settings: DataSettings) -> Halves:
         f"{counted(len(train.labels), 'object')} to train on, "
         f"{counted(int((~test.difficult).sum()), 'object')} to find in the test images"
     )
-    remarks += [f"passed over: {fault} [{path}]" for path, fault in sorted((broken or {}).items())]
+    remarks += left_out(train.others + test.others, broken)
     return Halves(train=train, test=test, broken=broken or {}, remarks=tuple(remarks))
 
 
@@ -132,14 +133,24 @@ def test_set(
     """
     faults: dict[str, str] | None = {} if settings.broken_files == "skip" else None
     images = read_test_lists(settings, classes, faults)
+    broken.found |= faults or {}
+    remarks = [f"{counted(int((~images.difficult).sum()), 'object')} to find", *left_out(images.others, faults)]
     processes = forked_from_a_server(preload=BATCHES)
 
     def batches(shard: Shard) -> Iterator[Batch]:
         chosen = np.arange(len(images))[shard.rank :: shard.size]
         return plain_batches(images, chosen, settings, processes=processes, device=device, broken=broken)
 
-    remarks = tuple(f"passed over: {fault} [{path}]" for path, fault in sorted((faults or {}).items()))
-    return ExtraTest(name=settings.test, size=len(images), batches=batches), remarks
+    return ExtraTest(name=settings.test, size=images.listed, batches=batches), tuple(remarks)
+
+
+def left_out(others: Sequence[str], broken: dict[str, str] | None) -> Iterator[str]:
+    """Yield sentences on classes whose objects are left out, and on files that were passed over."""
+    if names := sorted(set(others)):
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        yield f"objects of {counted(len(names), 'other class', 'other classes')} are left out: {shown}"
+    for path, fault in sorted((broken or {}).items()):
+        yield f"passed over: {fault} [{path}]"
 
 
 def read_test_lists(settings: DataSettings, classes: Sequence[str], broken: dict[str, str] | None) -> AnnotatedImages:
@@ -192,11 +203,6 @@ def plain_batches(
     batches = PlainBatches(settings, images, chosen)
     made = made_by_processes(batches, range(len(batches)), processes=processes, settings=settings, device=device)
     return sound_batches(made, images, broken)
-
-
-def named(text: str) -> list[str]:
-    """Return the names in a text with commas between them."""
-    return [name for part in text.split(",") if (name := part.strip())]
 
 
 class DetectionSource(DataSource):

@@ -7,12 +7,13 @@ import codecs
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resist_hvd.data.decoding import TooLargeError, check_size, lift_pillows_limit
+from resist_hvd.data.decoding import FORMATS, TooLargeError, check_size, lift_pillows_limit
 from resist_hvd.data.detection.annotated import AnnotatedImages
 from resist_hvd.data.detection.annotations import MEND_FILE, Annotation, read_annotation
 from resist_hvd.errors import UserError
@@ -50,7 +51,10 @@ def read_lists(
     """
     devkit = _devkit(root.expanduser().absolute(), lists)
     found: list[tuple[Path, Annotation]] = []
+    places: list[int] = []
+    listed = 0
     for path, annotation_path in _files(devkit, lists):
+        listed += 1
         try:
             annotation = read_annotation(annotation_path)
             _check_image(path, annotation, ignore_exif=ignore_exif)
@@ -60,6 +64,7 @@ def read_lists(
             broken[error.where] = error.seen
         else:
             found.append((path, annotation))
+            places.append(listed - 1)
     if not found:
         raise UserError(f"No image of {', '.join(lists)} is sound", where=str(devkit), mend=MEND_FILE)
     named = {name for _, annotation in found for name in annotation.names}
@@ -75,32 +80,37 @@ def read_lists(
             where=str(root),
             mend="Give classes as the annotations spell them.",
         )
-    return _of_classes(devkit, found, classes)
-
-
-def _of_classes(devkit: Path, found: Sequence[tuple[Path, Annotation]], classes: Sequence[str]) -> AnnotatedImages:
-    """Return images with those of their objects that are of some classes."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    boxes: list[NDArray[np.float32]] = [np.empty((0, 4), dtype=np.float32)]
-    labels: list[int] = []
-    difficult: list[bool] = []
-    ends: list[int] = []
-    for _, annotation in found:
-        chosen = [number for number, name in enumerate(annotation.names) if name in label_of]
-        boxes.append(annotation.boxes[chosen])
-        labels += [label_of[annotation.names[number]] for number in chosen]
-        difficult += annotation.difficult[chosen].tolist()
-        ends.append(len(labels))
     return AnnotatedImages(
         folder=devkit,
         classes=tuple(classes),
         paths=tuple(path for path, _ in found),
         sizes=np.array([(annotation.width, annotation.height) for _, annotation in found], dtype=np.int64),
-        boxes=np.concatenate(boxes),
-        labels=np.array(labels, dtype=np.int64),
-        difficult=np.array(difficult, dtype=np.bool_),
-        ends=np.array(ends, dtype=np.int64),
+        places=np.array(places, dtype=np.int64),
+        listed=listed,
+        others=tuple(sorted(named - set(classes))),
+        **_of_classes([annotation for _, annotation in found], classes),
     )
+
+
+def _of_classes(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the objects of images that are of some classes, as fields of `AnnotatedImages`."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    boxes: list[NDArray[np.float32]] = [np.empty((0, 4), dtype=np.float32)]
+    labels: list[int] = []
+    difficult: list[bool] = []
+    ends: list[int] = []
+    for annotation in annotations:
+        chosen = [number for number, name in enumerate(annotation.names) if name in label_of]
+        boxes.append(annotation.boxes[chosen])
+        labels += [label_of[annotation.names[number]] for number in chosen]
+        difficult += annotation.difficult[chosen].tolist()
+        ends.append(len(labels))
+    return {
+        "boxes": np.concatenate(boxes),
+        "labels": np.array(labels, dtype=np.int64),
+        "difficult": np.array(difficult, dtype=np.bool_),
+        "ends": np.array(ends, dtype=np.int64),
+    }
 
 
 def _devkit(root: Path, lists: Sequence[str]) -> Path:
@@ -108,6 +118,12 @@ def _devkit(root: Path, lists: Sequence[str]) -> Path:
     for folder in (root / "VOCdevkit", root):
         if any((folder / year).is_dir() for year in years):
             return folder
+    if without := [name for name in lists if not name.partition("-")[2]]:
+        raise UserError(
+            f"The list {without[0]!r} has no year",
+            where=str(root),
+            mend="Give lists as 2007-trainval: VOC2007's ImageSets/Main/trainval.txt.",
+        )
     raise UserError(
         f"There is no folder {' or '.join(years)}" if root.is_dir() else "There is no such folder",
         where=str(root),
@@ -168,12 +184,12 @@ def _check_image(path: Path, annotation: Annotation, *, ignore_exif: bool) -> No
     """See that an image is there, and that its annotation's boxes are for its pixels as they are stored."""
     lift_pillows_limit()
     try:
-        with Image.open(path) as image:  # reads its header only
+        with Image.open(path, formats=FORMATS) as image:  # reads its header only
             size = image.size
+            check_size(*size)
             orientation = _orientation(image)
-        check_size(*size)
     except OSError as error:
-        seen = f"The image cannot be read ({error.strerror or 'it is no image'})"
+        seen = f"The image cannot be read ({error.strerror or 'it is no image, or one of an unknown format'})"
         raise UserError(seen, where=str(path), mend=MEND_FILE) from error
     except TooLargeError as error:
         mend = "Give a smaller one, with its annotation."
@@ -200,6 +216,9 @@ def _check_image(path: Path, annotation: Annotation, *, ignore_exif: bool) -> No
 
 
 def _orientation(image: Image.Image) -> int:
+    # Where a PNG has no such block before its pixels, Pillow would decode all of them to look behind.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # of a damaged block Pillow raises errors of any kind, and no viewer turns the image
