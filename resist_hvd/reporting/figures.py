@@ -75,7 +75,7 @@ def _of_accuracy(runs: list[RunRecord], drawn: list[Curve], link: Link | None) -
     name = figure_name(runs)
     return Figure(
         "accuracy",
-        "Mean average precision" if name == "mAP" else name.capitalize().replace("map", "mAP"),
+        "Mean average precision" if name == "mAP" else "Accuracy",
         "Of the global network, on the test set or the images held out by --data.validation, against rounds, seconds "
         "of training, and payload sent by all workers together."
         + (f" {MEANS}" if any(run.curve != run.label for run in runs) else "")

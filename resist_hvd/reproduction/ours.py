@@ -25,7 +25,8 @@ class Scale:
         epochs: summed over workers, at equal samples.
         steps: local iterations of one of four workers in them, about.
         length: l of the recipe.
-        short: l of each method's best.
+        short: l of each method's best, of local SGD in float32.
+        least: l of local SGD's best in few bits, which pay for its rounds.
         blocks: that are dealt out.
         trunk: arithmetic of what all workers share, in a block's.
         deep: blocks that a worker of ResIST has at least at equal samples: three quarters.
@@ -36,6 +37,7 @@ class Scale:
     steps: int
     length: int
     short: int
+    least: int
     blocks: int
     trunk: float
     deep: int
@@ -47,11 +49,11 @@ class Scale:
         return (self.trunk + self.blocks) / (self.trunk + held)
 
 
-THIN = Scale(epochs=3, steps=1180, length=10, short=3, blocks=12, trunk=3.4, deep=9, shallow=3)
+THIN = Scale(epochs=3, steps=1180, length=10, short=3, least=1, blocks=12, trunk=3.4, deep=9, shallow=3)
 SCALES: dict[BudgetName, Scale] = {
     "minutes": THIN,
     "hours": replace(THIN, epochs=12, steps=4690),
-    "paper": Scale(epochs=160, steps=15_600, length=50, short=15, blocks=22, trunk=10.3, deep=16, shallow=5),
+    "paper": Scale(epochs=160, steps=15_600, length=50, short=15, least=5, blocks=22, trunk=10.3, deep=16, shallow=5),
 }
 
 EVALUATIONS = 6
@@ -94,7 +96,10 @@ def _rows(settings: ReproduceSettings) -> list[Case]:
     return [
         _row(settings, "local-sgd", "local-sgd", length=plain),
         _row(settings, "local-sgd, outer momentum", "local-sgd", length=plain, **OUTER_MOMENTUM),
-        _row(settings, "local-sgd, its best", "local-sgd", **best),
+        _row(settings, "local-sgd, its best in float32", "local-sgd", **best),
+        _row(
+            settings, "local-sgd, its best", "local-sgd", **OUTER_MOMENTUM, length=scale.least, exchange__trunk="int4"
+        ),
         _row(settings, "resist", "resist", length=plain),
         _row(settings, "resist, outer momentum", "resist", length=plain, **OUTER_MOMENTUM),
         _row(settings, "resist, its best", "resist", min_blocks=scale.deep, **cheap),
@@ -118,6 +123,6 @@ AHEAD = Experiment(
     "as can be, and more samples.",
     cases=_rows,
     measures=(ACCURACY, ARITHMETIC, SENT),
-    lasts={"minutes": "45 min", "hours": "9 h"},
+    lasts={"minutes": "55 min", "hours": "10 h"},
     curves=True,
 )
