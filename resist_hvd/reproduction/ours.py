@@ -25,8 +25,8 @@ class Scale:
         epochs: summed over workers, at equal samples.
         steps: local iterations of one of four workers in them, about.
         length: l of the recipe.
-        short: l of each method's best, of local SGD in float32.
-        least: l of local SGD's best in few bits, which pay for its rounds.
+        short: l of each method's best.
+        least: l of local SGD's rounds in few bits, which pay for more of them.
         blocks: that are dealt out.
         trunk: arithmetic of what all workers share, in a block's.
         deep: blocks that a worker of ResIST has at least at equal samples: three quarters.
@@ -96,9 +96,9 @@ def _rows(settings: ReproduceSettings) -> list[Case]:
     return [
         _row(settings, "local-sgd", "local-sgd", length=plain),
         _row(settings, "local-sgd, outer momentum", "local-sgd", length=plain, **OUTER_MOMENTUM),
-        _row(settings, "local-sgd, its best in float32", "local-sgd", **best),
+        _row(settings, "local-sgd, its best", "local-sgd", **best),
         _row(
-            settings, "local-sgd, its best", "local-sgd", **OUTER_MOMENTUM, length=scale.least, exchange__trunk="int4"
+            settings, "local-sgd, few bits", "local-sgd", **OUTER_MOMENTUM, length=scale.least, exchange__trunk="int4"
         ),
         _row(settings, "resist", "resist", length=plain),
         _row(settings, "resist, outer momentum", "resist", length=plain, **OUTER_MOMENTUM),
