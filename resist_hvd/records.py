@@ -274,7 +274,7 @@ class Summary(Record):
 
     @property
     def result(self) -> str | None:
-        """What the last evaluation came to, in words: "accuracy 70.12 %"; None where there was none."""
+        """The last evaluation's figure in words, as "accuracy 70.12 %"; None where there was none."""
         for name, words in FIGURES.items():
             if getattr(self, name) is not None:
                 return f"{words} {getattr(self, name):.2f} %"

@@ -1,4 +1,4 @@
-"""What all pictures of reports share: how they are described, their width, their legends."""
+"""Parts that all pictures of reports share: how they are described, their width, their legends."""
 
 from __future__ import annotations
 

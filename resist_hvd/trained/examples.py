@@ -31,7 +31,12 @@ def examples(folder: Path, count: int) -> tuple[list[Example], tuple[str, ...]]:
     """
     settings = flags.make(Settings, read_run(folder)).data
     trained = load(folder)
-    assert isinstance(trained.task, Detection)
+    if not isinstance(trained.task, Detection):
+        raise UserError(
+            "The exported model is no detector, although the run's evaluations are of one",
+            where=str(folder),
+            mend="Copy the run's whole folder anew.",
+        )
     images, found = tested_images(settings, trained.classes), []
     for image in fixed_choice(len(images), count).tolist():
         path = images.paths[image]

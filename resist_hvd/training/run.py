@@ -90,7 +90,7 @@ class Run(Training):
 
     @cached_property
     def task(self) -> Task:
-        """The task that the network learns."""
+        """The task that the network learns; anchors that it has found are noted in the progress, for who resumes."""
         settings, source, progress = self.settings, self.source, self.progress
         task = task_of(
             settings.task_name,

@@ -12,6 +12,11 @@ from ..voc_images import make_squares
 from . import runs
 
 
+def alone(program: str, *arguments: object) -> runs.Ended:
+    """Start a program of the package in one process, without a launcher."""
+    return runs.run(*arguments, ranks=1, launcher="none", program=[runs.PYTHON, "-m", f"resist_hvd.{program}"])
+
+
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_squares(tmp_path_factory.mktemp("squares"))
@@ -98,17 +103,7 @@ def test_every_other_method_trains_a_detector(method: str, flags: list[str], squ
 
 def test_boxes_are_told_and_drawn(run: Path, squares: Path, tmp_path: Path) -> None:
     image = squares / "VOC2007/JPEGImages/test000.jpg"
-    ended = runs.run(
-        run,
-        image,
-        "--json",
-        "--least_score=0.01",
-        "--draw",
-        tmp_path / "drawn",
-        ranks=1,
-        launcher="none",
-        program=[runs.PYTHON, "-m", "resist_hvd.predict"],
-    )
+    ended = alone("predict", run, image, "--json", "--least_score=0.01", "--draw", tmp_path / "drawn")
     assert ended.status == 0, ended
     said = json.loads(ended.stdout)
     assert said["image"] == str(image)
@@ -124,14 +119,7 @@ def test_boxes_are_told_and_drawn(run: Path, squares: Path, tmp_path: Path) -> N
     inputs.mkdir()
     Image.open(image).save(inputs / "a.png")
     kept = (inputs / "a.png").read_bytes()
-    ended = runs.run(
-        run,
-        inputs,
-        f"--draw={inputs}",
-        ranks=1,
-        launcher="none",
-        program=[runs.PYTHON, "-m", "resist_hvd.predict"],
-    )
+    ended = alone("predict", run, inputs, f"--draw={inputs}")
     assert ended.status == 2, ended
     assert str(inputs / "a.png") in ended.mistake
     assert (inputs / "a.png").read_bytes() == kept
@@ -156,14 +144,7 @@ def test_files_that_evaluation_passes_over_are_told(run: Path, squares: Path, tm
 
 def test_a_report_shows_images_with_boxes(run: Path, squares: Path, tmp_path: Path) -> None:
     def report(*flags: str) -> str:
-        ended = runs.run(
-            run,
-            f"--output={tmp_path / 'report'}",
-            *flags,
-            ranks=1,
-            launcher="none",
-            program=[runs.PYTHON, "-m", "resist_hvd.report"],
-        )
+        ended = alone("report", run, f"--output={tmp_path / 'report'}", *flags)
         assert ended.status == 0, ended
         return ended.stdout
 
@@ -182,14 +163,6 @@ def test_a_report_shows_images_with_boxes(run: Path, squares: Path, tmp_path: Pa
 
 
 def test_a_detector_is_not_evaluated_on_classes_of_images(run: Path, images: Path) -> None:
-    ended = runs.run(
-        run,
-        "--data.name=folder",
-        "--data.root",
-        images,
-        ranks=1,
-        launcher="none",
-        program=[runs.PYTHON, "-m", "resist_hvd.evaluate"],
-    )
+    ended = alone("evaluate", run, "--data.name=folder", "--data.root", images)
     assert ended.status == 2
     assert "have classes, and the model finds boxes" in ended.mistake

@@ -70,15 +70,12 @@ def read_lists(
     named = {name for _, annotation in found for name in annotation.names}
     if classes is None:
         classes = sorted(named)
-        if not classes:
-            raise UserError(
-                f"No object is annotated in {', '.join(lists)}", where=str(devkit), mend="Give other lists."
-            )
-    elif absent := [name for name in classes if name not in named and not may_lack_classes]:
+    absent = [name for name in classes if name not in named and not may_lack_classes]
+    if absent or not classes:
         raise UserError(
-            f"No object is of the class {absent[0]!r} in {', '.join(lists)}",
-            where=str(root),
-            mend="Give classes as the annotations spell them.",
+            f"No object is {f'of the class {absent[0]!r}' if absent else 'annotated'} in {', '.join(lists)}",
+            where=str(devkit),
+            mend="Give classes as the annotations spell them." if absent else "Give other lists.",
         )
     return AnnotatedImages(
         folder=devkit,
