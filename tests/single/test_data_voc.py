@@ -199,8 +199,12 @@ def test_no_pixel_is_decoded_before_it_is_needed(devkit: Devkit, monkeypatch: py
     with Image.open(plain) as image:
         image.save(plain.with_suffix(".png"))
     plain.unlink()
-    decoded: list[object] = []
-    monkeypatch.setattr(PngImageFile, "load_prepare", decoded.append)
+    decoded: list[PngImageFile] = []
+
+    def note(image: PngImageFile) -> None:
+        decoded.append(image)
+
+    monkeypatch.setattr(PngImageFile, "load_prepare", note)
     assert read(devkit).paths[0].suffix == ".png"
     assert not decoded
 
