@@ -30,6 +30,7 @@ def deal(
     momentum: Momentum = "restart",
     exchange: Mapping[str, str | float] | None = None,
     outer_momentum: float = 0.0,
+    outer_momentum_blocks: float = 0.0,
     inputs: Tensor | None = None,
 ) -> Net:
     """Deal a network out to all workers, and return this worker's share of it with its initial weights.
@@ -48,6 +49,7 @@ def deal(
             "blocks": "int8"}`; fp32, and all, by default. The last round is encoded as others are, since nobody knows
             which it is.
         outer_momentum: beta, from 0 up to 1, of outer momentum (SlowMo) on what all workers share; see docs/runs.md.
+        outer_momentum_blocks: the same on dealt blocks, by workers that keep them.
         inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
             and blocks that are not residual.
 
@@ -68,12 +70,18 @@ def deal(
             momentum=momentum,
             optimizer_state=lambda subnet: FlatState(subnet, ()),  # the caller's optimizer keeps its own
             exchange=_codecs(exchange or {}),
-            outer_momentum=_outer_momentum(outer_momentum),
+            outer_momentum=_beta("outer_momentum", outer_momentum),
+            outer_momentum_blocks=_beta("outer_momentum_blocks", outer_momentum_blocks),
         )
         if method == "local-sgd" and setup.exchange.blocks != "fp32":
             raise UserError(
                 f"exchange.blocks is {setup.exchange.blocks}, and blocks move with method='resist' only",
                 mend="Leave it out.",
+            )
+        if method == "local-sgd" and outer_momentum_blocks:
+            raise UserError(
+                f"outer_momentum_blocks is {outer_momentum_blocks}, and blocks are dealt with method='resist' only",
+                mend="Leave it out: outer_momentum is of the whole network.",
             )
     _refuse_others(setup, method)
     return Net(setup, method)
@@ -85,15 +93,16 @@ def _refuse_others(setup: Setup, method: str) -> None:
     shape = [
         (part.name, part.deck, _shapes(module)) for part, module in zip(network.parts, network.modules, strict=True)
     ]
+    betas = setup.outer_momentum, setup.outer_momentum_blocks
     everyone = setup.world.gather_objects(
-        (shape, setup.seed, setup.min_blocks, method, setup.momentum, asdict(setup.exchange), setup.outer_momentum)
+        (shape, setup.seed, setup.min_blocks, method, setup.momentum, asdict(setup.exchange), betas)
     )
     for rank, theirs in enumerate(everyone):
         if theirs != everyone[0]:
             raise UserError(
                 f"Rank {rank} deals out another network than rank 0, or by other settings",
                 mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum, exchange and "
-                "outer_momentum.",
+                "outer momentum.",
                 everywhere=True,
             )
 
@@ -102,9 +111,9 @@ def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
 
 
-def _outer_momentum(beta: float) -> float:
+def _beta(name: str, beta: float) -> float:
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta < 1:
-        raise UserError(f"outer_momentum is {beta!r}", mend="Give a number from 0 up to, but not, 1.")
+        raise UserError(f"{name} is {beta!r}", mend="Give a number from 0 up to, but not, 1.")
     return beta
 
 

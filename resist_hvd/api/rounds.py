@@ -60,10 +60,10 @@ class Rounds:
                 mend="Make it of net.parameters(), where net is what resist_hvd.deal returned: no others are averaged.",
                 everywhere=True,
             )
-        if overlap and net.method.outer is not None:
+        if overlap and (net.method.setup.outer_momentum or net.method.setup.outer_momentum_blocks):
             raise UserError(
-                f"overlap is {overlap!r}, and outer momentum steps from an average that all workers have",
-                mend="Leave out overlap, or outer_momentum where the network is dealt.",
+                f"overlap is {overlap!r}, and outer momentum steps from an average that all who hold it have",
+                mend="Leave out overlap, or outer_momentum and outer_momentum_blocks where the network is dealt.",
                 everywhere=True,
             )
         self._net, self._optimizer = net, optimizer
@@ -158,7 +158,8 @@ class Rounds:
             "parameters": self._net.subnet.parameters_flat.clone(),
             "exchange": asdict(method.setup.exchange),
             "outer_momentum": method.setup.outer_momentum,
-            "own": _copied(method.own_by_this_worker() | method.shared_state(in_mid_round=True)),
+            "outer_momentum_blocks": method.setup.outer_momentum_blocks,
+            "own": _copied(method.state_in_mid_round()),
             "optimizer": _copied(self._optimizer.state_dict()),
             "random": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
         }
@@ -192,7 +193,8 @@ class Rounds:
                         mend="Have each rank load its own file, all of one time.",
                     )
             flat = net.subnet.parameters_flat
-            codecs = asdict(net.method.setup.exchange)
+            setup = net.method.setup
+            codecs = asdict(setup.exchange)
             encoded = asdict(ExchangeSettings()) | state.get("exchange", {})
             for what, old, new in (
                 ("workers", state["workers"], world.size),
@@ -201,7 +203,8 @@ class Rounds:
                 ("local iterations", len(state["losses"]), self._length),
                 ("overlap", state.get("overlap", 0), self._overlap),
                 ("exchange", encoded, codecs),
-                ("outer momentum", state.get("outer_momentum", 0.0), net.method.setup.outer_momentum),
+                ("outer momentum", state.get("outer_momentum", 0.0), setup.outer_momentum),
+                ("that of blocks", state.get("outer_momentum_blocks", 0.0), setup.outer_momentum_blocks),
             ):
                 if old != new:
                     raise UserError(
@@ -213,8 +216,7 @@ class Rounds:
         self._training.progress = Progress(**state["progress"])
         self._rounds.resume()
         flat.copy_(state["parameters"])
-        own = net.method.own_by_this_worker() | net.method.shared_state(in_mid_round=True)
-        for name, pieces in own.items():
+        for name, pieces in net.method.state_in_mid_round().items():
             for piece, saved in zip(pieces, state.get("own", {}).get(name, ()), strict=False):
                 piece.copy_(saved)
         net.subnet.gradients_flat.zero_()

@@ -40,6 +40,7 @@ class Setup:
             with.
         warmup_samples: for how many samples, summed over workers, local SGD precedes ResIST.
         outer_momentum: beta of outer momentum on what all workers share; 0 for none.
+        outer_momentum_blocks: beta of outer momentum on dealt blocks, by workers that keep them; 0 for none.
         overlap: whether steps come between a synchronisation's departure and its arrival.
         keep_filters: the share of filters that a worker of federated dropout has.
         exchange: the codecs of what workers send.
@@ -59,6 +60,7 @@ class Setup:
     fill: Callable[[Part, nn.Module], None] | None = None
     warmup_samples: int = 0
     outer_momentum: float = 0.0
+    outer_momentum_blocks: float = 0.0
     overlap: bool = False
     keep_filters: float = 1.0
     exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
@@ -264,10 +266,15 @@ class Method(ABC):
     def rejoin(self) -> None:
         """Fetch from others what a checkpoint's files did not give; all ranks call it together, once all have read."""
 
-    def take_outer_step(self, rate: float) -> None:
-        """Go on from the averages of a round that was trained at a mean learning rate by outer momentum, if any."""
+    def begin_outer_step(self, rate: float) -> None:
+        """Begin the step of outer momentum, if any, before what was trained at a mean learning rate departs."""
         if self.outer is not None:
-            self.outer.take(rate)
+            self.outer.pace.take(rate)
+
+    def finish_outer_step(self) -> None:
+        """Go on from the averages that have arrived by outer momentum, if any."""
+        if self.outer is not None:
+            self.outer.take()
 
     def hands_over(self, samples: int) -> bool:
         """Return whether another method goes on from here once `samples` have been trained."""
@@ -330,15 +337,9 @@ class Method(ABC):
             files[f"blocks-{rank:04d}"] = first_held
         return files
 
-    def shared_state(self, *, in_mid_round: bool = False) -> NamedPieces:
-        """Return what all workers have alike beside parameters, as a checkpoint has it. Pieces are views.
-
-        Args:
-            in_mid_round: with what parameters alone do not tell then.
-        """
-        if self.outer is None:
-            return {}
-        return self.outer.tensors | ({"outer.before": [self.outer.before]} if in_mid_round else {})
+    def shared_state(self) -> NamedPieces:
+        """Return what all workers have alike beside parameters, as a checkpoint has it. Pieces are views."""
+        return {} if self.outer is None else self.outer.tensors
 
     def own_by_this_worker(self) -> NamedPieces:
         """Return what this worker alone has beside what all share, by names that begin with `OWN`.
@@ -346,6 +347,14 @@ class Method(ABC):
         A checkpoint has it. Pieces are views.
         """
         return {f"{OWN}{name}": [tensor] for name, tensor in self.changes.tensors.items()} if self.changes else {}
+
+    def state_in_mid_round(self) -> NamedPieces:
+        """Return what this worker goes on from between two steps, beside parameters and the optimizer's state.
+
+        That is with what parameters alone do not tell then. Pieces are views.
+        """
+        before = {} if self.outer is None else {"outer.before": [self.outer.before]}
+        return self.own_by_this_worker() | self.shared_state() | before
 
     def read_by_this_worker(self) -> NamedPieces:
         """Return the named flat tensors that this worker fills from a checkpoint's shared files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -17,6 +17,7 @@ from resist_hvd.comm.transport import PendingAverage, Transport
 from resist_hvd.methods.base import OWN, Method, Setup
 from resist_hvd.methods.drift import Drift
 from resist_hvd.methods.local_sgd import LocalSGD
+from resist_hvd.methods.outer import BlockMomentum, OuterMomentum
 from resist_hvd.methods.state import FlatState, NamedPieces, copy_share
 from resist_hvd.protocol.exchange import Exchange, exchange
 from resist_hvd.protocol.hands import give
@@ -34,6 +35,8 @@ class Passage:
         moves: for each slot of the next round the slot in which its block was before, None where it arrives.
         leaving: all blocks that are averaged or sent, whoever holds them.
         shared: those that are averaged.
+        weights: for each slot of the next round its block's holders then over those of them who hold it now, 0 where
+            this worker is not one of these.
     """
 
     after: Partition
@@ -42,6 +45,7 @@ class Passage:
     moves: tuple[int | None, ...]
     leaving: frozenset[int]
     shared: frozenset[int]
+    weights: tuple[float, ...]
 
     @classmethod
     def between(cls, before: Partition, after: Partition, rank: int) -> Passage:
@@ -54,6 +58,12 @@ class Passage:
             moves=tuple(old_slot.get(block) for block in after.held[rank]),
             leaving=before.leaving(after),
             shared=frozenset(block for block, holders in enumerate(before.holders) if len(holders) > 1),
+            weights=tuple(
+                len(following := after.holders[block]) / len({*following} & {*before.holders[block]})
+                if block in old_slot
+                else 0.0
+                for block in after.held[rank]
+            ),
         )
 
     @property
@@ -78,6 +88,9 @@ class Resist(Method):
     Args:
         setup: what it is made from.
         seed: of the first round's partition, the same on every rank.
+
+    Attributes:
+        outer_blocks: outer momentum on the blocks in this worker's slots, if there is.
     """
 
     can_overlap = True
@@ -90,6 +103,8 @@ class Resist(Method):
         self.subnet = setup.make_subnet(self.rule.depths, self.blocks)
         self.optimizer_state = setup.optimizer_state(self.subnet)
         self.begin_averages_of(self.subnet.trunk)
+        beta = setup.outer_momentum_blocks
+        self.outer_blocks = BlockMomentum(self.subnet.slots, beta) if beta else None
         slots = accumulate(self.rule.depths, initial=0)
         self._block_sizes = tuple(
             self.subnet.slots[slot].numel()
@@ -207,14 +222,51 @@ class Resist(Method):
         else:
             self.transport.finish(self._averaging)
 
+    def begin_outer_step(self, rate: float) -> None:
+        """Begin the steps of outer momentum, if any, before what was trained at a mean learning rate departs."""
+        super().begin_outer_step(rate)
+        if self.outer_blocks is not None:
+            self.outer_blocks.pace.take(rate)
+            self.outer_blocks.lean()
+
+    def finish_outer_step(self) -> None:
+        """Go on from the averages that have arrived by outer momentum, if any."""
+        super().finish_outer_step()
+        if self.outer_blocks is not None:
+            self.outer_blocks.take(self._passage.moves, self._passage.weights)
+
+    def begin_here(self) -> None:
+        """Take what this worker holds as it is now, equal on all who hold it, for what the next round begins with."""
+        super().begin_here()
+        if self.outer_blocks is not None:
+            self.outer_blocks.begin_here()
+
+    def take_over(self, outer: OuterMomentum, trunk: Tensor, blocks: Sequence[Tensor]) -> None:
+        """Go on from outer momentum on the whole network, whose last step is given by what it was on each part."""
+        if self.outer is not None:
+            self.outer.step.copy_(trunk)
+            self.outer.pace.rate.copy_(outer.pace.rate)
+        if self.outer_blocks is not None:
+            for step, block in zip(self.outer_blocks.step, self.blocks, strict=True):
+                step.copy_(blocks[block])
+            self.outer_blocks.weights.fill_(1)
+            self.outer_blocks.pace.rate.copy_(outer.pace.rate)
+
     def averaged(self) -> AbstractContextManager[None]:
         """Have the average of all workers' trunks be in the place of this one's."""
         return super().averaged() if self._drift is None else self._drift.averaged()
 
     def own_by_this_worker(self) -> NamedPieces:
-        """Return this worker's trunk, where it is not that of all, and what encoded averages keep."""
+        """Return this worker's trunk, where it is not that of all, outer momentum on blocks, and what codecs keep."""
         own = {} if self._drift is None else {f"{OWN}trunk": [self._drift.own]}
+        if self.outer_blocks is not None:
+            own |= {f"{OWN}{name}": pieces for name, pieces in self.outer_blocks.tensors.items()}
         return super().own_by_this_worker() | own
+
+    def state_in_mid_round(self) -> NamedPieces:
+        """Return what this worker goes on from between two steps, beside parameters and the optimizer's state."""
+        before = {} if self.outer_blocks is None else {"outer.blocks.before": self.outer_blocks.before}
+        return super().state_in_mid_round() | before
 
     def lent(self) -> Iterator[nn.Module]:
         """Yield the blocks of the scaled global network, each sent to all by its first holder."""
@@ -267,9 +319,8 @@ class WarmUp(LocalSGD):
         heir = Resist(self._setup_of_heir, self._seed)
         copy_share(heir.subnet, heir.subnet.parameters_flat, self.subnet, self.subnet.parameters_flat, heir.blocks)
         heir.begin_here()
-        if self.outer is not None and heir.outer is not None:
-            heir.outer.step.copy_(self.subnet.cut(self.outer.step)[0])
-            heir.outer.rate.copy_(self.outer.rate)
+        if self.outer is not None:
+            heir.take_over(self.outer, *self.subnet.cut(self.outer.step))
         if self.setup.momentum == "keep":
             old, new = self.optimizer_state, heir.optimizer_state
             if isinstance(old, FlatState) and isinstance(new, FlatState):

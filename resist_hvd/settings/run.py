@@ -58,6 +58,10 @@ class Settings(Group):
     """beta of outer momentum (SlowMo) on what all workers share: each round goes on in the direction of those before.
     It sends nothing, and takes the memory of two more trunks, with local-sgd of two more networks. 0 is the paper's."""
 
+    outer_momentum_blocks: Fraction = 0.0
+    """beta of the same on dealt blocks, by workers that keep a block when they are dealt anew, as most do where blocks
+    are shared. It sends nothing, and takes the memory of a worker's blocks twice more. 0 is the paper's."""
+
     keep_filters: Share = 0.75
     """The share of filters that a worker of federated-dropout has: of each convolution, of each residual stream."""
 
@@ -168,11 +172,17 @@ class Settings(Group):
                 f"--outer_momentum steps from averages of what all workers have, and --method {self.method} averages "
                 f"{AVERAGED.get(self.method, 'nothing')}; leave it out"
             )
-        if self.outer_momentum and self.overlap:
+        if self.outer_momentum_blocks and self.method != "resist":
             raise ValueError(
-                "--outer_momentum steps from an average that all workers have, and with --overlap each has gone on "
-                "from it; leave one out"
+                f"--outer_momentum_blocks is of blocks that are dealt, as --method resist does, and not {self.method}; "
+                "leave it out"
             )
+        for name in ("outer_momentum", "outer_momentum_blocks"):
+            if getattr(self, name) and self.overlap:
+                raise ValueError(
+                    f"--{name} steps from an average that all who hold it have, and with --overlap each has gone on "
+                    "from it; leave one out"
+                )
         if self.exchange.blocks != "fp32" and self.method != "resist":
             raise ValueError(
                 f"--exchange.blocks is {self.exchange.blocks}, and blocks move with --method resist only; leave it out"

@@ -105,7 +105,10 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
         if found and set(found) != set(state.pieces()):
             state.fresh = True
             sentence += f"; the optimizer restarts: {' and '.join(found)} are not what {run.settings.optim.name} keeps"
-        copies = {name: pieces for name, pieces in run.method.own_by_this_worker().items() if name in tensors}
+        owned = run.method.own_by_this_worker()
+        if any(name.startswith(f"{OWN}outer.") and name not in tensors for name in owned):
+            sentence += "; outer momentum of blocks begins anew, since the checkpoint has none"
+        copies = {name: pieces for name, pieces in owned.items() if name in tensors}
         checkpoint.read(state.pieces() | copies, files=own)
         if run.method.partition.hands != dealt.hands and not run.method.members_apart:
             sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"

@@ -137,10 +137,11 @@ class RoundCounter:
         trained = clock.lap() - aside - departed
         world.position = f"round {number + 1}, synchronising"
         with watch.measure("synchronise"):
+            method.begin_outer_step(fmean(self.rates))
             if self._departs_after == self._iterations:
                 self._depart(early=False)
             method.arrive()
-            method.take_outer_step(fmean(self.rates))
+            method.finish_outer_step()
         synchronised = clock.lap() + departed
         world.activity.round_took(trained + synchronised)
         made = Round(

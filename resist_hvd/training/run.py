@@ -192,6 +192,7 @@ def method_setup(settings: Settings, source: DataSource, world: World, progress:
         scale_activations=settings.scale_activations,
         overlap=overlap_of(settings, progress) > 0,
         outer_momentum=settings.outer_momentum,
+        outer_momentum_blocks=settings.outer_momentum_blocks,
         keep_filters=settings.keep_filters,
         optimizer_state=partial(make_state, settings=settings.optim),
         exchange=settings.exchange,

@@ -152,8 +152,10 @@ class Oracle:
         overlap: how many local iterations before a round's end its averages are of.
         own: each worker's own values of what all share, where it has any.
         outer: beta of SlowMo on what all share.
+        outer_blocks: beta of SlowMo on dealt blocks.
         directions: SlowMo's d, by name.
         rate: the mean learning rate of the last round.
+        before: the partition of the round before; none before the first.
     """
 
     network: Network
@@ -170,6 +172,8 @@ class Oracle:
     outer: float = 0.0
     directions: dict[str, Tensor] = field(default_factory=dict)
     rate: float = math.inf
+    outer_blocks: float = 0.0
+    before: Partition = ()
 
     def round(self, partition: Partition, local_iterations: int, following: Partition = ()) -> None:
         """Train every worker's sub-network, then average each parameter over those that trained it.
@@ -197,17 +201,25 @@ class Oracle:
         self.parameters = {name: torch.stack(values).mean(dim=0) for name, values in departed.items()}
         self.iterations += local_iterations
         dealt = self._names(range(len(self.network.blocks))) if following else set()
-        if self.outer:
-            self._step_by_momentum(before, self.parameters.keys() - dealt, sum(rates) / len(rates))
+        self._step_by_momentum(before, dealt, self._names(kept(self.before, partition)), sum(rates) / len(rates))
+        self.before = partition
         self.own.clear()
         if early:
             self._go_on(ends, dealt)
 
-    def _step_by_momentum(self, before: Mapping[str, Tensor], names: Iterable[str], rate: float) -> None:
-        """SlowMo, as Wang et al. (2020) write it in algorithm 1, in units of the parameters."""
-        for name in names:
+    def _step_by_momentum(self, before: Mapping[str, Tensor], dealt: set[str], kept: set[str], rate: float) -> None:
+        """SlowMo, as Wang et al. (2020) write it in algorithm 1, in units of the parameters.
+
+        On a block that is dealt it begins anew where no worker has kept it.
+        """
+        for name in self.parameters:
+            beta = self.outer_blocks if name in dealt else self.outer
+            if not beta:
+                continue
             direction = self.directions.get(name, torch.zeros_like(before[name]))
-            direction = self.outer * rate / self.rate * direction + (before[name] - self.parameters[name])
+            if name in dealt and name not in kept:
+                direction = torch.zeros_like(direction)
+            direction = beta * rate / self.rate * direction + (before[name] - self.parameters[name])
             self.parameters[name] = before[name] - direction
             self.directions[name] = direction
         self.rate = rate
@@ -251,6 +263,11 @@ class Oracle:
                 trained = {name: parameter for name, parameter in parameters.items() if name not in still}
         self.velocities[worker] = velocities
         return then, {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def kept(before: Partition, partition: Partition) -> set[int]:
+    """The blocks of which a worker has a copy that it had in the round before, too."""
+    return {block for earlier, now in zip(before, partition, strict=False) for block in {*earlier} & {*now}}
 
 
 def moving(partition: Partition, following: Partition) -> set[int]:

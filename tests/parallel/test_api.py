@@ -99,7 +99,7 @@ def _signals_end_tests(world: World) -> Iterator[None]:
     "changes",
     [
         pytest.param({"momentum": "restart"}, id="restart"),
-        pytest.param({"momentum": "keep", "outer_momentum": 0.4}, id="keep"),
+        pytest.param({"momentum": "keep", "outer_momentum": 0.4, "outer_momentum_blocks": 0.3}, id="keep"),
         pytest.param({"momentum": "keep", "local_iterations": 3, "overlap": 2}, id="overlap"),
     ],
 )
@@ -116,6 +116,7 @@ def test_it_is_what_our_loop_computes(changes: dict[str, Any], world: World, fol
         seed=settings.seed,
         momentum=settings.momentum,
         outer_momentum=settings.outer_momentum,
+        outer_momentum_blocks=settings.outer_momentum_blocks,
     )
     optim = settings.optim
     optimizer = torch.optim.SGD(net.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
@@ -181,6 +182,7 @@ def test_an_optimizers_state_follows_its_block(momentum: Any, world: World) -> N
         {"exchange": {"trunk": "int4"}},
         {"exchange": {"trunk": "int4", "blocks": "int8"}, "overlap": 1},
         {"exchange": {"keep": 0.25}},
+        {"min_blocks": 3, "outer_momentum_blocks": 0.4},
         {"exchange": {"trunk": "int4"}, "method": "local-sgd", "outer_momentum": 0.4},
     ],
 )
@@ -243,6 +245,7 @@ def test_it_chooses_its_overlap_and_goes_on_with_it(
         ({"min_blocks": 5}, "parameters"),
         ({"exchange": {"trunk": "int8"}}, "fp32.*int8"),
         ({"outer_momentum": 0.4}, "0.0 .*0.4"),
+        ({"outer_momentum_blocks": 0.3}, "0.0 .*0.3"),
     ],
 )
 def test_another_networks_state_is_refused(changes: dict[str, Any], says: str, world: World) -> None:
@@ -389,6 +392,7 @@ def test_batch_norms_need_inputs_to_calibrate_on(world: World, folder: Path) -> 
         {"min_blocks": 4},
         {"exchange": {"trunk": "int8"}},
         {"outer_momentum": 0.4},
+        {"outer_momentum_blocks": 0.4},
     ],
 )
 def test_ranks_that_deal_out_different_networks_are_told(changes: dict[str, Any], world: World) -> None:
@@ -406,17 +410,29 @@ def test_an_overlap_that_cannot_be_is_refused(overlap: Any, world: World) -> Non
     assert caught.value.everywhere
 
 
+OUTER = ["outer_momentum", "outer_momentum_blocks"]
+
+
+@pytest.mark.parametrize("name", OUTER)
 @pytest.mark.parametrize("beta", [-0.1, 1, True, "0.4"])
-def test_outer_momentum_that_cannot_be_is_refused(beta: Any, world: World) -> None:
-    with pytest.raises(resist.UserError, match=f"outer_momentum is {beta!r}"):
-        resist.deal(parts(), world, outer_momentum=beta)
+def test_outer_momentum_that_cannot_be_is_refused(beta: Any, name: str, world: World) -> None:
+    options: dict[str, Any] = {name: beta}
+    with pytest.raises(resist.UserError, match=f"{name} is {beta!r}"):
+        resist.deal(parts(), world, **options)
 
 
+@pytest.mark.parametrize("name", OUTER)
 @pytest.mark.parametrize("overlap", [1, "auto"])
-def test_outer_momentum_and_an_overlap_are_refused_together(overlap: Any, world: World) -> None:
+def test_outer_momentum_and_an_overlap_are_refused_together(overlap: Any, name: str, world: World) -> None:
     with pytest.raises(resist.UserError, match=f"overlap is {overlap!r}.*outer momentum") as caught:
-        Loop(world, overlap=overlap, outer_momentum=0.4)
+        Loop(world, overlap=overlap, **{name: 0.4})
     assert caught.value.everywhere
+
+
+@pytest.mark.parametrize("options", [{"exchange": {"blocks": "int8"}}, {"outer_momentum_blocks": 0.4}])
+def test_what_is_of_dealt_blocks_is_refused_where_none_are_dealt(options: dict[str, Any], world: World) -> None:
+    with pytest.raises(resist.UserError, match="with method='resist' only"):
+        resist.deal(parts(), world, method="local-sgd", **options)
 
 
 @pytest.mark.parametrize("length", [0, 2.5])

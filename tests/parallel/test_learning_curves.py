@@ -161,7 +161,7 @@ def keep_momentum(patch: Patch, world: World) -> None:
 
 def lose_outer_momentum(patch: Patch, world: World) -> None:
     """Each round begins without the direction of those before."""
-    patch.setattr(OuterMomentum, "take", lambda self, rate: self.begin_here())
+    patch.setattr(OuterMomentum, "take", OuterMomentum.begin_here)
 
 
 def lose_what_encoding_left(patch: Patch, world: World) -> None:

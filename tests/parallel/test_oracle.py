@@ -78,6 +78,7 @@ def make_oracle(settings: Settings, run: Run, *, keep_momentum: bool, scale: flo
         scale=scale,
         overlap=settings.overlap,
         outer=settings.outer_momentum,
+        outer_blocks=settings.outer_momentum_blocks,
     )
 
 
@@ -106,6 +107,16 @@ def assert_own(snapshot: Snapshot, oracle: Oracle, number: int, tolerance: float
         pytest.param({"min_blocks": 4, "momentum": "keep"}, id="momentum-kept"),
         pytest.param({"momentum": "keep", "local_iterations": 1}, id="momentum-kept-in-rounds-of-one-step"),
         pytest.param({"min_blocks": 4, "momentum": "keep", "outer_momentum": 0.4}, id="outer-momentum"),
+        pytest.param({"outer_momentum_blocks": 0.5, "local_iterations": 1}, id="outer-momentum-of-blocks-alone"),
+        pytest.param(
+            {"min_blocks": 4, "outer_momentum": 0.4, "outer_momentum_blocks": 0.5, "local_iterations": 1},
+            id="outer-momentum-of-shared-blocks",
+        ),
+        pytest.param({"min_blocks": 6, "outer_momentum_blocks": 0.4}, id="outer-momentum-of-blocks-that-all-have"),
+        pytest.param(
+            {"model": ALL, "min_blocks": 2, "momentum": "keep", "outer_momentum_blocks": 0.4},
+            id="all-sections-with-outer-momentum",
+        ),
         pytest.param({"model": ALL}, id="all-sections-partitioned"),
         pytest.param({"model": ALL, "min_blocks": 2, "momentum": "keep"}, id="all-sections-shared-and-kept"),
         pytest.param({"model": tiny.VIT}, id="vit"),
@@ -190,9 +201,18 @@ def test_local_sgd(momentum: str, outer: float, world: World, folder: Path) -> N
         assert_equal(snapshot.parameters, oracle.parameters, f"after round {number}")
 
 
-@pytest.mark.parametrize(("momentum", "outer"), [("restart", 0.0), ("keep", 0.0), ("keep", 0.4)])
-def test_resist_after_a_warm_up(momentum: str, outer: float, world: World, folder: Path) -> None:
-    settings = tiny.settings(world, iterations=12, min_blocks=3, momentum=momentum, outer_momentum=outer)
+@pytest.mark.parametrize(
+    ("momentum", "outer", "blocks_outer"), [("restart", 0, 0), ("keep", 0, 0), ("keep", 0.4, 0), ("keep", 0.4, 0.3)]
+)
+def test_resist_after_a_warm_up(momentum: str, outer: float, blocks_outer: float, world: World, folder: Path) -> None:
+    settings = tiny.settings(
+        world,
+        iterations=12,
+        min_blocks=3,
+        momentum=momentum,
+        outer_momentum=outer,
+        outer_momentum_blocks=blocks_outer,
+    )
     settings = replace(settings, warmup_epochs=settings.epochs / 2)
     run, snapshots = distributed(settings, world, folder)
     if not world.is_first:

@@ -14,6 +14,8 @@ import torch
 from resist_hvd.comm.world import World
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import Method
+from resist_hvd.methods.outer import BlockMomentum
+from resist_hvd.methods.resist import Resist
 from resist_hvd.methods.state import FlatState
 from resist_hvd.nets import subnet
 from resist_hvd.protocol.rule import Rule
@@ -115,7 +117,10 @@ CASES = [
     pytest.param({"method": "local-sgd", "momentum": "keep", "outer_momentum": 0.4}, id="local-sgd"),
     pytest.param({"method": "ensemble", "min_blocks": 2}, id="ensemble"),
     pytest.param({"method": "federated-dropout"}, id="federated-dropout"),
-    pytest.param({"momentum": "keep", "warmup": 4, "outer_momentum": 0.4}, id="as-the-warm-up-ends"),
+    pytest.param(
+        {"momentum": "keep", "warmup": 4, "outer_momentum": 0.4, "outer_momentum_blocks": 0.4}, id="as-the-warm-up-ends"
+    ),
+    pytest.param({"min_blocks": 4, "outer_momentum_blocks": 0.4}, id="outer-momentum-of-blocks"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "precision": "bf16"}, id="in-bfloat16"),
     pytest.param({"momentum": "keep", "optim": ADAMW, "warmup": 2}, id="adamw-kept"),
     pytest.param({"method": "data-parallel", "optim": ADAMW}, id="adamw-data-parallel"),
@@ -126,7 +131,7 @@ CASES = [
     pytest.param({"min_blocks": 3, "overlap": 1, "warmup": 4}, id="as-the-warm-up-ends-and-then-overlaps"),
     pytest.param({"min_blocks": 3, "exchange": INT4, "outer_momentum": 0.4}, id="encoded-with-outer-momentum"),
     pytest.param({"method": "local-sgd", "exchange": INT4}, id="local-sgd-encoded"),
-    pytest.param({"min_blocks": 3, "momentum": "keep", "exchange": BOTH}, id="encoded"),
+    pytest.param({"min_blocks": 3, "momentum": "keep", "exchange": BOTH, "outer_momentum_blocks": 0.4}, id="encoded"),
     pytest.param({"exchange": INT4, "warmup": 6}, id="encoded-in-mid-warm-up"),
     pytest.param({"exchange": INT4, "warmup": 4}, id="encoded-as-the-warm-up-ends"),
     pytest.param({"min_blocks": 3, "exchange": INT4, "overlap": 1}, id="encoded-that-overlaps"),
@@ -310,7 +315,7 @@ def test_outer_momentum_goes_on_with_another_number_of_workers(
         one, said = resume_on(alone, settings, folder / "many", capsys)
         assert one.outer is not None
         assert torch.equal(one.outer.step, many.outer.step)
-        assert torch.equal(one.outer.rate, many.outer.rate)
+        assert torch.equal(one.outer.pace.rate, many.outer.pace.rate)
         assert "outer momentum" not in said
 
 
@@ -320,11 +325,23 @@ def test_outer_momentum_begins_where_a_checkpoint_has_none(
 ) -> None:
     settings = settings_of({}, world, output=folder, max_rounds=1)
     finished(settings, world)
-    resumed, said = resume_on(world, replace(settings, outer_momentum=0.4), folder, capsys)
+    both = replace(settings, outer_momentum=0.4, outer_momentum_blocks=0.4)
+    resumed, said = resume_on(world, both, folder, capsys)
     assert ("outer momentum begins anew" in said) == world.is_first
+    assert ("outer momentum of blocks begins anew" in said) == world.is_first
     assert resumed.outer is not None
     assert resumed.outer.step.abs().max() == 0
     assert torch.equal(resumed.outer.before, resumed.subnet.trunk)
+    of_blocks = outer_blocks(resumed)
+    assert all(map(torch.equal, of_blocks.before, resumed.subnet.slots))
+    assert not any(step.any() for step in of_blocks.step)
+
+
+def outer_blocks(method: Method) -> BlockMomentum:
+    """Outer momentum on a method's dealt blocks."""
+    assert isinstance(method, Resist)
+    assert method.outer_blocks is not None
+    return method.outer_blocks
 
 
 @pytest.mark.world_size(2)

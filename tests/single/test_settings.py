@@ -67,7 +67,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         )
         for method, what in AVERAGED
     ),
-    *(({"outer_momentum": 0.4, "overlap": overlap}, "--outer_momentum steps from") for overlap in (1, "auto")),
+    *(
+        ({name: 0.4, "overlap": overlap}, f"--{name} steps from")
+        for name in ("outer_momentum", "outer_momentum_blocks")
+        for overlap in (1, "auto")
+    ),
+    *(
+        (
+            {"outer_momentum_blocks": 0.4, "method": method},
+            f"--outer_momentum_blocks is of blocks that are dealt, as --method resist does, and not {method}; leave it "
+            "out",
+        )
+        for method in ("local-sgd", "data-parallel", "ensemble", "federated-dropout")
+    ),
     (
         {"cuda_graphs": True, "method": "data-parallel"},
         "--cuda_graphs holds a whole step, and --method data-parallel communicates within each; leave one out",
