@@ -49,7 +49,7 @@ def deal(
             "blocks": "int8"}`; fp32, and all, by default. The last round is encoded as others are, since nobody knows
             which it is.
         outer_momentum: beta, from 0 up to 1, of outer momentum (SlowMo) on what all workers share; see docs/runs.md.
-        outer_momentum_blocks: the same on dealt blocks, by workers that keep them.
+        outer_momentum_blocks: beta of the same on the blocks that are dealt; with method resist.
         inputs: a batch of inputs, of which shape and type count; with it, parts that do not fit together are refused,
             and blocks that are not residual.
 
@@ -101,8 +101,8 @@ def _refuse_others(setup: Setup, method: str) -> None:
         if theirs != everyone[0]:
             raise UserError(
                 f"Rank {rank} deals out another network than rank 0, or by other settings",
-                mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum, exchange and "
-                "outer momentum.",
+                mend="Have all ranks call deal with the same parts, seed, min_blocks, method, momentum, exchange, "
+                "outer_momentum and outer_momentum_blocks.",
                 everywhere=True,
             )
 

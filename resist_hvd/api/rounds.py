@@ -62,8 +62,8 @@ class Rounds:
             )
         if overlap and (net.method.setup.outer_momentum or net.method.setup.outer_momentum_blocks):
             raise UserError(
-                f"overlap is {overlap!r}, and outer momentum steps from an average that all who hold it have",
-                mend="Leave out overlap, or outer_momentum and outer_momentum_blocks where the network is dealt.",
+                f"overlap is {overlap!r}, and outer momentum steps from numbers that all their holders have alike",
+                mend="Leave out overlap; or, where the network is dealt, outer_momentum and outer_momentum_blocks.",
                 everywhere=True,
             )
         self._net, self._optimizer = net, optimizer
@@ -71,6 +71,7 @@ class Rounds:
         self._length, self._overlap = local_iterations, overlap
         net.method.optimizer_state = TorchState(optimizer, net.subnet)
         self._training = Training(world=net.world, method=net.method)
+        net.method.begin_here()  # what weights have been changed to since they were dealt
         if overlap not in (0, "auto"):
             net.method.make_room()
         self._rounds = RoundCounter(
@@ -203,8 +204,8 @@ class Rounds:
                 ("local iterations", len(state["losses"]), self._length),
                 ("overlap", state.get("overlap", 0), self._overlap),
                 ("exchange", encoded, codecs),
-                ("outer momentum", state.get("outer_momentum", 0.0), setup.outer_momentum),
-                ("that of blocks", state.get("outer_momentum_blocks", 0.0), setup.outer_momentum_blocks),
+                ("outer_momentum", state.get("outer_momentum", 0.0), setup.outer_momentum),
+                ("outer_momentum_blocks", state.get("outer_momentum_blocks", 0.0), setup.outer_momentum_blocks),
             ):
                 if old != new:
                     raise UserError(

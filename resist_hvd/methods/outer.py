@@ -139,6 +139,14 @@ class BlockMomentum:
         self.weights.copy_(torch.tensor(weights, dtype=torch.float64))
         self.begin_here()
 
+    def restart(self) -> None:
+        """Count as if no round had been made: the slots' numbers mean something else now."""
+        for step in self.step:
+            step.zero_()
+        self.weights.zero_()
+        self.pace.rate.zero_()
+        self.begin_here()
+
     def begin_here(self) -> None:
         """Take the slots' present content, equal on all holders, for what the next round begins with."""
         for slot, before in zip(self._slots, self.before, strict=True):

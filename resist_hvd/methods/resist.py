@@ -241,6 +241,13 @@ class Resist(Method):
         if self.outer_blocks is not None:
             self.outer_blocks.begin_here()
 
+    def rescale(self, before: Sequence[float]) -> bool:
+        """Have the evaluated network compute what it did with other scales; see `Method.rescale`."""
+        differs = super().rescale(before)
+        if differs and self.outer_blocks is not None:
+            self.outer_blocks.restart()
+        return differs
+
     def take_over(self, outer: OuterMomentum, trunk: Tensor, blocks: Sequence[Tensor]) -> None:
         """Go on from outer momentum on the whole network, whose last step is given by what it was on each part."""
         if self.outer is not None:
@@ -304,6 +311,10 @@ class WarmUp(LocalSGD):
         """
         super().depart(seed, early=early)
         self._seed = seed
+
+    def shared_state(self) -> NamedPieces:
+        """Return what all workers have alike beside parameters; of outer momentum that is of more than ResIST has."""
+        return {name.replace("outer.step", "outer.whole.step"): x for name, x in super().shared_state().items()}
 
     def hands_over(self, samples: int) -> bool:
         """Return whether the warm-up is over."""

@@ -59,8 +59,9 @@ class Settings(Group):
     It sends nothing, and takes the memory of two more trunks, with local-sgd of two more networks. 0 is the paper's."""
 
     outer_momentum_blocks: Fraction = 0.0
-    """beta of the same on dealt blocks, by workers that keep a block when they are dealt anew, as most do where blocks
-    are shared. It sends nothing, and takes the memory of a worker's blocks twice more. 0 is the paper's."""
+    """beta of outer momentum on the blocks that are dealt, beside --outer_momentum or without it. A block has it in
+    rounds that a worker has kept it for, as always happens where more than half of the workers hold each block. It
+    sends nothing, and takes the memory of a worker's blocks twice more. 0 is the paper's."""
 
     keep_filters: Share = 0.75
     """The share of filters that a worker of federated-dropout has: of each convolution, of each residual stream."""
@@ -173,15 +174,16 @@ class Settings(Group):
                 f"{AVERAGED.get(self.method, 'nothing')}; leave it out"
             )
         if self.outer_momentum_blocks and self.method != "resist":
+            whole = ": there --outer_momentum is of the whole network" if self.method == "local-sgd" else ""
             raise ValueError(
-                f"--outer_momentum_blocks is of blocks that are dealt, as --method resist does, and not {self.method}; "
-                "leave it out"
+                "--outer_momentum_blocks needs blocks that are dealt, which only --method resist has; leave it out "
+                f"with --method {self.method}{whole}"
             )
         for name in ("outer_momentum", "outer_momentum_blocks"):
             if getattr(self, name) and self.overlap:
                 raise ValueError(
-                    f"--{name} steps from an average that all who hold it have, and with --overlap each has gone on "
-                    "from it; leave one out"
+                    f"--{name} steps from numbers that all their holders have alike, and with --overlap each has "
+                    "trained on by then; leave one out"
                 )
         if self.exchange.blocks != "fp32" and self.method != "resist":
             raise ValueError(

@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from resist_hvd.errors import UserError
 from resist_hvd.methods.base import OWN
+from resist_hvd.methods.state import NamedPieces
 from resist_hvd.settings.reading import plain
 from resist_hvd.training.checkpoint import Checkpoint, describe_kind
 from resist_hvd.training.run import Run
@@ -67,8 +68,8 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     """Put a run where a checkpoint left off; return a sentence that says how.
 
     On as many workers as wrote it, each with as many blocks, everything comes back exactly. On others, blocks have been
-    dealt anew and momentum restarts. A warm-up's network, in which blocks are scaled by what the number of workers
-    makes of them, computes what it did.
+    dealt anew, and the optimizer's momentum and outer momentum of blocks begin anew. A warm-up's network, in which
+    blocks are scaled by what the number of workers makes of them, computes what it did.
 
     Raises:
         UserError: the checkpoint is of another model, method or data.
@@ -89,8 +90,8 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     checkpoint.read(run.method.read_by_this_worker() | {name: shared[name] for name in shared if name in there})
     run.method.begin_here()
     sentence = f"Resuming from {checkpoint.folder} after round {run.progress.round}"
-    if not set(shared) <= there:
-        sentence += "; outer momentum begins anew, since the checkpoint has none"
+    own, outer_lacks = run.method.own_by_this_worker(), [] if set(shared) <= there else ["what all workers share"]
+    copies: NamedPieces = {}
     scales = manifest.get("scales")
     if rescaled := scales is not None and run.method.rescale(scales):
         was, now = scales_in_words(scales), scales_in_words(run.method.scales)
@@ -98,22 +99,23 @@ def load(checkpoint: Checkpoint, run: Run) -> str:
     if exact and rescaled:
         sentence += ", and momentum restarts"
     elif exact:
-        own = f"worker-{world.rank:04d}"
-        state, tensors = flat_state(run), manifest["files"][f"{own}.safetensors"]["tensors"]
+        worker = f"worker-{world.rank:04d}"
+        state, tensors = flat_state(run), manifest["files"][f"{worker}.safetensors"]["tensors"]
         found = [name for name in tensors if not name.startswith(OWN)]
         state.fresh = not found
         if found and set(found) != set(state.pieces()):
             state.fresh = True
             sentence += f"; the optimizer restarts: {' and '.join(found)} are not what {run.settings.optim.name} keeps"
-        owned = run.method.own_by_this_worker()
-        if any(name.startswith(f"{OWN}outer.") and name not in tensors for name in owned):
-            sentence += "; outer momentum of blocks begins anew, since the checkpoint has none"
-        copies = {name: pieces for name, pieces in owned.items() if name in tensors}
-        checkpoint.read(state.pieces() | copies, files=own)
+        copies = {name: pieces for name, pieces in own.items() if name in tensors}
+        checkpoint.read(state.pieces() | copies, files=worker)
         if run.method.partition.hands != dealt.hands and not run.method.members_apart:
             sentence += f"; after this round blocks are dealt otherwise than they would have been then ({why})"
     else:
         sentence += f"; blocks are dealt anew to {counted(world.size, 'worker')} ({why}), momentum restarts"
+    if any(name.startswith(f"{OWN}outer.") for name in own.keys() - copies.keys()):
+        outer_lacks.append("blocks")
+    if outer_lacks:
+        sentence += f"; outer momentum of {' and '.join(outer_lacks)} begins anew: the checkpoint has none that fits"
     images = run.source.spec.train_size
     if (were := manifest.get("train_size", images)) != images:  # earlier versions did not note it here
         sentence += f"; the training set had {were} images and has {images} now, so they come in another order"

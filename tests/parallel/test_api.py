@@ -410,6 +410,17 @@ def test_an_overlap_that_cannot_be_is_refused(overlap: Any, world: World) -> Non
     assert caught.value.everywhere
 
 
+def test_weights_that_are_changed_before_the_first_step_are_no_step_of_outer_momentum(world: World) -> None:
+    net = resist.deal(parts(), world, min_blocks=3, outer_momentum=0.4, outer_momentum_blocks=0.4)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    resist.Rounds(net, torch.optim.SGD(net.parameters()), local_iterations=ITERATIONS)
+    state = net.method.state_in_mid_round()
+    assert torch.equal(state["outer.before"][0], net.subnet.trunk)
+    assert all(map(torch.equal, state["outer.blocks.before"], net.subnet.slots))
+
+
 OUTER = ["outer_momentum", "outer_momentum_blocks"]
 
 

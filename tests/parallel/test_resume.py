@@ -132,7 +132,7 @@ CASES = [
     pytest.param({"min_blocks": 3, "exchange": INT4, "outer_momentum": 0.4}, id="encoded-with-outer-momentum"),
     pytest.param({"method": "local-sgd", "exchange": INT4}, id="local-sgd-encoded"),
     pytest.param({"min_blocks": 3, "momentum": "keep", "exchange": BOTH, "outer_momentum_blocks": 0.4}, id="encoded"),
-    pytest.param({"exchange": INT4, "warmup": 6}, id="encoded-in-mid-warm-up"),
+    pytest.param({"exchange": INT4, "warmup": 6, "outer_momentum": 0.4}, id="encoded-in-mid-warm-up"),
     pytest.param({"exchange": INT4, "warmup": 4}, id="encoded-as-the-warm-up-ends"),
     pytest.param({"min_blocks": 3, "exchange": INT4, "overlap": 1}, id="encoded-that-overlaps"),
     pytest.param({"method": "local-sgd", "exchange": INT4, "overlap": 1}, id="local-sgd-encoded-that-overlaps"),
@@ -327,11 +327,33 @@ def test_outer_momentum_begins_where_a_checkpoint_has_none(
     finished(settings, world)
     both = replace(settings, outer_momentum=0.4, outer_momentum_blocks=0.4)
     resumed, said = resume_on(world, both, folder, capsys)
-    assert ("outer momentum begins anew" in said) == world.is_first
-    assert ("outer momentum of blocks begins anew" in said) == world.is_first
+    assert ("outer momentum of what all workers share and blocks begins anew" in said) == world.is_first
     assert resumed.outer is not None
     assert resumed.outer.step.abs().max() == 0
     assert torch.equal(resumed.outer.before, resumed.subnet.trunk)
+    of_blocks = outer_blocks(resumed)
+    assert all(map(torch.equal, of_blocks.before, resumed.subnet.slots))
+    assert not any(step.any() for step in of_blocks.step)
+
+
+@pytest.mark.world_size(2)
+@pytest.mark.parametrize(
+    ("changes", "lacking"),
+    [
+        pytest.param({"min_blocks": 4}, "blocks", id="other-blocks"),
+        pytest.param({"warmup": 4}, "what all workers share and blocks", id="a-warm-up-that-is-over-now"),
+        pytest.param({"warmup": 4, "min_blocks": 4}, "what all workers share and blocks", id="and-scaled-otherwise"),
+    ],
+)
+def test_outer_momentum_that_does_not_fit_begins_anew(
+    changes: dict[str, Any], lacking: str, world: World, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"min_blocks": 3, "outer_momentum": 0.4, "outer_momentum_blocks": 0.4}
+    finished(settings_of({**options, **changes}, world, output=folder, max_rounds=1), world)
+    capsys.readouterr()
+    resumed = run_of(settings_of(options, world, output=folder, resume=True), world).method
+    said = capsys.readouterr().out
+    assert (f"outer momentum of {lacking} begins anew: the checkpoint has none that fits" in said) == world.is_first
     of_blocks = outer_blocks(resumed)
     assert all(map(torch.equal, of_blocks.before, resumed.subnet.slots))
     assert not any(step.any() for step in of_blocks.step)

@@ -75,8 +75,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *(
         (
             {"outer_momentum_blocks": 0.4, "method": method},
-            f"--outer_momentum_blocks is of blocks that are dealt, as --method resist does, and not {method}; leave it "
-            "out",
+            "--outer_momentum_blocks needs blocks that are dealt, which only --method resist has; leave it out with "
+            f"--method {method}",
         )
         for method in ("local-sgd", "data-parallel", "ensemble", "federated-dropout")
     ),
