@@ -151,7 +151,8 @@ def test_the_arithmetic_of_local_sgd_buys_as_many_samples_as_the_plan_says(
     more = cases.pop("resist, its best, in local SGD's arithmetic").settings
     assert len({case.settings["epochs"] for case in cases.values()}) == 1
     best = cases["resist, its best"].settings
-    changed = {(name, best[name]) for name in ("epochs", "evaluate_every", "min_blocks")}
+    of_shared_blocks = "outer_momentum_blocks", "exchange.blocks"
+    changed = {(name, best[name]) for name in ("epochs", "evaluate_every", "min_blocks", *of_shared_blocks)}
     assert set(best.items()) - set(more.items()) == changed
     names = ("recipe", "min_blocks", "local_iterations")
     settings = plan.parse([*(f"--{name}={more[name]}" for name in names), f"--workers={workers}"])
