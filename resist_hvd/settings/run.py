@@ -59,9 +59,9 @@ class Settings(Group):
     It sends nothing, and takes the memory of two more trunks, with local-sgd of two more networks. 0 is the paper's."""
 
     outer_momentum_blocks: Fraction = 0.0
-    """beta of outer momentum on the blocks that are dealt, beside --outer_momentum or without it. A block has it in
-    rounds that a worker has kept it for, as always happens where more than half of the workers hold each block. It
-    sends nothing, and takes the memory of a worker's blocks twice more. 0 is the paper's."""
+    """beta of outer momentum on the blocks that are dealt, beside --outer_momentum or without it. A block has it
+    while some worker keeps it from round to round: always where more than half of the workers hold each block. It sends
+    nothing, and takes the memory of a worker's blocks twice more. 0 is the paper's."""
 
     keep_filters: Share = 0.75
     """The share of filters that a worker of federated-dropout has: of each convolution, of each residual stream."""
