@@ -73,18 +73,24 @@ def deal(
             outer_momentum=_beta("outer_momentum", outer_momentum),
             outer_momentum_blocks=_beta("outer_momentum_blocks", outer_momentum_blocks),
         )
-        if method == "local-sgd" and setup.exchange.blocks != "fp32":
-            raise UserError(
-                f"exchange.blocks is {setup.exchange.blocks}, and blocks move with method='resist' only",
-                mend="Leave it out.",
-            )
-        if method == "local-sgd" and outer_momentum_blocks:
-            raise UserError(
-                f"outer_momentum_blocks is {outer_momentum_blocks}, and blocks are dealt with method='resist' only",
-                mend="Leave it out: outer_momentum is of the whole network.",
-            )
+        if method == "local-sgd":
+            _refuse_of_dealt_blocks(setup)
     _refuse_others(setup, method)
     return Net(setup, method)
+
+
+def _refuse_of_dealt_blocks(setup: Setup) -> None:
+    """Refuse settings of blocks that are dealt, where none are."""
+    if setup.exchange.blocks != "fp32":
+        raise UserError(
+            f"exchange.blocks is {setup.exchange.blocks}, and blocks move with method='resist' only",
+            mend="Leave it out.",
+        )
+    if setup.outer_momentum_blocks:
+        raise UserError(
+            f"outer_momentum_blocks is {setup.outer_momentum_blocks}, and blocks are dealt with method='resist' only",
+            mend="Leave it out: outer_momentum is of the whole network.",
+        )
 
 
 def _refuse_others(setup: Setup, method: str) -> None:

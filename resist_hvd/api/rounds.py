@@ -165,6 +165,25 @@ class Rounds:
             "random": [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])],
         }
 
+    def _refuse_other(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that was saved with other settings, or of another network."""
+        net, setup = self._net, self._net.method.setup
+        for what, old, new in (
+            ("workers", state["workers"], net.world.size),
+            ("the seed", state["seed"], net.seed),
+            ("parameters", state["parameters"].numel(), net.subnet.parameters_flat.numel()),
+            ("local iterations", len(state["losses"]), self._length),
+            ("overlap", state.get("overlap", 0), self._overlap),
+            ("exchange", asdict(ExchangeSettings()) | state.get("exchange", {}), asdict(setup.exchange)),
+            ("outer_momentum", state.get("outer_momentum", 0.0), setup.outer_momentum),
+            ("outer_momentum_blocks", state.get("outer_momentum_blocks", 0.0), setup.outer_momentum_blocks),
+        ):
+            if old != new:
+                raise UserError(
+                    f"The state has {old} for {what}, where it is {new} now",
+                    mend="Resume with what it was saved with.",
+                )
+
     def _refuse_under_way(self) -> None:
         if self._rounds.under_way:
             raise UserError(
@@ -193,30 +212,12 @@ class Rounds:
                         f"after {everyone[0][1]}",
                         mend="Have each rank load its own file, all of one time.",
                     )
-            flat = net.subnet.parameters_flat
-            setup = net.method.setup
-            codecs = asdict(setup.exchange)
-            encoded = asdict(ExchangeSettings()) | state.get("exchange", {})
-            for what, old, new in (
-                ("workers", state["workers"], world.size),
-                ("the seed", state["seed"], net.seed),
-                ("parameters", state["parameters"].numel(), flat.numel()),
-                ("local iterations", len(state["losses"]), self._length),
-                ("overlap", state.get("overlap", 0), self._overlap),
-                ("exchange", encoded, codecs),
-                ("outer_momentum", state.get("outer_momentum", 0.0), setup.outer_momentum),
-                ("outer_momentum_blocks", state.get("outer_momentum_blocks", 0.0), setup.outer_momentum_blocks),
-            ):
-                if old != new:
-                    raise UserError(
-                        f"The state has {old} for {what}, where it is {new} now",
-                        mend="Resume with what it was saved with.",
-                    )
+            self._refuse_other(state)
             if not net.method.hold(state["held"]):
                 raise UserError("The state's blocks were dealt by another min_blocks", mend="Give the one it had.")
         self._training.progress = Progress(**state["progress"])
         self._rounds.resume()
-        flat.copy_(state["parameters"])
+        net.subnet.parameters_flat.copy_(state["parameters"])
         for name, pieces in net.method.state_in_mid_round().items():
             for piece, saved in zip(pieces, state.get("own", {}).get(name, ()), strict=False):
                 piece.copy_(saved)

@@ -21,7 +21,7 @@ from resist_hvd.methods.state import Moves, NamedPieces
 
 
 class Pace:
-    """How much of the last step a round repeats.
+    """The share of the last step that a round repeats.
 
     Args:
         beta: above 0, below 1.
@@ -54,7 +54,7 @@ class OuterMomentum:
     Attributes:
         before: x, what the round has begun with, [n].
         step: d, laid out like the buffer, [n].
-        pace: how much of d is repeated.
+        pace: what share of d is repeated.
     """
 
     def __init__(self, flat: Tensor, beta: float, changes: ChangesAverage | None) -> None:
@@ -102,7 +102,7 @@ class BlockMomentum:
         before: x of each slot's block, [n] each.
         step: the last step's d of each, zero where this worker does not know it.
         weights: [slots], a block's holders over those of them who know its d; 0 where this worker does not; float64.
-        pace: how much of d is repeated.
+        pace: what share of d is repeated.
     """
 
     def __init__(self, slots: Sequence[Tensor], beta: float) -> None:

@@ -35,8 +35,6 @@ class Passage:
         moves: for each slot of the next round the slot in which its block was before, None where it arrives.
         leaving: all blocks that are averaged or sent, whoever holds them.
         shared: those that are averaged.
-        weights: for each slot of the next round its block's holders then over those of them who hold it now, 0 where
-            this worker is not one of these.
     """
 
     after: Partition
@@ -45,7 +43,6 @@ class Passage:
     moves: tuple[int | None, ...]
     leaving: frozenset[int]
     shared: frozenset[int]
-    weights: tuple[float, ...]
 
     @classmethod
     def between(cls, before: Partition, after: Partition, rank: int) -> Passage:
@@ -58,18 +55,21 @@ class Passage:
             moves=tuple(old_slot.get(block) for block in after.held[rank]),
             leaving=before.leaving(after),
             shared=frozenset(block for block, holders in enumerate(before.holders) if len(holders) > 1),
-            weights=tuple(
-                len(following := after.holders[block]) / len({*following} & {*before.holders[block]})
-                if block in old_slot
-                else 0.0
-                for block in after.held[rank]
-            ),
         )
 
     @property
     def arriving(self) -> dict[int, int]:
         """The blocks that this worker receives, by their slots."""
         return {slot: self.blocks[slot] for slot, old in enumerate(self.moves) if old is None}
+
+    @property
+    def weights(self) -> list[float]:
+        """For each slot of the next round its block's holders over those who keep it; 0 where it arrives."""
+        holders, following = self.plan.holders, self.plan.next_holders
+        return [
+            0.0 if old is None else len(following[block]) / len({*following[block]} & {*holders[block]})
+            for block, old in zip(self.blocks, self.moves, strict=True)
+        ]
 
     @property
     def kept_and_shared(self) -> list[int]:

@@ -16,7 +16,7 @@ from resist_hvd.units import duration
 OUTER_MOMENTUM: dict[str, Any] = {"outer_momentum": 0.4}
 FEW_BITS: dict[str, Any] = {"exchange__trunk": "int4", "exchange__blocks": "int8"}
 SHARED_BLOCKS: dict[str, Any] = {"outer_momentum_blocks": 0.4, "exchange__blocks": "fp16"}
-"""What is gained by where several workers hold each block, of which a share of what a codec leaves out is repeated."""
+"""For rows in which several workers hold each block; in fp16, since this momentum repeats some of a codec's error."""
 
 
 @dataclass(frozen=True, kw_only=True)

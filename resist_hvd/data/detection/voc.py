@@ -50,24 +50,11 @@ def read_lists(
             is of one of the classes, or there is none at all.
     """
     devkit = _devkit(root.expanduser().absolute(), lists)
-    found: list[tuple[Path, Annotation]] = []
-    places: list[int] = []
-    listed = 0
-    for path, annotation_path in _files(devkit, lists):
-        listed += 1
-        try:
-            annotation = read_annotation(annotation_path)
-            _check_image(path, annotation, ignore_exif=ignore_exif)
-        except UserError as error:
-            if broken is None:
-                raise
-            broken[error.where] = error.seen
-        else:
-            found.append((path, annotation))
-            places.append(listed - 1)
+    listed = list(_files(devkit, lists))
+    found = _sound(listed, ignore_exif, broken)
     if not found:
         raise UserError(f"No image of {', '.join(lists)} is sound", where=str(devkit), mend=MEND_FILE)
-    named = {name for _, annotation in found for name in annotation.names}
+    named = {name for annotation in found.values() for name in annotation.names}
     if classes is None:
         classes = sorted(named)
     absent = [name for name in classes if name not in named and not may_lack_classes]
@@ -80,13 +67,31 @@ def read_lists(
     return AnnotatedImages(
         folder=devkit,
         classes=tuple(classes),
-        paths=tuple(path for path, _ in found),
-        sizes=np.array([(annotation.width, annotation.height) for _, annotation in found], dtype=np.int64),
-        places=np.array(places, dtype=np.int64),
-        listed=listed,
+        paths=tuple(listed[place][0] for place in found),
+        sizes=np.array([(annotation.width, annotation.height) for annotation in found.values()], dtype=np.int64),
+        places=np.array(list(found), dtype=np.int64),
+        listed=len(listed),
         others=tuple(sorted(named - set(classes))),
-        **_of_classes([annotation for _, annotation in found], classes),
+        **_of_classes(list(found.values()), classes),
     )
+
+
+def _sound(
+    listed: Sequence[tuple[Path, Path]], ignore_exif: bool, broken: dict[str, str] | None
+) -> dict[int, Annotation]:
+    """Return the annotations of sound images, by their places among those that are listed; see `read_lists`."""
+    found: dict[int, Annotation] = {}
+    for place, (path, annotation_path) in enumerate(listed):
+        try:
+            annotation = read_annotation(annotation_path)
+            _check_image(path, annotation, ignore_exif=ignore_exif)
+        except UserError as error:
+            if broken is None:
+                raise
+            broken[error.where] = error.seen
+        else:
+            found[place] = annotation
+    return found
 
 
 def _of_classes(annotations: Sequence[Annotation], classes: Sequence[str]) -> dict[str, Any]:
