@@ -68,10 +68,10 @@ def end_by(error: BaseException) -> None:
     if isinstance(error, Stopped):
         leave(str(error) if launched_rank() == 0 else "", STOPPED)
     if isinstance(error, UserError):
+        if ending.world is None and launched_rank() > 0:
+            time.sleep(PATIENCE)  # rank 0, which speaks, may come to it last, and a launcher would end it before
         if error.everywhere:
             leave(str(error) if launched_rank() == 0 else "", error.exit_status)
-        if ending.world is None and launched_rank() > 0:
-            time.sleep(PATIENCE)
         if ending.world is not None or launched_rank() > 0:
             error.where = ", ".join(filter(None, (error.where, ending.whereabouts())))
         take_down(str(error), error.exit_status)

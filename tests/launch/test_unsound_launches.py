@@ -13,8 +13,23 @@ from . import runs
 NOT_OURS = "The launcher and the MPI library do not belong together: start with that MPI's own mpirun, or with"
 
 
-def test_launch_over_gloo_is_refused_once(tiny: list[str], tmp_path: Path) -> None:
-    ended = runs.run(*tiny, "--output", tmp_path / "run", launcher="horovodrun --gloo")
+@pytest.fixture
+def late_first_rank(tmp_path: Path) -> str:
+    """A PYTHONPATH by which rank 0 starts seconds after the others, as from a slow disk."""
+    folder = tmp_path / "late"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "if '0' in (os.environ.get('HOROVOD_RANK'), os.environ.get('RANK'), os.environ.get('OMPI_COMM_WORLD_RANK')):\n"
+        "    time.sleep(8)\n"
+    )
+    return str(folder)
+
+
+def test_launch_over_gloo_is_refused_once(tiny: list[str], tmp_path: Path, late_first_rank: str) -> None:
+    ended = runs.run(
+        *tiny, "--output", tmp_path / "run", launcher="horovodrun --gloo", PYTHONPATH=late_first_rank
+    )
     assert ended.message == (
         "Horovod was launched over Gloo with 2 ranks, each of which has an MPI world of its own. "
         "Blocks travel by MPI: launch without --gloo (horovodrun --mpi, mpirun, or srun --mpi=pmix)."
@@ -59,9 +74,13 @@ def test_shell_of_a_slurm_job_is_not_taken_for_a_launcher(monkeypatch: pytest.Mo
     check_launched_size(1)
 
 
-def test_torchrun_is_refused_once_with_the_right_command(tiny: list[str], tmp_path: Path) -> None:
+def test_torchrun_is_refused_once_with_the_right_command(
+    tiny: list[str], tmp_path: Path, late_first_rank: str
+) -> None:
     launcher = [runs.PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
-    ended = runs.run(*tiny, "--output", tmp_path / "run", launcher="none", program=[*launcher, *runs.TRAIN])
+    program = [*launcher, *runs.TRAIN]
+    flags = [*tiny, "--output", tmp_path / "run"]
+    ended = runs.run(*flags, launcher="none", program=program, PYTHONPATH=late_first_rank)
     assert len(ended.messages) == 1, ended
     assert "torchrun" in ended.messages[0]
     assert "launch/run -np 2" in ended.messages[0]
