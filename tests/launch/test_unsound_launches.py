@@ -27,9 +27,7 @@ def late_first_rank(tmp_path: Path) -> str:
 
 
 def test_launch_over_gloo_is_refused_once(tiny: list[str], tmp_path: Path, late_first_rank: str) -> None:
-    ended = runs.run(
-        *tiny, "--output", tmp_path / "run", launcher="horovodrun --gloo", PYTHONPATH=late_first_rank
-    )
+    ended = runs.run(*tiny, "--output", tmp_path / "run", launcher="horovodrun --gloo", PYTHONPATH=late_first_rank)
     assert ended.message == (
         "Horovod was launched over Gloo with 2 ranks, each of which has an MPI world of its own. "
         "Blocks travel by MPI: launch without --gloo (horovodrun --mpi, mpirun, or srun --mpi=pmix)."
@@ -74,9 +72,7 @@ def test_shell_of_a_slurm_job_is_not_taken_for_a_launcher(monkeypatch: pytest.Mo
     check_launched_size(1)
 
 
-def test_torchrun_is_refused_once_with_the_right_command(
-    tiny: list[str], tmp_path: Path, late_first_rank: str
-) -> None:
+def test_torchrun_is_refused_once_with_the_right_command(tiny: list[str], tmp_path: Path, late_first_rank: str) -> None:
     launcher = [runs.PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
     program = [*launcher, *runs.TRAIN]
     flags = [*tiny, "--output", tmp_path / "run"]
