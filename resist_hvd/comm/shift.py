@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from resist_hvd.comm.world import World
-from resist_hvd.protocol.exchange import ring_bytes
-
-PIECE_BYTES = 4 * 2**20
-"""Most bytes of a piece. Two are under way: Horovod averages one, and the next waits for it."""
-
-PIECES = 32
-"""A small buffer is cut into so many pieces, so that two are little of it; but none is smaller than `LEAST_BYTES`."""
-
-LEAST_BYTES = 64 * 2**10
-"""A smaller piece would wait for Horovod's next cycle longer than it travels."""
+from resist_hvd.protocol.exchange import piece_bytes, ring_bytes
 
 
 class Shift:
@@ -47,7 +38,7 @@ class Shift:
         self._world = world
         self._name = name
         self._flat = flat
-        size = max(1, min(PIECE_BYTES, max(flat.nbytes // PIECES, LEAST_BYTES), flat.nbytes) // flat.itemsize)
+        size = max(1, piece_bytes(flat.nbytes) // flat.itemsize)
         self._pieces = torch.split(flat, size)
         on_gpu = flat.is_cuda
         where = torch.device("cpu") if staged else flat.device

@@ -52,20 +52,20 @@ def deck_ranges(network: Network) -> tuple[range, ...]:
 
 def _measure(module: nn.Module, x: Tensor) -> Size:
     parameters = {storage(parameter): parameter for parameter in module.parameters()}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, tuple[Any, int]] = {}
 
-    def keep(saved: Tensor) -> Tensor:
-        # A view of a parameter takes no memory of its own: a linear layer keeps its weight transposed.
+    def keep(saved: Tensor) -> None:
+        # A view of a parameter takes no memory of its own: a linear layer keeps its weight transposed. Of others the
+        # memory is held here, so that it is no other tensor's meanwhile; the tensor would hold the graph that holds it.
         if storage(saved) not in parameters:
-            kept[storage(saved)] = saved
-        return saved
+            kept[storage(saved)] = saved.untyped_storage(), saved.numel()
 
     if x.is_floating_point():
         x.requires_grad_()
     counter = _Counter()  # type: ignore[no-untyped-call]
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         output = module(x)
-    numbers = sum(saved.numel() for saved in kept.values())
+    numbers = sum(count for _, count in kept.values())
     inputs = len(x)
     held = sum(parameter.numel() for parameter in parameters.values())
     return Size(held, counter.flops // inputs, numbers // inputs, math.prod(output.shape[1:]))

@@ -21,7 +21,8 @@ from typing import Literal
 
 from resist_hvd.planning.loads import Load, Network, Part, total
 from resist_hvd.protocol.codes import RECORDS, encoded_bytes, record_of
-from resist_hvd.protocol.exchange import BUCKET_BYTES
+from resist_hvd.protocol.exchange import BUCKET_BYTES, piece_bytes
+from resist_hvd.protocol.rule import depth
 
 MethodCosted = Literal["resist", "local-sgd", "data-parallel", "gpipe", "federated-dropout"]
 FLOAT = 4
@@ -45,6 +46,10 @@ class Work:
         trunk: codec of averages among all workers.
         keep: share of numbers that these send.
         blocks: codec of blocks.
+        outer: whether what all workers share has outer momentum, with ResIST and local SGD.
+        outer_blocks: whether ResIST's blocks have.
+        overlap: T, steps beside a synchronisation of these two; auto counts for its memory, and for no seconds, since
+            what it chooses is measured.
     """
 
     workers: int
@@ -55,6 +60,14 @@ class Work:
     trunk: str = "fp32"
     keep: float = 1.0
     blocks: str = "fp32"
+    outer: bool = False
+    outer_blocks: bool = False
+    overlap: int | Literal["auto"] = 0
+
+    @property
+    def hidden_steps(self) -> int:
+        """Steps that are made while a synchronisation is under way: one comes before it at least."""
+        return 0 if self.overlap == "auto" else min(self.overlap, self.local_iterations - 1)
 
     def bytes_of_average(self, numbers: int) -> int:
         """Return what so many numbers take where they are averaged among all workers."""
@@ -90,10 +103,11 @@ class Cost:
         bytes_paper: in the paper's convention.
         bytes_busiest: payload through the busiest host's link, in its busier direction.
         flops: of the busiest worker.
-        memory: bytes of the busiest worker: parameters, gradients and momentum, and what a backward pass keeps.
+        memory: bytes of the busiest worker: parameters, gradients and momentum, what a backward pass keeps, and what
+            codecs, outer momentum and steps beside a synchronisation take.
         seconds_compute: arithmetic, waiting in a pipeline's bubble included.
         seconds_bandwidth: for payload, beyond what arithmetic hides.
-        seconds_latency: of messages and of starting synchronisations.
+        seconds_latency: of messages, beyond that, and of starting synchronisations.
     """
 
     method: MethodCosted
@@ -138,11 +152,13 @@ def resist(network: Network, work: Work, machine: Machine) -> Cost:
     Both of the trunk's average and the blocks' exchange use the link at the same time, so their bytes add. T and what
     blocks take are those of codes, but for the last bytes of a part that is no whole group.
     """
-    workers = work.workers
+    workers, shared = work.workers, network.trunk.parameters
     load = network.sub_network(workers, work.min_blocks)
-    trunk = work.bytes_of_average(network.trunk.parameters)
+    trunk, blocks = work.bytes_of_average(shared), load.parameters - shared
     each = RECORDS[work.blocks].bytes / RECORDS[work.blocks].numbers
-    codes = 0.0 if work.blocks == "fp32" or workers == 1 else 2 * each * (load.parameters - network.trunk.parameters)
+    codes = 0.0 if work.blocks == "fp32" or workers == 1 else 2 * each * blocks
+    outer = 2.0 * FLOAT * blocks if work.outer_blocks else 0.0
+    several_hold = any(len(deck) < workers * depth(len(deck), workers, work.min_blocks) for deck in network.decks)
     sent, busiest = 2.0 * (workers - 1) * trunk, _ring(trunk, workers)
     from resist_hvd.planning.exchanges import exchanged  # loads NumPy, which flags do without
 
@@ -158,7 +174,10 @@ def resist(network: Network, work: Work, machine: Machine) -> Cost:
         sent=sent,
         paper=8.0 * workers * load.parameters,
         busiest=busiest,
-        memory=codes + _memory_of_changes(work, network.trunk.parameters),
+        memory=codes
+        + outer
+        + _memory_of_averages(work, shared)
+        + _memory_of_overlap(work, shared, load.parameters if several_hold else shared),
     )
 
 
@@ -177,7 +196,7 @@ def local_sgd(network: Network, work: Work, machine: Machine) -> Cost:
         sent=2.0 * (workers - 1) * size,
         paper=8.0 * workers * load.parameters,
         busiest=_ring(size, workers),
-        memory=_memory_of_changes(work, load.parameters),
+        memory=_memory_of_averages(work, load.parameters) + _memory_of_overlap(work, load.parameters, load.parameters),
     )
 
 
@@ -188,7 +207,7 @@ def data_parallel(network: Network, work: Work, machine: Machine) -> Cost:
     has computed goes on beside the rest of it: of a step's transfer, what exceeds two thirds of its arithmetic is seen,
     and in any case that of the last bucket, which is full when the pass is over.
     """
-    once = local_sgd(network, replace(work, trunk="fp32", keep=1.0), machine)
+    once = local_sgd(network, replace(work, trunk="fp32", keep=1.0, outer=False, overlap=0), machine)
     steps = work.local_iterations
     hidden = once.seconds_compute * (TRAINING - 1) / TRAINING
     transfer = steps * once.seconds_bandwidth
@@ -271,6 +290,7 @@ def federated_dropout(network: Network, thinned: Network, work: Work, machine: M
         paper=2.0 * workers * size,
         busiest=_ring(size, workers) * _leaving(workers, machine),
         memory=3.0 * FLOAT * network.whole.parameters / workers,
+        overlaps=False,
     )
 
 
@@ -299,11 +319,29 @@ def _cut(parts: Sequence[Part], limit: int) -> list[list[Part]]:
     return stages
 
 
-def _memory_of_changes(work: Work, numbers: int) -> float:
-    """Return what a worker keeps to average so many numbers by their changes (`comm.changes`), if it does."""
+def _memory_of_averages(work: Work, numbers: int) -> float:
+    """Return what a worker keeps beside so many numbers that all average.
+
+    For averages by their changes (`comm.changes`), and for outer momentum (`methods.outer`), if there are.
+    """
+    outer = 2.0 * FLOAT * numbers if work.outer else 0.0
     if record_of(work.trunk, work.keep) == record_of("fp32") or work.workers == 1:
+        return outer
+    return outer + 2 * FLOAT * numbers + (3 - 1 / work.workers) * work.bytes_of_average(numbers)
+
+
+def _memory_of_overlap(work: Work, averaged: int, copied: int) -> float:
+    """Return what steps beside a synchronisation take, if there are: copies, and without codes two pieces under way.
+
+    Args:
+        work: the round.
+        averaged: numbers that all workers average.
+        copied: numbers of which a worker has a copy (`Method.make_room`).
+    """
+    if work.overlap == 0:
         return 0.0
-    return 2 * FLOAT * numbers + (3 - 1 / work.workers) * work.bytes_of_average(numbers)
+    encoded = record_of(work.trunk, work.keep) != record_of("fp32")
+    return float(FLOAT * copied + (0 if encoded else 2 * piece_bytes(FLOAT * averaged)))
 
 
 def _ring(size: float, workers: int) -> float:
@@ -330,14 +368,19 @@ def _local(
     paper: float,
     busiest: float,
     memory: float = 0.0,
+    overlaps: bool = True,
 ) -> Cost:
-    """Return the cost of l local steps on a worker's own network, followed by one synchronisation.
+    """Return the cost of l local steps on a worker's own network, and one synchronisation, after them or beside some.
 
     That takes the memory given beside the network's own.
     """
     alone = work.workers == 1
     within = machine.ranks_per_host >= work.workers
     flops = float(TRAINING * load.flops * work.batch * work.local_iterations)
+    compute = flops / machine.flops
+    hidden = compute * work.hidden_steps / work.local_iterations if overlaps else 0.0
+    transfer = 0.0 if alone or within else busiest / machine.bandwidth
+    messages = 0.0 if alone else 2 * (work.workers - 1) * machine.latency
     return Cost(
         method=method,
         bytes_sent=sent,
@@ -345,7 +388,7 @@ def _local(
         bytes_busiest=busiest,
         flops=flops,
         memory=3.0 * FLOAT * load.parameters + FLOAT * work.batch * load.kept + memory,
-        seconds_compute=flops / machine.flops,
-        seconds_bandwidth=0.0 if alone or within else busiest / machine.bandwidth,
-        seconds_latency=0.0 if alone else 2 * (work.workers - 1) * machine.latency + machine.overhead,
+        seconds_compute=compute,
+        seconds_bandwidth=max(0.0, transfer - hidden),
+        seconds_latency=max(0.0, messages - max(0.0, hidden - transfer)) + (0.0 if alone else machine.overhead),
     )

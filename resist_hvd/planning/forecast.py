@@ -119,7 +119,7 @@ class Planner:
         return self._rates.get(like) or next(iter(self._rates.values()), self.settings.flops)
 
     def round(self, method: MethodCosted, workers: int, **changes: int) -> Cost:
-        """Return what a round costs; with another l or m if given."""
+        """Return what a round costs; with another l, m or T if given."""
         work, machine = work_of(self.settings, workers, **changes), machine_of(self.settings, self.rate(method))
         match method:
             case "resist":
@@ -146,7 +146,8 @@ class Planner:
             warm = min(rounds, -(-round(settings.warmup_epochs * settings.facts.train) // (each * length)))
         seconds, sent, paper = _times(once, rounds - warm, max(0, iterations - warm * length), length)
         if warm:
-            warming = _times(self.round("local-sgd", workers, **changes), warm, min(iterations, warm * length), length)
+            whole = self.round("local-sgd", workers, **changes, overlap=0)  # a warm-up has no steps beside its averages
+            warming = _times(whole, warm, min(iterations, warm * length), length)
             seconds, sent, paper = seconds + warming[0], sent + warming[1], paper + warming[2]
         return Forecast(
             method=method,
@@ -192,7 +193,7 @@ class Planner:
         deepest = shallowest + bisect_right(
             deeper, (1 + DEPTH_PRICE) * fastest, key=lambda k: self.run("resist", workers, min_blocks=k).seconds
         )
-        once = self.round("resist", workers, local_iterations=1)
+        once = self.round("resist", workers, local_iterations=1, overlap=0)
         least = math.ceil(once.seconds_sync * (1 / SYNC_SHARE - 1) / once.seconds_compute) or 1
         length = min(least, PAPERS_LONGEST_ROUND)
         run = self.run("resist", workers, local_iterations=length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resist_hvd.planning.cost import Machine, Work
 from resist_hvd.planning.loads import Network
@@ -62,8 +62,13 @@ def _network(settings: PlanSettings) -> nets.Network:
 
 
 def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:
-    """Return a round's work on so many workers; with another l or m if given."""
-    given = {"local_iterations": settings.local_iterations, "min_blocks": settings.min_blocks, **changes}
+    """Return a round's work on so many workers; with another l, m or T if given."""
+    given: dict[str, Any] = {
+        "local_iterations": settings.local_iterations,
+        "min_blocks": settings.min_blocks,
+        "overlap": settings.overlap,
+        **changes,
+    }
     return Work(
         workers=workers,
         batch=settings.data.batch_size,
@@ -71,5 +76,7 @@ def work_of(settings: PlanSettings, workers: int, **changes: int) -> Work:
         trunk=settings.exchange.trunk,
         keep=settings.exchange.keep,
         blocks=settings.exchange.blocks,
+        outer=settings.outer_momentum > 0,
+        outer_blocks=settings.outer_momentum_blocks > 0,
         **given,
     )

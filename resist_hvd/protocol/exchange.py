@@ -29,6 +29,16 @@ BUCKET_BYTES = 32 * 2**20
 """Data-parallel training averages gradients in contiguous buckets of about this size, in bytes: few calls, yet most of
 them early."""
 
+PIECE_BYTES = 4 * 2**20
+"""Most bytes of a piece of an average beside steps. Two are under way: Horovod averages one, and the next waits for it.
+"""
+
+PIECES = 32
+"""A small buffer is cut into so many pieces, so that two are little of it; but none is smaller than `LEAST_BYTES`."""
+
+LEAST_BYTES = 64 * 2**10
+"""A smaller piece would wait for Horovod's next cycle longer than it travels."""
+
 FEW_HOLDERS = 3
 """Of a block with more holders all own a part. With four, the busiest link of 8 workers that hold 6 of 12 blocks each
 would carry 7 % more; with any number, that of 64 workers with 5 of 22 blocks each four fifths more."""
@@ -179,6 +189,11 @@ def owners(holders: tuple[int, ...], next_holders: tuple[int, ...]) -> tuple[int
 def ring_bytes(size: int, ranks: int) -> int:
     """Return what one rank sends in a ring all-reduce of `size` bytes among `ranks` ranks: 2 (c - 1) / c of it."""
     return 2 * size * (ranks - 1) // ranks
+
+
+def piece_bytes(size: int) -> int:
+    """Return the bytes of a piece of `size` bytes that are averaged beside steps."""
+    return min(PIECE_BYTES, max(size // PIECES, LEAST_BYTES), size)
 
 
 def exchange(before: Partition, after: Partition) -> Exchange:

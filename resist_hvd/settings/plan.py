@@ -51,6 +51,9 @@ class PlanSettings(Settings):
     TAKES: ClassVar = (
         "local_iterations",
         "min_blocks",
+        "outer_momentum",
+        "outer_momentum_blocks",
+        "overlap",
         "keep_filters",
         "epochs",
         "warmup_epochs",

@@ -1,16 +1,19 @@
 """What a round costs: against the paper's numbers, against deals and exchanges, and against networks that are built."""
 
+import gc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resist_hvd.nets import families
 from resist_hvd.nets.sizes import deck_ranges, part_sizes
 from resist_hvd.planning import cost
-from resist_hvd.planning.cost import Machine, Work
+from resist_hvd.planning.cost import Cost, Machine, Work
 from resist_hvd.planning.exchanges import exchanged
 from resist_hvd.planning.loads import Network
 from resist_hvd.protocol.exchange import BUCKET_BYTES, exchange, ring_bytes
@@ -44,6 +47,18 @@ def test_the_papers_network() -> None:
     assert PAPERS.whole.parameters == 41_396_900
     assert PAPERS.trunk.parameters == 15_422_116
     assert PAPERS.partitionable == 22
+
+
+def test_counting_leaves_no_part_in_memory() -> None:
+    gc.collect()
+    gc.freeze()  # what is there already
+    try:
+        network(ModelSettings(sections="1,1,3,1", width_factor=0.25))
+        gc.collect()
+        left = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+        assert sum(tensor.nbytes for tensor in left if tensor.device.type == "cpu") < 1000
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(
@@ -213,3 +228,42 @@ def test_bytes_follow_the_codecs() -> None:
     assert kept.bytes_sent / local.bytes_sent == pytest.approx((128 + 260) / 4096, rel=1e-3)
     alone = cost.resist(PAPERS, replace(work(1), **EIGHT_BITS), MACHINE)
     assert alone == cost.resist(PAPERS, work(1), MACHINE)
+
+
+# -- outer momentum, and steps beside a synchronisation ----------------------------------------------------------------
+
+
+def test_outer_momentum_takes_memory_alone() -> None:
+    trunk, blocks = PAPERS.trunk.parameters, PAPERS.sub_network(4, 4).parameters - PAPERS.trunk.parameters
+    plain, outer, both = (
+        cost.resist(PAPERS, replace(work(4), **levers), MACHINE)
+        for levers in ({}, {"outer": True}, {"outer": True, "outer_blocks": True})
+    )
+    assert outer.memory - plain.memory == 8 * trunk
+    assert both.memory - outer.memory == 8 * blocks
+    assert replace(both, memory=0) == replace(outer, memory=0) == replace(plain, memory=0)
+    local = [cost.local_sgd(PAPERS, replace(work(4), outer=outer), MACHINE).memory for outer in (False, True)]
+    assert local[1] - local[0] == 8 * PAPERS.whole.parameters
+    for method in (cost.data_parallel, cost.gpipe):
+        assert method(PAPERS, replace(work(4), outer=True, overlap=2), MACHINE) == method(PAPERS, work(4), MACHINE)
+
+
+@pytest.mark.parametrize("method", [cost.resist, cost.local_sgd])
+def test_steps_beside_a_synchronisation_hide_it(method: Callable[[Network, Work, Machine], Cost]) -> None:
+    slow = replace(MACHINE, bandwidth=1e8, latency=0.1, overhead=0.25)
+    waits, hides = (method(PAPERS, replace(work(4), overlap=steps), slow) for steps in (0, 1))
+    step = waits.seconds_compute / 50
+    assert hides.seconds_compute == waits.seconds_compute
+    assert hides.seconds_sync == pytest.approx(waits.seconds_sync - step)
+    assert 0 < hides.seconds_bandwidth < waits.seconds_bandwidth
+    most = method(PAPERS, replace(work(4), overlap=1000), replace(slow, bandwidth=1e12))
+    assert (most.seconds_bandwidth, most.seconds_latency) == (0, 0.25)  # agreeing on it is not hidden
+    # Messages' latency is hidden once all bytes are.
+    quick = replace(slow, flops=slow.flops * 50, bandwidth=1e18)
+    some, none = (method(PAPERS, replace(work(4), overlap=steps), quick) for steps in (1, 0))
+    assert none.seconds_latency - some.seconds_latency == pytest.approx(step / 50)
+    # A departure comes after a step at least; what auto will choose is measured.
+    for levers in ({"overlap": 1, "local_iterations": 1}, {"overlap": "auto"}):
+        told = method(PAPERS, replace(work(4), **levers), slow)
+        assert told.seconds_sync == pytest.approx(waits.seconds_sync)
+        assert told.memory == hides.memory > waits.memory
