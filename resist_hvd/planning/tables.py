@@ -47,13 +47,14 @@ def heading(planner: Planner) -> str:
     """Return what is planned, in some lines."""
     settings, network = planner.settings, planner.network
     rates = {planner.rate("resist"), planner.rate("local-sgd")}
+    beside = f", T = {settings.overlap}" if settings.overlap else ""
     source = "measured" if settings.measured else "assumed" if settings.compute_rate == ASSUMED_RATE else "given"
     return (
         f"{settings.model.title} on {settings.data.name}: "
         f"{network.whole.parameters:,} parameters, {network.trunk.parameters:,} of them shared by all, "
         f"{counted(network.partitionable, 'block')} to deal out\n"
         f"{counted(settings.epochs, 'epoch')} summed over workers, batches of {settings.data.batch_size}, "
-        f"l = {settings.local_iterations}, at least {counted(settings.min_blocks, 'block')} a worker\n"
+        f"l = {settings.local_iterations}{beside}, at least {counted(settings.min_blocks, 'block')} a worker\n"
         f"{' and '.join(scaled(rate, 'FLOP/s') for rate in sorted(rates))} a worker ({source}); "
         f"{settings.bandwidth}/s a host, {settings.efficiency:.0%} of it payload, {settings.latency} latency"
     )
