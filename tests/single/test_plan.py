@@ -324,3 +324,10 @@ def test_one_of_a_thing_is_one() -> None:
     ]
     assert [units.counted(count, "class", "classes") for count in (1, 10)] == ["1 class", "10 classes"]
     assert [units.counted(count, "epoch") for count in (1.0, 0.5)] == ["1 epoch", "0.5 epochs"]
+
+
+def test_a_warm_up_is_planned_without_steps_beside_its_averages() -> None:
+    flags = ["--epochs", "8", "--warmup_epochs", "8", "--bandwidth", "10mbit"]
+    waits, hides = (Planner(settings(*flags, "--overlap", steps)).run("resist", 4) for steps in ("0", "5"))
+    assert hides.round.seconds < waits.round.seconds
+    assert hides.seconds == waits.seconds
