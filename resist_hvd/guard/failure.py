@@ -68,8 +68,11 @@ def end_by(error: BaseException) -> None:
     if isinstance(error, Stopped):
         leave(str(error) if launched_rank() == 0 else "", STOPPED)
     if isinstance(error, UserError):
-        if ending.world is None and launched_rank() > 0:
-            time.sleep(PATIENCE)  # rank 0, which speaks, may come to it last, and a launcher would end it before
+        # Where MPI has started, ranks have agreed, and end together. Before that rank 0, which speaks, may come to it
+        # last, and a launcher would end it as soon as another has ended.
+        agreed = error.everywhere and _started_mpi() is not None
+        if ending.world is None and launched_rank() > 0 and not agreed:
+            time.sleep(PATIENCE)
         if error.everywhere:
             leave(str(error) if launched_rank() == 0 else "", error.exit_status)
         if ending.world is not None or launched_rank() > 0:
@@ -170,8 +173,14 @@ def take_down(message: str, status: int, details: str = "") -> NoReturn:
     sys.exit(status)
 
 
+def _started_mpi() -> Any:
+    """Return the module of an MPI of several ranks that has started, and not ended; None where there is none."""
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    started = mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1
+    return mpi if started else None
+
+
 def _end_mpi(status: int) -> None:
     """End all ranks of an MPI that has started, while there is no world yet: they may wait for this one."""
-    mpi: Any = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized() and mpi.COMM_WORLD.Get_size() > 1:
+    if (mpi := _started_mpi()) is not None:
         mpi.COMM_WORLD.Abort(status)
