@@ -284,13 +284,12 @@ def federated_dropout(network: Network, thinned: Network, work: Work, machine: M
     return _local(
         "federated-dropout",
         load,
-        work,
+        replace(work, overlap=0),
         machine,
         sent=2.0 * (workers - 1) * size,
         paper=2.0 * workers * size,
         busiest=_ring(size, workers) * _leaving(workers, machine),
         memory=3.0 * FLOAT * network.whole.parameters / workers,
-        overlaps=False,
     )
 
 
@@ -322,7 +321,8 @@ def _cut(parts: Sequence[Part], limit: int) -> list[list[Part]]:
 def _memory_of_averages(work: Work, numbers: int) -> float:
     """Return what a worker keeps beside so many numbers that all average.
 
-    For averages by their changes (`comm.changes`), and for outer momentum (`methods.outer`), if there are.
+    For averages by their changes (`comm.changes`), and for outer momentum (`methods.outer`), if there are. The room
+    that a codec works in is not counted: it depends on the device, and not on the network.
     """
     outer = 2.0 * FLOAT * numbers if work.outer else 0.0
     if record_of(work.trunk, work.keep) == record_of("fp32") or work.workers == 1:
@@ -368,7 +368,6 @@ def _local(
     paper: float,
     busiest: float,
     memory: float = 0.0,
-    overlaps: bool = True,
 ) -> Cost:
     """Return the cost of l local steps on a worker's own network, and one synchronisation, after them or beside some.
 
@@ -378,7 +377,7 @@ def _local(
     within = machine.ranks_per_host >= work.workers
     flops = float(TRAINING * load.flops * work.batch * work.local_iterations)
     compute = flops / machine.flops
-    hidden = compute * work.hidden_steps / work.local_iterations if overlaps else 0.0
+    hidden = compute * work.hidden_steps / work.local_iterations
     transfer = 0.0 if alone or within else busiest / machine.bandwidth
     messages = 0.0 if alone else 2 * (work.workers - 1) * machine.latency
     return Cost(

@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 import torch
 
+from resist_hvd.comm.codec import PIECE_NUMBERS
 from resist_hvd.comm.world import World
 from resist_hvd.methods.base import Method
 from resist_hvd.nets import sizes
@@ -19,6 +20,7 @@ from resist_hvd.planning import cost
 from resist_hvd.planning.cost import Machine, Work
 from resist_hvd.planning.loads import Network
 from resist_hvd.records import RoundRecord
+from resist_hvd.settings.exchange import ExchangeSettings
 from resist_hvd.settings.model import ModelSettings
 from resist_hvd.settings.run import Settings
 from resist_hvd.training.evaluate import evaluate
@@ -27,6 +29,7 @@ from resist_hvd.training.run import Run
 
 from . import tiny
 
+FEW_BITS = ExchangeSettings(trunk="int8")
 WIDE = ModelSettings(sections="1,1,13", width_factor=1 / 4)
 
 
@@ -68,8 +71,9 @@ def assert_has_its_sub_network_alone(method: Method, world: World) -> None:
     memory = [content(storage) for storage in storages]
     found = {block for block, probe in everything.items() if any(probe in piece for piece in memory)}
     assert found == set(method.blocks)
-    # Beside it the losses of a round.
-    assert sum(storage.nbytes() for storage in storages) == pytest.approx(planned(method, world), rel=0.01)
+    # Beside it the losses of a round, and a codec's room to work in: plans leave that out, the same for any network.
+    room = 9 * PIECE_NUMBERS["cpu"] if method.changes else 0
+    assert sum(storage.nbytes() for storage in storages) == pytest.approx(planned(method, world) + room, rel=0.01)
 
 
 def planned(method: Method, world: World) -> float:
@@ -81,6 +85,7 @@ def planned(method: Method, world: World) -> float:
         batch=1,
         local_iterations=2,
         min_blocks=method.rule.min_blocks,
+        trunk=setup.exchange.trunk,
         outer=method.outer is not None,
         outer_blocks=setup.outer_momentum_blocks > 0,
         overlap=int(method.overlaps),
@@ -99,6 +104,8 @@ def planned(method: Method, world: World) -> float:
         pytest.param({"outer_momentum": 0.4}, id="outer-momentum"),
         pytest.param({"min_blocks": 7, "outer_momentum_blocks": 0.4}, id="outer-momentum-of-shared-blocks"),
         pytest.param({"overlap": 1, "min_blocks": 7}, id="overlap-and-shared-blocks"),
+        pytest.param({"exchange": FEW_BITS, "outer_momentum": 0.4}, id="few-bits"),
+        pytest.param({"exchange": FEW_BITS, "overlap": 1}, id="few-bits-and-overlap"),
         pytest.param({"overlap": 1, "warmup_epochs": 1 / 8}, id="overlap-after-a-warm-up"),
         pytest.param({"model": tiny.VIT}, id="vit"),
         pytest.param({"model": tiny.POST_ACTIVATION}, id="post-activation"),

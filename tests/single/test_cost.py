@@ -246,6 +246,9 @@ def test_outer_momentum_takes_memory_alone() -> None:
     assert local[1] - local[0] == 8 * PAPERS.whole.parameters
     for method in (cost.data_parallel, cost.gpipe):
         assert method(PAPERS, replace(work(4), outer=True, overlap=2), MACHINE) == method(PAPERS, work(4), MACHINE)
+    thin, levers = PAPERS.thinned(0.75), replace(work(4), outer=True, overlap=2)
+    none = cost.federated_dropout(PAPERS, thin, work(4), MACHINE)
+    assert cost.federated_dropout(PAPERS, thin, levers, MACHINE) == none
 
 
 @pytest.mark.parametrize("method", [cost.resist, cost.local_sgd])
